@@ -1,0 +1,123 @@
+"""Refusals of bad input, each naming what was wrong and what would be right.
+
+Shapes, types and hyperparameters are checked always (when traced, at no run-time
+cost); values only when they are at hand, that is outside `jit`.
+"""
+
+import math
+import operator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def at_hand(x: jax.Array | np.ndarray) -> bool:
+    """Whether x has values to look at: it is not being traced."""
+    return not isinstance(x, jax.core.Tracer)
+
+
+def num_steps(steps: int) -> None:
+    try:
+        valid = not isinstance(steps, bool) and operator.index(steps) > 0
+    except TypeError:
+        valid = False
+    if not valid:
+        raise ValueError(f"num_steps must be a positive whole number, got {steps!r}")
+
+
+def threshold(value: float) -> float:
+    if isinstance(value, jax.core.Tracer):
+        raise TypeError(
+            "threshold must be a Python number: it is a constant of the layer and "
+            "takes no gradient, so close over it instead of passing it through jit"
+        )
+    value = float(value)
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"threshold must be a finite number > 0 mV, got {value}")
+    return value
+
+
+def rank(name: str, x: jax.Array, axes: str) -> None:
+    """`axes` names the axes, as in "[B, H, W, I]"."""
+    expected = axes.count(",") + 1
+    if jnp.ndim(x) != expected:
+        raise ValueError(
+            f"{name} must have {expected} axes {axes}, got shape {jnp.shape(x)}"
+        )
+
+
+def times_and_kernel(
+    times: jax.Array, kernel: jax.Array, steps: int
+) -> tuple[jax.Array, jax.Array]:
+    """Both as arrays of one floating type, values checked where they are at hand."""
+    times = spike_times(times, steps)
+    kernel = jnp.asarray(kernel)
+    if not jnp.issubdtype(kernel.dtype, jnp.floating):
+        raise TypeError(f"kernel must be floating, got {kernel.dtype}")
+    finite("kernel", kernel)
+    dtype = jnp.promote_types(times.dtype, kernel.dtype)
+    if dtype not in (jnp.float32, jnp.float64):
+        raise TypeError(
+            f"spike times {times.dtype} and kernel {kernel.dtype} must be float32 or "
+            "float64: narrower types cannot hold potentials near the threshold"
+        )
+    return times.astype(dtype), kernel.astype(dtype)
+
+
+def spike_times(times: jax.Array, steps: int | None = None) -> jax.Array:
+    """Times as a floating array; whole steps 0 … T where values are at hand."""
+    times = jnp.asarray(times)
+    if not jnp.issubdtype(times.dtype, jnp.floating):
+        raise TypeError(
+            f"spike times must be a floating array, got {times.dtype}: "
+            "encode images with ds4nn_jax.encode, or cast whole steps to float32"
+        )
+    if at_hand(times):
+        seen = np.asarray(times)
+        wrong = ~((seen >= 0) & (seen == np.floor(seen)))
+        if steps is not None:
+            wrong |= seen > steps
+        if wrong.any():
+            top = "T" if steps is None else f"T = {steps}"
+            raise ValueError(
+                f"spike times must be whole steps 0 … {top} ({top} is silent), "
+                f"got {seen[wrong].flat[0]}"
+            )
+    return times
+
+
+def finite(name: str, x: jax.Array) -> None:
+    if at_hand(x):
+        seen = np.asarray(x)
+        if not np.isfinite(seen).all():
+            raise ValueError(
+                f"{name} must be finite, got {(~np.isfinite(seen)).sum()} NaN or "
+                f"infinite of {seen.size} values"
+            )
+
+
+def intensities(images: jax.Array | np.ndarray) -> None:
+    if at_hand(images):
+        seen = np.asarray(images)
+        if not ((seen >= 0) & (seen <= 1)).all():  # NaN included
+            raise ValueError(
+                "floating images must lie in [0, 1], got values from "
+                f"{seen.min()} to {seen.max()}: divide by I_max, or pass uint8"
+            )
+
+
+def labels(values: jax.Array, batch: int, classes: int) -> jax.Array:
+    """Labels [B] as whole numbers 0 … C−1."""
+    values = jnp.asarray(values)
+    if not jnp.issubdtype(values.dtype, jnp.integer):
+        raise TypeError(f"labels must be integers, got {values.dtype}")
+    if values.shape != (batch,):
+        raise ValueError(f"labels must have shape [B] = ({batch},), got {values.shape}")
+    if at_hand(values) and values.size:
+        seen = np.asarray(values)
+        if seen.min() < 0 or seen.max() >= classes:
+            raise ValueError(
+                f"labels must lie in 0 … {classes - 1}, got {seen.min()} … {seen.max()}"
+            )
+    return values

@@ -1,0 +1,99 @@
+"""The scan engine: one `lax.scan` over the time steps, on any platform.
+
+It is the meaning of the library: what another engine computes is right when it agrees
+with this one. Both passes hold one step at a time, so memory does not grow with T.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ds4nn_jax._synapse import Synapse
+
+
+class _Membrane(NamedTuple):
+    potential: jax.Array  # V(t)
+    spike_time: jax.Array  # first t with V(t) ≥ θ, or T so far
+    peak: jax.Array  # highest V up to the spike: V at the spike once it has fired
+    peak_time: jax.Array  # the first step that reached it
+
+
+def forward(
+    synapse: Synapse,
+    times: jax.Array,
+    kernel: jax.Array,
+    *,
+    threshold: float,
+    num_steps: int,
+    peaks: bool,
+) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
+    """Spike times and, if `peaks`, the peak potential up to the spike and its time.
+
+    V(t) = V(t−1) + Σ_i w_i·[t_i = t]  (Eq. 2), fires once at the first V(t) ≥ θ (Eq. 3).
+    A neuron that fires has its peak at its spike; a silent one where V is highest.
+    """
+    out = jax.eval_shape(synapse.current, times, kernel)
+    silent = jnp.full(out.shape, num_steps, out.dtype)
+    rest = jnp.zeros(out.shape, out.dtype)
+
+    def step(membrane: _Membrane, t: jax.Array):
+        arriving = (times == t).astype(times.dtype)
+        potential = membrane.potential + synapse.current(arriving, kernel)
+        waiting = membrane.spike_time == num_steps
+        fires = waiting & (potential >= threshold)
+        spike_time = jnp.where(fires, t, membrane.spike_time)
+        if not peaks:
+            return _Membrane(potential, spike_time, rest, rest), None
+        higher = waiting & (potential > membrane.peak)
+        peak = jnp.where(higher, potential, membrane.peak)
+        peak_time = jnp.where(higher, t, membrane.peak_time)
+        return _Membrane(potential, spike_time, peak, peak_time), None
+
+    start = _Membrane(
+        rest, silent, jnp.full_like(rest, -jnp.inf) if peaks else rest, rest
+    )
+    steps = jnp.arange(num_steps, dtype=times.dtype)
+    end, _ = lax.scan(step, start, steps)
+    if not peaks:
+        return end.spike_time, None, None
+    return end.spike_time, end.peak, end.peak_time
+
+
+def backward(
+    synapse: Synapse,
+    times: jax.Array,
+    kernel: jax.Array,
+    until: jax.Array,
+    delta: jax.Array,
+    *,
+    num_steps: int,
+    silent_inputs: bool,
+) -> tuple[jax.Array, jax.Array]:
+    """∂E/∂t_i and ∂E/∂w for neurons that listened up to and including `until`.
+
+    ∂E/∂w_ji = −Σ δ_j·[t_i ≤ until_j, i fired]  (Eq. 8, 12)
+    δ_i      =  Σ_j δ_j·w_ji·[t_i ≤ until_j]    (Eq. 10)
+    A silent input has δ_i = 0, or with `silent_inputs` Σ_j δ_j·w_ji: what its spike
+    would have been worth to every neuron it reaches.
+    """
+
+    def transposed(spikes: jax.Array, delta: jax.Array):
+        _, transpose = jax.vjp(synapse.current, spikes, kernel)
+        return transpose(delta)
+
+    def step(gradients, t: jax.Array):
+        d_times, d_kernel = gradients
+        arriving = times == t
+        listening = jnp.where(until >= t, delta, 0)
+        at_t, weights = transposed(arriving.astype(times.dtype), listening)
+        return (jnp.where(arriving, at_t, d_times), d_kernel - weights), None
+
+    d_times = jnp.zeros_like(times)
+    if silent_inputs:
+        unheard, _ = transposed(d_times, delta)
+        d_times = jnp.where(times == num_steps, unheard, d_times)
+    steps = jnp.arange(num_steps, dtype=times.dtype)
+    gradients, _ = lax.scan(step, (d_times, jnp.zeros_like(kernel)), steps)
+    return gradients

@@ -1,0 +1,382 @@
+"""Layers of single-spike neurons as pure functions from spike times to spike times.
+
+The public functions check and prepare; `_first_spike_times` carries the one custom
+gradient, written once for both synapses (dense, convolution) and both engines.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ds4nn_jax import _checks, _event, _scan
+from ds4nn_jax._synapse import PRECISION, Conv, Dense, Synapse
+from ds4nn_jax.surrogates import Surrogate, Window, resolve
+from ds4nn_jax.types import SpikeTimes
+
+Engine = Literal["auto", "scan", "event"]
+Padding = str | Sequence[tuple[int, int]]
+
+
+def dense(
+    times: SpikeTimes,
+    kernel: jax.Array,
+    *,
+    threshold: float = 100.0,
+    num_steps: int = 100,
+    engine: Engine = "auto",
+    surrogate: str | Surrogate = "constant",
+) -> SpikeTimes:
+    """First spike times of a fully connected layer of non-leaky IF neurons.
+
+    V_j(t) = V_j(t−1) + Σ_i w_ij·[t_i = t]    (Eq. 2)
+    t_j = first t with V_j(t) ≥ θ, else T     (Eq. 3)
+
+    The cotangent of `times` is δ = ∂E/∂t. With the constant surrogate
+    ∂E/∂w_ij = −δ_j·[t_i ≤ t_j, i fired] (Eq. 8, 12) and δ_i = Σ_j δ_j·w_ij·[t_i ≤ t_j]
+    (Eq. 10), a silent t_j counting as T, a silent input having δ_i = 0.
+
+    Args:
+      times: [B, I] spike times of the inputs, whole steps 0 … T; T is silent.
+      kernel: [I, O] weights, mV.
+      threshold: θ > 0, mV.
+      num_steps: T.
+      engine: "scan", "event" (CPU, needs numba), or "auto": event where the computation
+        is compiled for a CPU and numba is installed, scan elsewhere.
+      surrogate: "constant", "window", or a value of `ds4nn_jax.surrogates`.
+
+    Returns:
+      [B, O] spike times of the neurons.
+
+    Raises:
+      TypeError: times or kernel are not floating.
+      ValueError: shapes do not fit, T ≤ 0, θ ≤ 0; outside jit also times that are no
+        whole steps in 0 … T, or weights that are not finite.
+      ImportError: engine "event" without numba.
+    """
+    layer, times, kernel = _dense_layer(
+        times, kernel, threshold, num_steps, engine, surrogate
+    )
+    return _first_spike_times(layer, times, kernel)
+
+
+def conv(
+    times: SpikeTimes,
+    kernel: jax.Array,
+    *,
+    threshold: float = 100.0,
+    num_steps: int = 100,
+    strides: tuple[int, int] = (1, 1),
+    padding: Padding = "SAME",
+    engine: Engine = "auto",
+    surrogate: str | Surrogate = "constant",
+) -> SpikeTimes:
+    """First spike times of a convolution of non-leaky IF neurons.
+
+    As `dense`, with weights shared over positions: each gradient of a weight is the sum
+    over the positions that share it. What lies outside the image is silent.
+
+    Args:
+      times: [B, H, W, I] spike times of the inputs, whole steps 0 … T; T is silent.
+      kernel: [kh, kw, I, O] weights, mV (cross-correlation, as in every framework).
+      threshold: θ > 0, mV.
+      num_steps: T.
+      strides: rows and columns between neighbouring windows.
+      padding: "SAME", "VALID" or ((top, bottom), (left, right)).
+      engine: as for `dense`.
+      surrogate: as for `dense`.
+
+    Returns:
+      [B, H', W', O] spike times of the neurons.
+
+    Raises:
+      As `dense`; ValueError also for strides < 1, an unknown padding, or a window
+      larger than the padded image.
+    """
+    layer, times, kernel = _conv_layer(
+        times, kernel, threshold, num_steps, engine, strides, padding, surrogate
+    )
+    return _first_spike_times(layer, times, kernel)
+
+
+def earliest_pool(
+    times: SpikeTimes,
+    *,
+    window: tuple[int, int] = (2, 2),
+    strides: tuple[int, int] = (2, 2),
+) -> SpikeTimes:
+    """Earliest spike of each window: t = min over the window of t_i.
+
+    The paper's pooling neuron (weights and threshold 1) fires with its first input. The
+    error goes to the input that fired first; among ties to the first in row order.
+
+    Args:
+      times: [B, H, W, I] spike times.
+      window: rows and columns of the pooling window.
+      strides: rows and columns between windows. No padding: windows that do not fit
+        are dropped ("VALID").
+
+    Returns:
+      [B, H', W', I] spike times; silent where the whole window is.
+
+    Raises:
+      TypeError: times are not floating.
+      ValueError: times are not [B, H, W, I], a window or stride < 1, or a window larger
+        than the image.
+    """
+    times = _checks.spike_times(times)
+    _checks.rank("times", times, "[B, H, W, I]")
+    window, strides = _pair("window", window), _pair("strides", strides)
+    batch, *image, features = times.shape
+    if window[0] > image[0] or window[1] > image[1]:
+        raise ValueError(f"window {window} is larger than the image {tuple(image)}")
+    starts = [size - extent for size, extent in zip(image, window, strict=True)]
+    members = [
+        lax.slice(
+            times,
+            (0, row, column, 0),
+            (batch, row + starts[0] + 1, column + starts[1] + 1, features),
+            (1, *strides, 1),
+        )
+        for row in range(window[0])
+        for column in range(window[1])
+    ]
+    # A fold of selects: elementwise in both directions, and the strict < leaves a tie,
+    # with its error, to the member that came first.
+    return functools.reduce(
+        lambda earliest, t: jnp.where(t < earliest, t, earliest), members
+    )
+
+
+def membrane_potentials(
+    times: SpikeTimes, kernel: jax.Array, *, num_steps: int = 100
+) -> jax.Array:
+    """Potential of every neuron of a dense layer at every step, unreset (Eq. 2).
+
+    Args:
+      times: [B, I] spike times of the inputs.
+      kernel: [I, O] weights, mV.
+      num_steps: T.
+
+    Returns:
+      [T, B, O] potentials V_j(t), mV, as they would run on after a spike.
+    """
+    _checks.num_steps(num_steps)
+    times, kernel = _checks.times_and_kernel(times, kernel, num_steps)
+    _checks.rank("times", times, "[B, I]")
+    _checks.rank("kernel", kernel, "[I, O]")
+    _check_features(times, kernel)
+
+    def step(potential: jax.Array, t: jax.Array):
+        arriving = (times == t).astype(times.dtype)
+        potential = potential + Dense().current(arriving, kernel)
+        return potential, potential
+
+    rest = jnp.zeros((times.shape[0], kernel.shape[1]), times.dtype)
+    return lax.scan(step, rest, jnp.arange(num_steps, dtype=times.dtype))[1]
+
+
+def potentials_at(
+    times: SpikeTimes, kernel: jax.Array, steps: jax.Array, *, num_steps: int = 100
+) -> jax.Array:
+    """Potential of each neuron of a dense layer at a step of its own.
+
+    V_j(s_j) = Σ_i w_ij·[t_i ≤ s_j, t_i < T]; s_j ≥ T − 1 gives the final potential.
+
+    Args:
+      times: [B, I] spike times of the inputs.
+      kernel: [I, O] weights, mV.
+      steps: [B, O] whole steps; a layer's spike times serve as they are.
+      num_steps: T.
+
+    Returns:
+      [B, O] potentials, mV.
+    """
+    _checks.num_steps(num_steps)
+    times, kernel = _checks.times_and_kernel(times, kernel, num_steps)
+    _check_features(times, kernel)
+    last = jnp.minimum(steps, num_steps - 1)
+    arrived = times[:, :, None] <= last[:, None, :]
+    return jnp.einsum(
+        "bio,io->bo", arrived.astype(kernel.dtype), kernel, precision=PRECISION
+    )
+
+
+def peak_potentials(
+    times: SpikeTimes,
+    kernel: jax.Array,
+    *,
+    num_steps: int = 100,
+    strides: tuple[int, int] = (1, 1),
+    padding: Padding = "SAME",
+    engine: Engine = "auto",
+) -> jax.Array:
+    """max_t V(t) of every neuron if none fired: what θ has to lie below.
+
+    Args:
+      times: [B, I] or [B, H, W, I] spike times of the inputs.
+      kernel: [I, O] (dense) or [kh, kw, I, O] (convolution) weights, mV.
+      num_steps: T.
+      strides: of a convolution, as for `conv`.
+      padding: of a convolution, as for `conv`.
+      engine: as for `dense`.
+
+    Returns:
+      [B, O] or [B, H', W', O] potentials, mV.
+
+    Raises:
+      As `dense` and `conv`.
+    """
+    never = 1e30  # mV: finite, as every threshold, and out of reach
+    if jnp.ndim(kernel) == 2:
+        layer, *arrays = _dense_layer(times, kernel, never, num_steps, engine)
+    else:
+        layer, *arrays = _conv_layer(
+            times, kernel, never, num_steps, engine, strides, padding
+        )
+    return _forward(layer, *arrays, peaks=True)[1]
+
+
+class _Layer(NamedTuple):
+    """All that is static about a layer."""
+
+    synapse: Synapse
+    threshold: float
+    num_steps: int
+    engine: Engine
+    surrogate: Surrogate
+
+
+def _dense_layer(
+    times, kernel, threshold, num_steps, engine, surrogate="constant"
+) -> tuple[_Layer, jax.Array, jax.Array]:
+    layer = _layer(Dense(), threshold, num_steps, engine, surrogate)
+    times, kernel = _checks.times_and_kernel(times, kernel, num_steps)
+    _checks.rank("times", times, "[B, I]")
+    _checks.rank("kernel", kernel, "[I, O]")
+    _check_features(times, kernel)
+    return layer, times, kernel
+
+
+def _conv_layer(
+    times, kernel, threshold, num_steps, engine, strides, padding, surrogate="constant"
+) -> tuple[_Layer, jax.Array, jax.Array]:
+    _checks.num_steps(num_steps)
+    times, kernel = _checks.times_and_kernel(times, kernel, num_steps)
+    _checks.rank("times", times, "[B, H, W, I]")
+    _checks.rank("kernel", kernel, "[kh, kw, I, O]")
+    _check_features(times, kernel)
+    strides = _pair("strides", strides)
+    pads = _pads(padding, times.shape[1:3], kernel.shape[:2], strides)
+    layer = _layer(Conv(strides, pads), threshold, num_steps, engine, surrogate)
+    return layer, times, kernel
+
+
+def _layer(synapse, threshold, num_steps, engine, surrogate) -> _Layer:
+    _checks.num_steps(num_steps)
+    threshold = _checks.threshold(threshold)
+    if engine not in ("auto", "scan", "event"):
+        raise ValueError(f'engine must be "auto", "scan" or "event", got {engine!r}')
+    if engine == "auto" and not _event.available():
+        engine = "scan"
+    if engine == "event":
+        _event.require()
+    return _Layer(synapse, threshold, int(num_steps), engine, resolve(surrogate))
+
+
+def _dispatch(layer: _Layer, function: str, *arrays: jax.Array, **static):
+    """Calls `function` of the engine module that the layer names."""
+
+    def of(module) -> Callable:
+        return functools.partial(
+            getattr(module, function),
+            layer.synapse,
+            num_steps=layer.num_steps,
+            **static,
+        )
+
+    if layer.engine == "auto":
+        return lax.platform_dependent(*arrays, cpu=of(_event), default=of(_scan))
+    return of(_scan if layer.engine == "scan" else _event)(*arrays)
+
+
+def _forward(layer: _Layer, times, kernel, *, peaks: bool):
+    return _dispatch(
+        layer, "forward", times, kernel, threshold=layer.threshold, peaks=peaks
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _spike_times(layer: _Layer, times, kernel) -> SpikeTimes:
+    return _forward(layer, times, kernel, peaks=False)[0]
+
+
+def _spike_times_fwd(layer: _Layer, times, kernel):
+    out, potential, until = _forward(
+        layer, times, kernel, peaks=isinstance(layer.surrogate, Window)
+    )
+    # A fired neuron listened until its spike, which is also where its peak is; a silent
+    # one until T (out) by the constant rule, until its peak by the window rule.
+    return out, (times, kernel, out if until is None else until, potential)
+
+
+def _spike_times_bwd(layer: _Layer, residuals, delta):
+    times, kernel, until, potential = residuals
+    silent_inputs = isinstance(layer.surrogate, Window)
+    if silent_inputs:
+        delta = delta * layer.surrogate.slope(potential, layer.threshold)
+    return _dispatch(
+        layer,
+        "backward",
+        times,
+        kernel,
+        until,
+        delta,
+        silent_inputs=silent_inputs,
+    )
+
+
+_spike_times.defvjp(_spike_times_fwd, _spike_times_bwd)
+
+# Compiled once per layer and shape also where the caller does not jit.
+_first_spike_times = jax.jit(_spike_times, static_argnums=0)
+
+
+def _check_features(times: jax.Array, kernel: jax.Array) -> None:
+    if times.shape[-1] != kernel.shape[-2]:
+        raise ValueError(
+            f"times {times.shape} have {times.shape[-1]} input features, "
+            f"kernel {kernel.shape} expects {kernel.shape[-2]}"
+        )
+    if 0 in kernel.shape:
+        raise ValueError(f"kernel must not be empty, got shape {kernel.shape}")
+
+
+def _pair(name: str, value: Sequence[int]) -> tuple[int, int]:
+    pair = tuple(value) if isinstance(value, Sequence) else ()
+    if len(pair) != 2 or not all(isinstance(v, int) and v > 0 for v in pair):
+        raise ValueError(f"{name} must be two positive whole numbers, got {value!r}")
+    return pair
+
+
+def _pads(padding: Padding, image, window, strides):
+    """Explicit ((top, bottom), (left, right)), checked to leave room for a window."""
+    if isinstance(padding, str):
+        if padding not in ("SAME", "VALID"):
+            raise ValueError(
+                f'padding must be "SAME", "VALID" or ((top, bottom), (left, right)), '
+                f"got {padding!r}"
+            )
+        padding = lax.padtype_to_pads(image, window, strides, padding)
+    pads = tuple(tuple(int(p) for p in side) for side in padding)
+    if len(pads) != 2 or any(len(side) != 2 or min(side) < 0 for side in pads):
+        raise ValueError(
+            f"padding must be ((top, bottom), (left, right)) ≥ 0, got {padding!r}"
+        )
+    padded = tuple(size + sum(side) for size, side in zip(image, pads, strict=True))
+    if any(extent > size for extent, size in zip(window, padded, strict=True)):
+        raise ValueError(f"window {window} is larger than the padded image {padded}")
+    return pads
