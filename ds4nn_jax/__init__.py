@@ -1,0 +1,115 @@
+"""Deep spiking networks in which every neuron fires at most once, in JAX.
+
+Functions from spike times to spike times (`conv`, `dense`, `earliest_pool`), output
+rules, Flax modules and training for DS4NN (Mirsadeghi, Shalchian, Kheradpisheh 2023).
+Data sets (`ds4nn_jax.data`) and figures (`ds4nn_jax.plots`) are imported by name.
+"""
+
+from ds4nn_jax.analysis import Decisions, Report, decide, predict, report
+from ds4nn_jax.checkpoints import (
+    CheckpointError,
+    Weights,
+    load_weights,
+    save_weights,
+)
+from ds4nn_jax.encoding import decode, encode, raster
+from ds4nn_jax.losses import (
+    fixed_target,
+    hinge_target,
+    margin_target,
+    normalize_gradient,
+    relative_target,
+    s4nn_target,
+    temporal_loss,
+)
+from ds4nn_jax.modules import (
+    ConvSpec,
+    DenseSpec,
+    PoolSpec,
+    SpikingConv,
+    SpikingDense,
+    SpikingNetwork,
+    SpikingPool,
+    Trace,
+    parse_spec,
+    scaled_weights,
+    uniform_weights,
+)
+from ds4nn_jax.neurons import (
+    conv,
+    dense,
+    earliest_pool,
+    membrane_potentials,
+    peak_potentials,
+    potentials_at,
+)
+from ds4nn_jax.surrogates import Constant, Window
+from ds4nn_jax.training import (
+    EpochResult,
+    StepMetrics,
+    TrainConfig,
+    TrainState,
+    calibrate,
+    evaluate,
+    fit,
+    hold_norms,
+    make_optimizer,
+    train,
+    train_step,
+)
+from ds4nn_jax.types import SpikeTimes
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CheckpointError",
+    "Constant",
+    "ConvSpec",
+    "Decisions",
+    "DenseSpec",
+    "EpochResult",
+    "PoolSpec",
+    "Report",
+    "SpikeTimes",
+    "SpikingConv",
+    "SpikingDense",
+    "SpikingNetwork",
+    "SpikingPool",
+    "StepMetrics",
+    "Trace",
+    "TrainConfig",
+    "TrainState",
+    "Weights",
+    "Window",
+    "calibrate",
+    "conv",
+    "decide",
+    "decode",
+    "dense",
+    "earliest_pool",
+    "encode",
+    "evaluate",
+    "fit",
+    "fixed_target",
+    "hinge_target",
+    "hold_norms",
+    "load_weights",
+    "make_optimizer",
+    "margin_target",
+    "membrane_potentials",
+    "normalize_gradient",
+    "parse_spec",
+    "peak_potentials",
+    "potentials_at",
+    "predict",
+    "raster",
+    "relative_target",
+    "report",
+    "s4nn_target",
+    "save_weights",
+    "scaled_weights",
+    "temporal_loss",
+    "train",
+    "train_step",
+    "uniform_weights",
+]

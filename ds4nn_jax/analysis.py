@@ -1,0 +1,190 @@
+"""Measures of what a network decides, how soon, and at what cost in spikes.
+
+`predict` and `decide` are JAX functions of one batch; `Report` gathers whole data sets
+in NumPy.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ds4nn_jax import _checks
+from ds4nn_jax.modules import Trace
+from ds4nn_jax.types import SpikeTimes
+
+
+def predict(times: SpikeTimes, potentials: jax.Array | None = None) -> jax.Array:
+    """The strict decision: the class of the earliest output spike.
+
+    Ties go to the higher potential, then to the lower index. Where all outputs are
+    silent they are all tied at T, and the same rule decides on final potentials.
+
+    Args:
+      times: [B, C] output spike times.
+      potentials: [B, C] potential of each output at its spike, or its final one where
+        it stayed silent, mV (`Trace.potentials`). Without it ties go to the lower
+        index.
+
+    Returns:
+      [B] int32 classes.
+
+    Raises:
+      ValueError: times are not [B, C], or potentials of another shape.
+    """
+    times = jnp.asarray(times)
+    _checks.rank("times", times, "[B, C]")
+    if potentials is None:
+        return jnp.argmin(times, axis=1).astype(jnp.int32)
+    if jnp.shape(potentials) != times.shape:
+        raise ValueError(
+            f"potentials must have the shape of times {times.shape}, "
+            f"got {jnp.shape(potentials)}"
+        )
+    earliest = times == jnp.min(times, axis=1, keepdims=True)
+    return jnp.argmax(jnp.where(earliest, potentials, -jnp.inf), axis=1).astype(
+        jnp.int32
+    )
+
+
+class Decisions(NamedTuple):
+    """What a network did with each image of a batch.
+
+    Attributes:
+      label: [B] strict decision.
+      step: [B] decision step: the earliest output spike, T if all are silent.
+      tied: [B, C] outputs that fired at the decision step (none if all are silent).
+      times: [B, C] output spike times.
+      spikes: [B, L+1] spikes up to and including the decision step of the input and of
+        each layer (pooling neurons are neurons and count).
+      fired: for each layer, [neurons] whether any image of the batch made it fire.
+    """
+
+    label: jax.Array
+    step: jax.Array
+    tied: jax.Array
+    times: jax.Array
+    spikes: jax.Array
+    fired: tuple[jax.Array, ...]
+
+
+def decide(trace: Trace, *, num_steps: int = 100) -> Decisions:
+    """Strict decisions and their cost, from a network's trace."""
+    out = trace.times[-1]
+    step = jnp.min(out, axis=1)
+    last = jnp.minimum(step, num_steps - 1)
+
+    def spikes(times: SpikeTimes) -> jax.Array:
+        flat = times.reshape(times.shape[0], -1)
+        return jnp.sum(flat <= last[:, None], axis=1)
+
+    return Decisions(
+        label=predict(out, trace.potentials),
+        step=step,
+        tied=(out == step[:, None]) & (out < num_steps),
+        times=out,
+        spikes=jnp.stack([spikes(times) for times in trace.times], axis=1),
+        fired=tuple(
+            jnp.any(times < num_steps, axis=0).reshape(-1) for times in trace.times[1:]
+        ),
+    )
+
+
+class Report(NamedTuple):
+    """Measures over a data set of n images; shares and accuracies in [0, 1].
+
+    Attributes:
+      images: n.
+      accuracy: strict; always the one to quote.
+      lenient_accuracy: a tie that includes the label counts, as in S4NN's code.
+      tied: share of images in which several outputs fired at the decision step.
+      silent: share of images for which no output fired.
+      decision_step: mean decision step (T where all outputs are silent).
+      spikes: mean spikes per image up to the decision, all layers, input apart.
+      layer_spikes: the same for the input and for each layer.
+      dead: share of neurons in all layers that no image made fire, decision or not.
+      layer_dead: the same for each layer.
+      confusion: [C, C] counts, row the label, column the decision.
+      firing_times: [C, C] mean spike time (silence as T) of each output (row) over the
+        images of each class (column); NaN for a class without images.
+      class_steps: [C] mean decision step of the images of each class.
+      class_spikes: [C] mean spikes up to the decision, input apart, of each class.
+    """
+
+    images: int
+    accuracy: float
+    lenient_accuracy: float
+    tied: float
+    silent: float
+    decision_step: float
+    spikes: float
+    layer_spikes: tuple[float, ...]
+    dead: float
+    layer_dead: tuple[float, ...]
+    confusion: np.ndarray
+    firing_times: np.ndarray
+    class_steps: np.ndarray
+    class_spikes: np.ndarray
+
+    def summary(self) -> dict[str, float]:
+        """The single numbers, ready for a line of JSON."""
+        return {
+            name: value
+            for name, value in self._asdict().items()
+            if isinstance(value, int | float)
+        }
+
+
+def report(batches: Iterable[tuple[Decisions, np.ndarray]], num_classes: int) -> Report:
+    """Gathers decisions and true labels, batch by batch, into one report.
+
+    Raises:
+      ValueError: no images, or labels outside 0 … C−1.
+    """
+    kept: list[tuple[np.ndarray, ...]] = []
+    fired: list[np.ndarray] | None = None
+    for decisions, labels in batches:
+        labels = np.asarray(_checks.labels(labels, len(decisions.label), num_classes))
+        d = jax.tree.map(np.asarray, decisions)
+        kept.append((labels, d.label, d.step, d.tied, d.times, d.spikes))
+        if fired is None:
+            fired = list(d.fired)
+        else:
+            fired = [a | b for a, b in zip(fired, d.fired, strict=True)]
+    if fired is None or not sum(len(batch[0]) for batch in kept):
+        raise ValueError("a report needs at least one image")
+    labels, decided, step, tied, times, spikes = map(
+        np.concatenate, zip(*kept, strict=True)
+    )
+    silent = ~tied.any(axis=1)
+    correct = decided == labels
+    label_tied = tied[np.arange(len(labels)), labels]
+    own_spikes = spikes[:, 1:].sum(axis=1)
+    is_class = labels == np.arange(num_classes)[:, None]  # [C, n]
+    in_class = is_class.sum(axis=1)
+    confusion = np.zeros((num_classes, num_classes), int)
+    np.add.at(confusion, (labels, decided), 1)
+
+    def per_class(values: np.ndarray) -> np.ndarray:
+        sums = is_class.astype(float) @ values
+        counts = in_class.reshape((-1,) + (1,) * (sums.ndim - 1))
+        return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+
+    return Report(
+        images=len(labels),
+        accuracy=float(correct.mean()),
+        lenient_accuracy=float((correct | label_tied).mean()),
+        tied=float((tied.sum(axis=1) > 1).mean()),
+        silent=float(silent.mean()),
+        decision_step=float(step.mean()),
+        spikes=float(own_spikes.mean()),
+        layer_spikes=tuple(spikes.mean(axis=0).tolist()),
+        dead=float(1 - np.concatenate(fired).mean()),
+        layer_dead=tuple(float(1 - f.mean()) for f in fired),
+        confusion=confusion,
+        firing_times=per_class(times).T,
+        class_steps=per_class(step),
+        class_spikes=per_class(own_spikes),
+    )

@@ -1,0 +1,166 @@
+"""Weights on disk: safetensors files that say which network they belong to."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from ds4nn_jax.modules import SpikingNetwork
+
+FORMAT = "ds4nn_jax weights"
+VERSION = 1
+
+
+class CheckpointError(ValueError):
+    """A file that does not hold what was asked for; the message says why."""
+
+
+class Weights(NamedTuple):
+    """A network, its parameters, and what was noted about them."""
+
+    network: SpikingNetwork
+    params: dict
+    notes: dict
+
+
+def save_weights(
+    path: str | os.PathLike,
+    network: SpikingNetwork,
+    params: Mapping,
+    *,
+    notes: Mapping | None = None,
+) -> None:
+    """Writes parameters and the network they fit, whole or not at all.
+
+    Args:
+      path: the file, by custom *.safetensors; replaced if it exists.
+      network: stored as spec, T, θ and padding: what decides spike times.
+      params: {"params": {layer: {"kernel": array}}} with finite weights.
+      notes: anything JSON can hold: seed, command, accuracy.
+
+    Raises:
+      ValueError: layers that are not the network's, or NaN or infinite weights.
+      OSError: the file cannot be written; an older one is then left as it was.
+    """
+    path = Path(path)
+    tensors = {
+        f"{layer}/{name}": np.ascontiguousarray(array)
+        for layer, arrays in jax.device_get(params["params"]).items()
+        for name, array in arrays.items()
+    }
+    expected = {f"{layer}/kernel" for layer in network.weighted}
+    if set(tensors) != expected:
+        raise ValueError(
+            f"parameters {sorted(tensors)} are not those of the network "
+            f"{network.spec}: {sorted(expected)}"
+        )
+    for name, array in tensors.items():
+        if not np.isfinite(array).all():
+            raise ValueError(f"{name} holds NaN or infinite weights: nothing written")
+    header = {
+        "format": FORMAT,
+        "version": VERSION,
+        "spec": network.spec,
+        "num_steps": network.num_steps,
+        "threshold": network.threshold,
+        "padding": network.padding,
+        "notes": dict(notes or {}),
+    }
+    text = json.dumps(header, sort_keys=True)
+    content = safetensors.numpy.save(
+        tensors, {"header": text, "sha256": _digest(text, tensors)}
+    )
+    write_atomically(path, content)
+
+
+def load_weights(
+    path: str | os.PathLike, *, network: SpikingNetwork | None = None
+) -> Weights:
+    """Reads what `save_weights` wrote. Nothing in the file is executed.
+
+    Args:
+      path: the file.
+      network: if given, the one that the weights must fit: same spec, T, θ, padding.
+        It is returned as it is, so it also chooses surrogate and engine.
+
+    Raises:
+      FileNotFoundError: no such file.
+      CheckpointError: truncated, altered, or no weights of this library; a newer format;
+        another network.
+    """
+    path = Path(path)
+    content = path.read_bytes()
+    try:
+        tensors = safetensors.numpy.load(content)
+        size = int.from_bytes(content[:8], "little")
+        metadata = json.loads(content[8 : 8 + size]).get("__metadata__", {})
+        text = metadata["header"]
+        header = json.loads(text)
+        known = header["format"] == FORMAT
+    except KeyError as error:
+        raise CheckpointError(f"{path} holds no weights of ds4nn_jax") from error
+    except (safetensors.SafetensorError, ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} is truncated or no safetensors file: {error}"
+        ) from error
+    if not known:
+        raise CheckpointError(f"{path} holds no weights of ds4nn_jax")
+    if header["version"] != VERSION:
+        raise CheckpointError(
+            f"{path} has format version {header['version']}, this library reads "
+            f"{VERSION}: use the version of ds4nn_jax that wrote it, or a newer one"
+        )
+    if _digest(text, tensors) != metadata.get("sha256"):
+        raise CheckpointError(f"{path} is damaged: its checksum does not match")
+    stored = {name: header[name] for name in ("num_steps", "threshold", "padding")}
+    if isinstance(stored["padding"], list):
+        stored["padding"] = tuple(map(tuple, stored["padding"]))
+    if network is None:
+        network = SpikingNetwork.from_spec(header["spec"], **stored)
+    for name, value in {"spec": header["spec"], **stored}.items():
+        if getattr(network, name) != value:
+            raise CheckpointError(
+                f"{path} belongs to another network: its {name} is {value!r}, "
+                f"expected {getattr(network, name)!r}"
+            )
+    params: dict = {}
+    for name, array in tensors.items():
+        layer, leaf = name.split("/")
+        params.setdefault(layer, {})[leaf] = array
+    return Weights(network, {"params": params}, header["notes"])
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """The file appears whole under its name, or an older one stays.
+
+    Raises:
+      OSError: the directory is missing or not writable, or the disk is full.
+    """
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _digest(header: str, tensors: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256(header.encode())
+    for name in sorted(tensors):
+        array = tensors[name]
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

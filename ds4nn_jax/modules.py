@@ -1,0 +1,354 @@
+"""Flax Linen shell: modules own the weights, `neurons` does the work."""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ds4nn_jax import _checks, neurons
+from ds4nn_jax.losses import Normalization, normalize_gradient
+from ds4nn_jax.surrogates import Surrogate, Window, resolve
+from ds4nn_jax.types import SpikeTimes
+
+Initializer = Callable[..., jax.Array]
+
+
+def uniform_weights(low: float, high: float) -> Initializer:
+    """Initial weights uniform in [low, high) mV, as in the paper's Table 1.
+
+    Raises:
+      ValueError: bounds not finite or low ≥ high.
+    """
+    if not -float("inf") < low < high < float("inf"):
+        raise ValueError(f"need finite low < high, got [{low}, {high})")
+
+    def init(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, low, high)
+
+    return init
+
+
+def scaled_weights(threshold: float = 100.0) -> Initializer:
+    """Initial weights on the scale of θ/√fan-in, their mean a little above zero.
+
+    Uniform in [−a, 1.4·a) with a = 0.6·θ/√(fan-in): the paper's all-positive ranges
+    fire every neuron at once, smaller ones none. `training.calibrate` refines the scale on
+    data.
+    """
+
+    def init(key, shape, dtype=jnp.float32):
+        fan_in = 1
+        for size in shape[:-1]:
+            fan_in *= size
+        low = 0.6 * threshold / fan_in**0.5
+        return jax.random.uniform(key, shape, dtype, -low, 1.4 * low)
+
+    return init
+
+
+class SpikingDense(nn.Module):
+    """`neurons.dense` that owns its kernel [I, O]. Arguments as there."""
+
+    features: int
+    threshold: float = 100.0
+    num_steps: int = 100
+    engine: neurons.Engine = "auto"
+    surrogate: str | Surrogate = "constant"
+    kernel_init: Initializer | None = None
+
+    @nn.compact
+    def __call__(self, times: SpikeTimes) -> SpikeTimes:
+        init = self.kernel_init or scaled_weights(self.threshold)
+        shape = (times.shape[-1], self.features)
+        kernel = self.param("kernel", init, shape, times.dtype)
+        return neurons.dense(
+            times,
+            kernel,
+            threshold=self.threshold,
+            num_steps=self.num_steps,
+            engine=self.engine,
+            surrogate=self.surrogate,
+        )
+
+
+class SpikingConv(nn.Module):
+    """`neurons.conv` that owns its kernel [kh, kw, I, O]. Arguments as there."""
+
+    features: int
+    window: tuple[int, int]
+    strides: tuple[int, int] = (1, 1)
+    padding: neurons.Padding = "SAME"
+    threshold: float = 100.0
+    num_steps: int = 100
+    engine: neurons.Engine = "auto"
+    surrogate: str | Surrogate = "constant"
+    kernel_init: Initializer | None = None
+
+    @nn.compact
+    def __call__(self, times: SpikeTimes) -> SpikeTimes:
+        init = self.kernel_init or scaled_weights(self.threshold)
+        shape = (*self.window, times.shape[-1], self.features)
+        kernel = self.param("kernel", init, shape, times.dtype)
+        return neurons.conv(
+            times,
+            kernel,
+            threshold=self.threshold,
+            num_steps=self.num_steps,
+            strides=self.strides,
+            padding=self.padding,
+            engine=self.engine,
+            surrogate=self.surrogate,
+        )
+
+
+class SpikingPool(nn.Module):
+    """`neurons.earliest_pool` with square windows side by side."""
+
+    size: int
+
+    @nn.compact
+    def __call__(self, times: SpikeTimes) -> SpikeTimes:
+        square = (self.size, self.size)
+        return neurons.earliest_pool(times, window=square, strides=square)
+
+
+class ConvSpec(NamedTuple):
+    """`64C3`: 64 features of 3×3 windows."""
+
+    features: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.features}C{self.size}"
+
+
+class PoolSpec(NamedTuple):
+    """`P2`: earliest spike of 2×2 windows side by side."""
+
+    size: int
+
+    def __str__(self) -> str:
+        return f"P{self.size}"
+
+
+class DenseSpec(NamedTuple):
+    """`10`: 10 fully connected neurons."""
+
+    features: int
+
+    def __str__(self) -> str:
+        return str(self.features)
+
+
+LayerSpec = ConvSpec | PoolSpec | DenseSpec
+
+
+def parse_spec(spec: str) -> tuple[int | None, tuple[LayerSpec, ...]]:
+    """The paper's notation for a network, as (input size, layers).
+
+    Layers are joined by "-": `64C3` is a convolution of 64 features with 3×3 windows,
+    `P2` a 2×2 pooling, a bare number a fully connected layer. A spec that begins with a
+    bare number, "784-400-10", is fully connected and that number is the input size.
+
+    Raises:
+      ValueError: a malformed or misplaced token; the message points at it.
+    """
+    if not isinstance(spec, str):
+        raise ValueError(f"a network spec is text like '64C3-P2-10', got {spec!r}")
+    tokens = spec.split("-")
+
+    def refuse(index: int, why: str):
+        start = sum(len(token) + 1 for token in tokens[:index])
+        mark = " " * start + "^" * max(1, len(tokens[index]))
+        raise ValueError(f"network spec: {why}\n  {spec}\n  {mark}")
+
+    layers: list[LayerSpec] = []
+    for index, token in enumerate(tokens):
+        match = re.fullmatch(r"(?:([0-9]{1,9})C|(P))?([0-9]{1,9})", token, re.ASCII)
+        if match is None:
+            refuse(index, f"{token!r} is none of 64C3 (conv), P2 (pool), 10 (dense)")
+        features, pool, number = match.groups()
+        if int(number) == 0 or features is not None and int(features) == 0:
+            refuse(index, f"{token!r} has a size of zero")
+        if features is None and not pool:
+            layers.append(DenseSpec(int(number)))
+            continue
+        if layers and isinstance(layers[-1], DenseSpec):
+            refuse(index, f"{token!r} cannot follow a fully connected layer")
+        layers.append(
+            PoolSpec(int(number)) if pool else ConvSpec(int(features), int(number))
+        )
+    if not isinstance(layers[-1], DenseSpec):
+        refuse(len(tokens) - 1, "the last layer must be fully connected, one per class")
+    if not isinstance(layers[0], DenseSpec):
+        return None, tuple(layers)
+    if len(layers) == 1:
+        refuse(0, "an input size needs at least one layer behind it, as in '784-10'")
+    return layers[0].features, tuple(layers[1:])
+
+
+class Trace(NamedTuple):
+    """Everything a network did with a batch.
+
+    Attributes:
+      times: spike times of the input and then of every layer, each [B, …].
+      potentials: [B, C] potential of each output at its spike, or its final one, mV.
+    """
+
+    times: tuple[SpikeTimes, ...]
+    potentials: jax.Array
+
+
+class SpikingNetwork(nn.Module):
+    """A feed-forward network of single-spike layers: spike times in, [B, C] out.
+
+    Between layers the error is normalised per sample (Eq. 11). The surrogate is that of
+    the hidden layers; the output layer, whose error is given by the loss, always takes
+    slope 1, and lets silent hidden neurons take part exactly if their surrogate does.
+
+    Attributes:
+      layers: what `parse_spec` gives.
+      input_size: expected number of inputs of a fully connected network, or None.
+      num_steps: T.
+      threshold: θ of every layer, mV.
+      padding: of the convolutions.
+      surrogate: of the hidden layers.
+      normalization: of the errors, see `normalize_gradient`.
+      engine: "auto", "scan" or "event".
+      initial_weights: (low, high) in mV for each layer that has weights, or None for
+        `scaled_weights`.
+    """
+
+    layers: tuple[LayerSpec, ...]
+    input_size: int | None = None
+    num_steps: int = 100
+    threshold: float = 100.0
+    padding: neurons.Padding = "SAME"
+    surrogate: str | Surrogate = "constant"
+    normalization: Normalization = "l2"
+    engine: neurons.Engine = "auto"
+    initial_weights: Sequence[tuple[float, float]] | None = None
+
+    @classmethod
+    def from_spec(cls, spec: str, **attributes: Any) -> "SpikingNetwork":
+        """A network in the paper's notation, such as "64C3-P2-128C3-P2-10".
+
+        Raises:
+          ValueError: a malformed spec (see `parse_spec`), or `initial_weights` of
+            another length than there are layers with weights.
+        """
+        input_size, layers = parse_spec(spec)
+        return cls(layers=layers, input_size=input_size, **attributes)
+
+    @property
+    def spec(self) -> str:
+        """The network in the paper's notation; `from_spec` inverts it."""
+        front = () if self.input_size is None else (self.input_size,)
+        return "-".join(map(str, (*front, *self.layers)))
+
+    @property
+    def weighted(self) -> tuple[str, ...]:
+        """Names of the layers with weights, in order: keys of the parameters."""
+        return tuple(
+            name
+            for name, layer in zip(self.names, self.layers, strict=True)
+            if not isinstance(layer, PoolSpec)
+        )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of all layers, in order: conv1, pool1, conv2, …, dense3."""
+        names, count = [], 0
+        for layer in self.layers:
+            count += not isinstance(layer, PoolSpec)
+            kind = {ConvSpec: "conv", PoolSpec: "pool", DenseSpec: "dense"}[type(layer)]
+            names.append(f"{kind}{count}")
+        return tuple(names)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.initial_weights is not None:
+            expected = sum(not isinstance(spec, PoolSpec) for spec in self.layers)
+            if len(self.initial_weights) != expected:
+                raise ValueError(
+                    f"initial_weights must give (low, high) for each of the {expected} "
+                    f"layers with weights, got {len(self.initial_weights)}"
+                )
+
+    def setup(self):
+        hidden = resolve(self.surrogate)
+        output = Window(float("inf")) if isinstance(hidden, Window) else hidden
+        shared = dict(
+            threshold=self.threshold, num_steps=self.num_steps, engine=self.engine
+        )
+        ranges = iter(self.initial_weights or ())
+        stack = []
+        for name, spec in zip(self.names, self.layers, strict=True):
+            if isinstance(spec, PoolSpec):
+                stack.append(SpikingPool(spec.size, name=name))
+                continue
+            init = uniform_weights(*next(ranges)) if self.initial_weights else None
+            if isinstance(spec, ConvSpec):
+                layer = SpikingConv(
+                    spec.features,
+                    (spec.size, spec.size),
+                    padding=self.padding,
+                    surrogate=hidden,
+                    kernel_init=init,
+                    name=name,
+                    **shared,
+                )
+            else:
+                last = name == self.names[-1]
+                layer = SpikingDense(
+                    spec.features,
+                    surrogate=output if last else hidden,
+                    kernel_init=init,
+                    name=name,
+                    **shared,
+                )
+            stack.append(layer)
+        self.stack = stack
+
+    def __call__(self, times: SpikeTimes) -> SpikeTimes:
+        """Output spike times [B, C] for input spike times [B, H, W, I] or [B, I]."""
+        return self._propagate(times)[-1]
+
+    def trace(self, times: SpikeTimes) -> Trace:
+        """Spike times of every layer, and the output potentials that break ties."""
+        everything = self._propagate(times)
+        kernel = self.stack[-1].variables["params"]["kernel"]
+        potentials = neurons.potentials_at(
+            _flat(everything[-2]), kernel, everything[-1], num_steps=self.num_steps
+        )
+        return Trace(everything, potentials)
+
+    def _propagate(self, times: SpikeTimes) -> tuple[SpikeTimes, ...]:
+        times = self._checked_input(times)
+        everything = [times]
+        for layer in self.stack:
+            if isinstance(layer, SpikingDense):
+                times = _flat(times)
+            times = layer(times)
+            if not isinstance(layer, SpikingPool):
+                times = normalize_gradient(times, method=self.normalization)
+            everything.append(times)
+        return tuple(everything)
+
+    def _checked_input(self, times: SpikeTimes) -> SpikeTimes:
+        times = _checks.spike_times(times, self.num_steps)
+        if not isinstance(self.layers[0], DenseSpec):
+            _checks.rank("times", times, "[B, H, W, I]")
+        elif times.ndim < 2 or self.input_size not in (None, _flat(times).shape[1]):
+            raise ValueError(
+                f"the network {self.spec} takes {self.input_size} inputs an image, "
+                f"got times of shape {times.shape}"
+            )
+        return times
+
+
+def _flat(times: SpikeTimes) -> SpikeTimes:
+    return times.reshape(times.shape[0], -1)

@@ -1,0 +1,545 @@
+"""From a configuration and a data set to a trained network.
+
+`init`, `train_step` and `fit` are pure and can be jitted and vmapped over seeds;
+`train` is the loop around them for data sets on the host, a generator of epochs.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterator
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ds4nn_jax import _checks, analysis, data, losses, neurons
+from ds4nn_jax.encoding import encode
+from ds4nn_jax.modules import SpikingNetwork, Trace, parse_spec
+from ds4nn_jax.surrogates import Constant, Window
+from ds4nn_jax.types import SpikeTimes
+
+Params = dict
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """All that a training run is determined by, besides the data.
+
+    The defaults are the paper's choices where it makes one and can be followed; `paper`
+    in `experiments/flagfiles` is its Table 1 to the letter.
+
+    Attributes:
+      spec: the network, in the paper's notation.
+      num_steps: T.
+      threshold: θ of every layer, mV.
+      padding: of the convolutions (the paper does not say; "SAME").
+      engine: "auto", "scan" or "event".
+      surrogate: of the hidden layers, "constant" (paper) or "window".
+      window_width: β of "window", mV.
+      output_rule: "relative" (Eq. 4), "margin", "s4nn", "hinge" or "fixed"; see
+        `losses`.
+      offset: λ of Eq. 4 (γ of "s4nn"), time steps.
+      label_time: target of the label under "fixed".
+      other_time: target of the others under "fixed".
+      normalization: of the errors between layers (Eq. 11), "l2", "l1", "sum" or "none".
+      initial_weights: (low, high) mV for each layer with weights; empty: by fan-in.
+      firing_rates: shares of neurons that fire on `calibration_images` training images
+        after each layer with weights has been scaled for it; empty: unscaled.
+      calibration_images: how many images scale the initial weights.
+      learning_rates: Adam's η, one for all layers with weights or one for each.
+      rate_unit: "mV", η is a step in mV (paper), or "rms", η is a step relative to the
+        root mean square of the layer's weights.
+      schedule: "step" (×`decay` every `decay_epochs` epochs, paper), "cosine" (to 0 at
+        the last step) or "constant".
+      decay: factor of "step".
+      decay_epochs: period of "step".
+      weight_norm: "free", or "held": every neuron keeps the L2 norm of its initial
+        weights, so that learning turns weight vectors without growing them.
+      batch_size: images a step; what is left of an epoch is left out.
+      epochs: passes over the training images.
+      validation: share of the training images held out, stratified, to choose the best
+        epoch; 0 trains on all and keeps the last.
+      seed: of the initial weights, the split and the shuffling.
+    """
+
+    spec: str = "64C3-P2-128C3-P2-10"
+    num_steps: int = 100
+    threshold: float = 100.0
+    padding: Literal["SAME", "VALID"] = "SAME"
+    engine: neurons.Engine = "auto"
+    surrogate: Literal["constant", "window"] = "constant"
+    window_width: float = 50.0
+    output_rule: Literal["relative", "margin", "s4nn", "hinge", "fixed"] = "relative"
+    offset: float = 10.0
+    label_time: float = 0.0
+    other_time: float = 100.0
+    normalization: losses.Normalization = "l2"
+    initial_weights: tuple[tuple[float, float], ...] = ()
+    firing_rates: tuple[float, ...] = ()
+    calibration_images: int = 200
+    learning_rates: tuple[float, ...] = (0.1,)
+    rate_unit: Literal["mV", "rms"] = "mV"
+    schedule: Literal["step", "cosine", "constant"] = "step"
+    decay: float = 0.9
+    decay_epochs: int = 5
+    weight_norm: Literal["free", "held"] = "free"
+    batch_size: int = 64
+    epochs: int = 10
+    validation: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            choices = getattr(field.type, "__args__", ())
+            value = getattr(self, field.name)
+            if choices and isinstance(choices[0], str) and value not in choices:
+                raise ValueError(
+                    f"{field.name} must be one of {', '.join(choices)}, got {value!r}"
+                )
+        for name in ("num_steps", "batch_size", "epochs", "decay_epochs"):
+            self._require(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("threshold", "window_width", "decay", "calibration_images"):
+            self._require(name, getattr(self, name) > 0, "> 0")
+        self._require("offset", self.offset >= 0, "≥ 0")
+        self._require("validation", 0 <= self.validation < 1, "in [0, 1)")
+        self._require("seed", 0 <= self.seed < 2**32, "in 0 … 2³²−1")
+        weighted = len(self.network().weighted)
+        for name in ("initial_weights", "firing_rates"):
+            given = getattr(self, name)
+            self._require(
+                name,
+                len(given) in (0, weighted),
+                f"empty or one for each of the {weighted} layers with weights",
+            )
+        self._require(
+            "learning_rates",
+            len(self.learning_rates) in (1, weighted)
+            and all(0 < rate < math.inf for rate in self.learning_rates),
+            f"one or {weighted} numbers > 0",
+        )
+        self._require(
+            "firing_rates", all(0 < r < 1 for r in self.firing_rates), "in (0, 1)"
+        )
+
+    def _require(self, name: str, holds: bool, rule: str) -> None:
+        if not holds:
+            raise ValueError(f"{name} must be {rule}, got {getattr(self, name)!r}")
+
+    def network(self) -> SpikingNetwork:
+        """The network that this configuration describes."""
+        windowed = self.surrogate == "window"
+        input_size, layers = parse_spec(self.spec)
+        return SpikingNetwork(
+            layers=layers,
+            input_size=input_size,
+            num_steps=self.num_steps,
+            threshold=self.threshold,
+            padding=self.padding,
+            surrogate=Window(self.window_width) if windowed else Constant(),
+            normalization=self.normalization,
+            engine=self.engine,
+            initial_weights=self.initial_weights or None,
+        )
+
+
+class TrainState(NamedTuple):
+    """What a step changes. A pytree: it can be saved, sharded and vmapped."""
+
+    step: jax.Array
+    params: Params
+    optimizer: optax.OptState
+
+
+class StepMetrics(NamedTuple):
+    """Means over one training batch, before the step: scalars."""
+
+    loss: jax.Array
+    accuracy: jax.Array
+    decision_step: jax.Array
+    spikes: jax.Array
+
+
+class EpochResult(NamedTuple):
+    """What `train` yields after every epoch.
+
+    Attributes:
+      epoch: from 1.
+      params: after the epoch.
+      train: means over the epoch's batches, while the weights were changing.
+      validation: report on the held-out images, None without any.
+      best: whether it is the best epoch so far: highest strict validation accuracy, the
+        earlier of equals; without validation always the last.
+    """
+
+    epoch: int
+    params: Params
+    train: StepMetrics
+    validation: analysis.Report | None
+    best: bool
+
+
+def calibrate(
+    network: SpikingNetwork,
+    params: Params,
+    times: SpikeTimes,
+    firing_rates: tuple[float, ...],
+) -> Params:
+    """Scales each layer's weights until a set share of its neurons fires.
+
+    Without a reset V is linear in the weights, so w ← w·θ/q with q the (1 − rate)
+    quantile of max_t V(t) over neurons and images does it in one pass per layer, front
+    to back. Too small initial weights are silent for good, too large ones fire at once.
+
+    Args:
+      network: whose layers are scaled.
+      params: its parameters.
+      times: [B, …] input spike times.
+      firing_rates: in (0, 1), one for each layer with weights.
+
+    Returns:
+      Parameters of the same structure. A layer too inhibited to be scaled (q ≤ 0) is
+      left as it is.
+    """
+    rates = dict(zip(network.weighted, firing_rates, strict=True))
+    scaled = {}
+    for index, name in enumerate(network.names):
+        kernel = params["params"].get(name, {}).get("kernel")
+        if kernel is not None:
+            if kernel.ndim == 2:
+                times = times.reshape(times.shape[0], -1)
+            peaks = neurons.peak_potentials(
+                times,
+                kernel,
+                num_steps=network.num_steps,
+                padding=network.padding,
+                engine=network.engine,
+            )
+            reached = jnp.quantile(peaks, 1 - rates[name])
+            scale = jnp.where(reached > 0, network.threshold / reached, 1)
+            scaled[name] = {"kernel": kernel * scale}
+        times = network.apply(
+            {"params": scaled}, times, method=lambda net, t, i=index: net.stack[i](t)
+        )
+    return {"params": scaled}
+
+
+def make_optimizer(
+    config: TrainConfig, steps_per_epoch: int
+) -> optax.GradientTransformation:
+    """Adam with the configured decay, per-layer rates and weight norm."""
+    names = config.network().weighted
+    rates = config.learning_rates
+    rates = rates * len(names) if len(rates) == 1 else rates
+    by_layer = dict(zip(names, rates, strict=True))
+
+    def per_layer(updates: Params, _) -> Params:
+        return {
+            "params": {
+                name: jax.tree.map(lambda u, rate=by_layer[name]: rate * u, layer)
+                for name, layer in updates["params"].items()
+            }
+        }
+
+    total = config.epochs * steps_per_epoch
+    schedules = {
+        "step": lambda: optax.exponential_decay(
+            1.0, config.decay_epochs * steps_per_epoch, config.decay, staircase=True
+        ),
+        "cosine": lambda: optax.cosine_decay_schedule(1.0, total),
+        "constant": lambda: optax.constant_schedule(1.0),
+    }
+    return optax.chain(
+        optax.scale_by_adam(),
+        optax.scale_by_param_block_rms()
+        if config.rate_unit == "rms"
+        else optax.identity(),
+        optax.stateless(per_layer),
+        optax.scale_by_learning_rate(schedules[config.schedule]()),
+        hold_norms() if config.weight_norm == "held" else optax.identity(),
+    )
+
+
+def hold_norms() -> optax.GradientTransformation:
+    """Every neuron keeps the norm of its weights: w + u ← (w + u)·‖w‖/‖w + u‖.
+
+    The last link of an optax chain. A neuron's weights are all but the last axis of a
+    kernel [..., O].
+    """
+
+    def held(update: jax.Array, weights: jax.Array) -> jax.Array:
+        axes = tuple(range(weights.ndim - 1))
+        moved = weights + update
+        norm = functools.partial(jnp.linalg.vector_norm, axis=axes, keepdims=True)
+        length = norm(moved)
+        return moved * (norm(weights) / jnp.where(length == 0, 1, length)) - weights
+
+    return optax.stateless(lambda updates, params: jax.tree.map(held, updates, params))
+
+
+def init(
+    config: TrainConfig,
+    optimizer: optax.GradientTransformation,
+    key: jax.Array,
+    images: jax.Array,
+) -> TrainState:
+    """Initial state; `images` [B, …] give the shape, and scale the first weights."""
+    network = config.network()
+    times = encode(images, num_steps=config.num_steps)
+    params = network.init(key, times[:1])
+    if config.firing_rates:
+        params = calibrate(network, params, times, config.firing_rates)
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+
+def output_target(config: TrainConfig, trace: Trace, labels: jax.Array) -> SpikeTimes:
+    """Target spike times [B, C] by the configured output rule."""
+    out = trace.times[-1]
+    common = dict(num_steps=config.num_steps)
+    if config.output_rule == "fixed":
+        return losses.fixed_target(
+            out,
+            labels,
+            label_time=config.label_time,
+            other_time=config.other_time,
+            **common,
+        )
+    common["offset"] = config.offset
+    if config.output_rule == "hinge":
+        return losses.hinge_target(
+            out, labels, trace.potentials, threshold=config.threshold, **common
+        )
+    rules = {
+        "relative": losses.relative_target,
+        "margin": losses.margin_target,
+        "s4nn": losses.s4nn_target,
+    }
+    return rules[config.output_rule](out, labels, **common)
+
+
+def train_step(
+    config: TrainConfig,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    images: jax.Array,
+    labels: jax.Array,
+) -> tuple[TrainState, StepMetrics]:
+    """One step on a batch of images [B, …] with labels [B]. Pure."""
+    network = config.network()
+    times = encode(images, num_steps=config.num_steps)
+
+    def loss(params: Params):
+        trace = network.apply(params, times, method="trace")
+        target = output_target(config, trace, labels)
+        return jnp.mean(losses.temporal_loss(trace.times[-1], target)), trace
+
+    (value, trace), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
+    updates, opt_state = optimizer.update(gradient, state.optimizer, state.params)
+    params = optax.apply_updates(state.params, updates)
+    decisions = analysis.decide(trace, num_steps=config.num_steps)
+    metrics = StepMetrics(
+        loss=value,
+        accuracy=jnp.mean(decisions.label == labels),
+        decision_step=jnp.mean(decisions.step),
+        spikes=jnp.mean(jnp.sum(decisions.spikes[:, 1:], axis=1)),
+    )
+    return TrainState(state.step + 1, params, opt_state), metrics
+
+
+def fit(
+    config: TrainConfig, key: jax.Array, images: jax.Array, labels: jax.Array
+) -> tuple[Params, StepMetrics]:
+    """A whole training run as one pure function: `jax.vmap` it over keys for seeds.
+
+    For data that fits on the device: every epoch is one `lax.scan` over its batches.
+
+    Args:
+      config: validation and seed are not used: all images train, `key` is the seed.
+      key: random key of the initial weights and the shuffling.
+      images: [n, …].
+      labels: [n].
+
+    Returns:
+      The last parameters and the metrics of every epoch, each [epochs].
+
+    Raises:
+      ValueError: fewer images than a batch.
+    """
+    steps = _steps_per_epoch(len(images), config.batch_size)
+    optimizer = make_optimizer(config, steps)
+    init_key, *epoch_keys = jax.random.split(key, config.epochs + 1)
+    state = init(config, optimizer, init_key, images[: config.calibration_images])
+
+    def step(state: TrainState, batch: jax.Array):
+        return train_step(config, optimizer, state, images[batch], labels[batch])
+
+    def epoch(state: TrainState, key: jax.Array):
+        order = jax.random.permutation(key, len(images))
+        batches = order[: steps * config.batch_size].reshape(steps, -1)
+        state, metrics = jax.lax.scan(step, state, batches)
+        return state, jax.tree.map(jnp.mean, metrics)
+
+    state, metrics = jax.lax.scan(epoch, state, jnp.stack(epoch_keys))
+    return state.params, metrics
+
+
+def train(
+    config: TrainConfig,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    on_step: Callable[[int, int, StepMetrics], None] | None = None,
+) -> Iterator[EpochResult]:
+    """Trains on images in host memory, yielding after every epoch.
+
+    The shuffling of an epoch depends on (seed, epoch) alone. Best parameters are those
+    of the last result whose `best` is true.
+
+    Args:
+      config: the run.
+      images: [n, …] uint8, or floating in [0, 1].
+      labels: [n] integers 0 … C−1.
+      on_step: called after each step with its number in the epoch from 1, the steps of
+        an epoch, and the step's metrics.
+
+    Raises:
+      ValueError, TypeError: images or labels do not fit each other, the network or the
+        batch size; before any work starts.
+    """
+    network = config.network()
+    classes = network.layers[-1].features
+    _check_pairs(images, labels, classes)
+    kept, held = np.arange(len(labels)), np.arange(0)
+    if config.validation:
+        kept, held = data.stratified_split(labels, config.validation, seed=config.seed)
+    steps = _steps_per_epoch(len(kept), config.batch_size)
+    optimizer = make_optimizer(config, steps)
+    state = init(
+        config,
+        optimizer,
+        jax.random.key(config.seed),
+        images[kept[: config.calibration_images]],
+    )
+    step = jax.jit(functools.partial(train_step, config, optimizer), donate_argnums=0)
+    best = -1.0
+    for epoch in range(1, config.epochs + 1):
+        order = data.epoch_permutation(len(kept), seed=config.seed, epoch=epoch)
+        seen = []
+        for i in range(steps):
+            batch = kept[order[i * config.batch_size : (i + 1) * config.batch_size]]
+            state, metrics = step(state, images[batch], labels[batch])
+            seen.append(jax.device_get(metrics))
+            if on_step is not None:
+                on_step(i + 1, steps, seen[-1])
+        means = StepMetrics(
+            *(float(np.mean(column)) for column in zip(*seen, strict=True))
+        )
+        params = jax.device_get(state.params)
+        report = None
+        if len(held):
+            report = evaluate(
+                network,
+                params,
+                images[held],
+                labels[held],
+                batch_size=config.batch_size,
+            )
+        score = math.inf if report is None else report.accuracy
+        better = report is None or score > best
+        best = max(best, score)
+        yield EpochResult(epoch, params, means, report, better)
+
+
+def evaluate(
+    network: SpikingNetwork,
+    params: Params,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    batch_size: int = 100,
+) -> analysis.Report:
+    """Strict accuracy, decision steps, spikes and dead neurons over a data set.
+
+    Args:
+      network: its structure.
+      params: its parameters.
+      images: [n, …] uint8, or floating in [0, 1].
+      labels: [n] integers 0 … C−1.
+      batch_size: images at a time; of no influence on the result.
+
+    Raises:
+      ValueError, TypeError: images, labels or parameters do not fit each other or the
+        network; NaN or infinite weights.
+    """
+    classes = network.layers[-1].features
+    _check_pairs(images, labels, classes)
+    check_params(network, params, images)
+
+    def batches():
+        for start in range(0, len(images), batch_size):
+            some = images[start : start + batch_size]
+            count = len(some)
+            if count < batch_size:  # one shape, one compilation: repeat the last image
+                some = np.concatenate([some, some[-1:].repeat(batch_size - count, 0)])
+            decisions = _decide(network, params, some)
+            rows = jax.tree.map(lambda x, n=count: x[:n], decisions)
+            yield rows._replace(fired=decisions.fired), labels[start : start + count]
+
+    return analysis.report(batches(), classes)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _decide(network: SpikingNetwork, params: Params, images: jax.Array):
+    times = encode(images, num_steps=network.num_steps)
+    trace = network.apply(params, times, method="trace")
+    return analysis.decide(trace, num_steps=network.num_steps)
+
+
+def check_params(network: SpikingNetwork, params: Params, images: np.ndarray) -> None:
+    """Refuses parameters that are not this network's, or not finite.
+
+    Raises:
+      ValueError: a layer is missing, left over, or of another shape; NaN or infinite
+        weights.
+    """
+    expected = jax.eval_shape(
+        network.init,
+        jax.random.key(0),
+        jax.ShapeDtypeStruct((1, *np.shape(images)[1:]), jnp.float32),
+    )
+    given = {
+        jax.tree_util.keystr(path): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+    wanted = {
+        jax.tree_util.keystr(path): leaf.shape
+        for path, leaf in jax.tree_util.tree_leaves_with_path(expected)
+    }
+    shapes = {name: leaf.shape for name, leaf in given.items()}
+    if shapes != wanted:
+        raise ValueError(
+            f"parameters do not fit the network {network.spec}: "
+            f"expected {wanted}, got {shapes}"
+        )
+    for name, leaf in given.items():
+        if not np.isfinite(leaf).all():
+            raise ValueError(f"parameters {name} hold NaN or infinite weights")
+
+
+def _check_pairs(images: np.ndarray, labels: np.ndarray, classes: int) -> None:
+    if not len(images):
+        raise ValueError("no images")
+    _checks.labels(labels, len(images), classes)
+    if images.dtype != np.uint8:
+        encode(images[:0])  # refuses types that have no code
+        _checks.intensities(images)
+
+
+def _steps_per_epoch(images: int, batch_size: int) -> int:
+    if images < batch_size:
+        raise ValueError(
+            f"batch_size {batch_size} is larger than the {images} training images"
+        )
+    return images // batch_size
