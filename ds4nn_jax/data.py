@@ -1,0 +1,542 @@
+"""Data sets as NumPy arrays: IDX files, the embedded digits, or TFDS.
+
+The only module that knows TFDS, and it imports it only when nothing nearer is found.
+Everything that comes from a file is checked before it is handed on.
+"""
+
+import contextlib
+import gzip
+import math
+import os
+import re
+import urllib.error
+import urllib.request
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+DIGITS_TEST_FRACTION = 0.2
+DIGITS_SPLIT_SEED = 0
+
+_DIGIT_NAMES = tuple("0123456789")
+_CLASS_NAMES = {
+    "mnist": _DIGIT_NAMES,
+    "fashion_mnist": (
+        "T-shirt/top",
+        "Trouser",
+        "Pullover",
+        "Dress",
+        "Coat",
+        "Sandal",
+        "Shirt",
+        "Sneaker",
+        "Bag",
+        "Ankle boot",
+    ),
+}
+# Their TFDS builders download four gzipped IDX files.
+_TFDS_BUILDERS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST"}
+_IDX_STEMS = ("train-images", "train-labels", "t10k-images", "t10k-labels")
+_IDX_GZ = tuple(
+    f"{stem}-idx{3 if stem.endswith('images') else 1}-ubyte.gz" for stem in _IDX_STEMS
+)
+_SYSTEM_DATASETS = Path("/usr/share/datasets")  # Debian's dataset-* packages
+_CACHE = "ds4nn_jax.npz"
+_MAX_RANK = 4
+_DEFLATE_LIMIT = 1032  # no deflate stream expands further than this
+_CHUNK = 1 << 20
+_SPLIT_STREAM = 2**64 - 1  # a stream of the generator that no epoch reaches
+
+
+class DataError(ValueError):
+    """A data file is corrupt or does not hold what it must."""
+
+
+class DataNotFoundError(FileNotFoundError):
+    """A data set is nowhere; names every place looked at and how to fetch it."""
+
+
+class Dataset(NamedTuple):
+    """Images and labels in the order of their source.
+
+    Fields:
+      name: as given to `load`.
+      train_images: [N, H, W, C] uint8.
+      train_labels: [N] int32, 0 … classes − 1.
+      test_images: [M, H, W, C] uint8.
+      test_labels: [M] int32.
+      class_names: one per class.
+      source: where it came from, in words.
+    """
+
+    name: str
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    class_names: tuple[str, ...]
+    source: str
+
+
+def load(name: str, data_dir: str | os.PathLike | None = None) -> Dataset:
+    """Loads a data set from the nearest place that holds it.
+
+    `digits` (UCI digits, 1,797 images of 8×8) comes with scikit-learn; a fixed
+    stratified fifth of it is the test set. Any other name is looked for in
+
+      1. `$DS4NN_DATA_DIR/<name>`: the four IDX files, plain or gzipped
+      2. `/usr/share/datasets/<name>`: the same, from a Debian package
+      3. `$TFDS_DATA_DIR` or `~/tensorflow_datasets`: a data set prepared by TFDS as
+         array_record, read once and then cached beside it
+      4. a TFDS download into 3, without TensorFlow (mnist, fashion_mnist, kmnist)
+
+    or, when `data_dir` is given, there only: IDX files in it or in its folder
+    `<name>`, or a TFDS directory prepared below it. TFDS shuffles the images when it
+    prepares them, so their order depends on the source; the images do not.
+
+    Args:
+      name: "digits", "mnist", "fashion_mnist", or another TFDS image data set, with
+        its configuration if it has any ("emnist/letters").
+      data_dir: where the files are. Not for `digits`.
+
+    Returns:
+      The whole data set, in memory.
+
+    Raises:
+      DataNotFoundError: no place holds it.
+      DataError: the files found are corrupt, or are not an image data set.
+      ValueError: the name cannot be that of a data set.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9_]*(/\w[\w.-]*)?", name):
+        raise ValueError(
+            f"{name!r} is no data set name: say digits, mnist, fashion_mnist, or the "
+            "name of another TFDS image data set"
+        )
+    if name == "digits":
+        if data_dir is not None:
+            raise ValueError("digits comes with scikit-learn and takes no data_dir")
+        return _load_digits()
+    looked = []
+    for source in _sources(name, data_dir):
+        try:
+            return source()
+        except DataNotFoundError as missing:
+            looked.append(f"  - {missing}")
+    raise DataNotFoundError(
+        "\n".join(
+            [f"no data set {name!r} found. Looked at:", *looked, *_how_to_fetch(name)]
+        )
+    )
+
+
+def read_idx(path: str | os.PathLike, *, max_bytes: int = 1 << 30) -> np.ndarray:
+    """Reads an IDX file of unsigned bytes, gzipped when its name ends in .gz.
+
+    The header is 0, 0, 8 (unsigned byte), the rank, and the length of each axis as
+    four bytes, most significant first. No more than it promises plus one byte is ever
+    decompressed, and nothing is allocated that the file cannot fill.
+
+    Args:
+      path: the file.
+      max_bytes: the largest array accepted.
+
+    Returns:
+      uint8 array of 1 to 4 axes, none empty, in memory of its own.
+
+    Raises:
+      DataError: wrong magic number, type, rank or size; bytes missing or left over;
+        not a gzip file, or a damaged one.
+      OSError: the file cannot be read.
+    """
+    path = Path(path)
+    gzipped = path.suffix == ".gz"
+    stored = path.stat().st_size
+    try:
+        with gzip.open(path) if gzipped else path.open("rb") as stream:
+            shape = _idx_shape(stream, path)
+            size = math.prod(shape)
+            if size > max_bytes:
+                raise DataError(
+                    f"{path}: the header promises {size} bytes, more than the "
+                    f"{max_bytes} allowed"
+                )
+            if size > stored * (_DEFLATE_LIMIT if gzipped else 1):
+                raise DataError(
+                    f"{path}: truncated: the header promises {size} bytes, more than "
+                    f"a file of {stored} can hold"
+                )
+            buffer = np.empty(size + 1, np.uint8)
+            filled = _fill(stream, buffer)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: not an intact gzip file: {error}") from error
+    if filled < size:
+        raise DataError(f"{path}: truncated: {filled} of {size} bytes of shape {shape}")
+    if filled > size:
+        raise DataError(f"{path}: bytes left over after an array of shape {shape}")
+    return buffer[:size].reshape(shape)
+
+
+def stratified_split(
+    labels: np.ndarray, fraction: float, *, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Splits indices in two, holding out the same fraction of every class.
+
+    Depends on its arguments only, not on any state or platform.
+
+    Args:
+      labels: [N] whole numbers.
+      fraction: the share of each class to hold out, in (0, 1), to the nearest image.
+      seed: 0 … 2⁶⁴ − 1.
+
+    Returns:
+      (rest, held_out): indices in ascending order, each index in exactly one.
+
+    Raises:
+      ValueError: labels are not a list of whole numbers, the fraction or seed is out
+        of range, or a class would have no image on one side.
+    """
+    labels = np.asarray(labels)
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"labels must be [N] whole numbers, got {labels.dtype} {labels.shape}"
+        )
+    if not 0 < fraction < 1:
+        raise ValueError(f"fraction must lie between 0 and 1, got {fraction}")
+    generator = _generator(seed, _SPLIT_STREAM)
+    held_out = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        count = round(len(members) * fraction)
+        if not 0 < count < len(members):
+            raise ValueError(
+                f"holding out {fraction} of class {label} ({len(members)} images) "
+                "leaves it without an image on one side"
+            )
+        held_out[generator.permutation(members)[:count]] = True
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+
+def epoch_permutation(n: int, *, seed: int, epoch: int) -> np.ndarray:
+    """The order of an epoch: a permutation [n] int64 fixed by (seed, epoch).
+
+    The generator is counter-based, so a resumed run needs no iterator state. Seed and
+    epoch lie in 0 … 2⁶⁴ − 2; anything else is a ValueError.
+    """
+    return _generator(seed, epoch).permutation(n)
+
+
+def _generator(seed: int, stream: int) -> np.random.Generator:
+    for value in (seed, stream):
+        if not 0 <= value < 2**64:
+            raise ValueError(f"seeds and epochs must lie in 0 … 2⁶⁴ − 1, got {value}")
+    key = np.array([seed, stream], np.uint64)
+    return np.random.Generator(np.random.Philox(key=key))
+
+
+def _idx_shape(stream, path: Path) -> tuple[int, ...]:
+    magic = stream.read(4)
+    if len(magic) < 4:
+        raise DataError(f"{path}: truncated: no IDX header")
+    if magic[:2] == b"\x1f\x8b":
+        raise DataError(f"{path}: a gzip file, but its name does not end in .gz")
+    if magic[:2] != b"\0\0":
+        raise DataError(f"{path}: not an IDX file: it begins with {magic.hex(' ')}")
+    if magic[2] != 8:
+        raise DataError(
+            f"{path}: IDX type 0x{magic[2]:02x}, expected unsigned bytes (0x08)"
+        )
+    rank = magic[3]
+    if not 1 <= rank <= _MAX_RANK:
+        raise DataError(f"{path}: {rank} axes, expected 1 to {_MAX_RANK}")
+    lengths = stream.read(4 * rank)
+    if len(lengths) < 4 * rank:
+        raise DataError(f"{path}: truncated: {rank} axes promised in the header")
+    shape = tuple(np.frombuffer(lengths, ">u4").tolist())
+    if 0 in shape:
+        raise DataError(f"{path}: empty: shape {shape}")
+    return shape
+
+
+def _fill(stream, buffer: np.ndarray) -> int:
+    """Reads until the buffer is full or the stream ends; returns the bytes read."""
+    view, filled = memoryview(buffer), 0
+    while count := stream.readinto(view[filled : filled + _CHUNK]):
+        filled += count
+    return filled
+
+
+def _load_digits() -> Dataset:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise DataNotFoundError(
+            "digits come with scikit-learn: pip install scikit-learn"
+        ) from error
+    digits = load_digits()
+    images = np.rint(digits.images[..., None] * (255 / 16)).astype(np.uint8)
+    labels = digits.target.astype(np.int32)
+    train, test = stratified_split(labels, DIGITS_TEST_FRACTION, seed=DIGITS_SPLIT_SEED)
+    return Dataset(
+        name="digits",
+        train_images=images[train],
+        train_labels=labels[train],
+        test_images=images[test],
+        test_labels=labels[test],
+        class_names=_DIGIT_NAMES,
+        source="scikit-learn's copy of the UCI digits",
+    )
+
+
+def _sources(
+    name: str, data_dir: str | os.PathLike | None
+) -> Iterator[Callable[[], Dataset]]:
+    """The places to look at, nearest first; each raises DataNotFoundError if bare."""
+    if data_dir is not None:
+        yield partial(_from_idx, name, Path(data_dir))
+        yield partial(_from_idx, name, Path(data_dir) / name)
+        yield partial(_from_prepared, name, Path(data_dir))
+        return
+    if home := os.environ.get("DS4NN_DATA_DIR"):
+        yield partial(_from_idx, name, Path(home) / name)
+    else:
+        yield partial(_absent, "$DS4NN_DATA_DIR is not set")
+    yield partial(_from_idx, name, _SYSTEM_DATASETS / name.replace("_", "-"))
+    root = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    root = Path(root).expanduser()
+    yield partial(_from_prepared, name, root)
+    yield partial(_from_download, name, root)
+
+
+def _absent(why: str) -> Dataset:
+    raise DataNotFoundError(why)
+
+
+def _how_to_fetch(name: str) -> list[str]:
+    if name in _TFDS_BUILDERS:
+        command = f"import ds4nn_jax.data as d; d.load('{name}')"
+    else:
+        command = (
+            "import tensorflow_datasets as tfds; "
+            f"tfds.builder('{name}', file_format='array_record').download_and_prepare()"
+        )
+    return [
+        f'To fetch it, with network: python -c "{command}"',
+        *(["or: apt install dataset-fashion-mnist"] if name == "fashion_mnist" else []),
+        f"or put {', '.join(_IDX_GZ)} into a directory and pass it as data_dir",
+    ]
+
+
+def _from_idx(name: str, folder: Path) -> Dataset:
+    if not folder.is_dir():
+        raise DataNotFoundError(f"{folder}: no such directory")
+    paths = [_idx_path(folder, stem) for stem in _IDX_STEMS]
+    arrays = [read_idx(path) for path in paths]
+    for path, array in zip(paths, arrays, strict=True):
+        ranks = _idx_ranks(path.name)
+        if array.ndim not in ranks:
+            raise DataError(
+                f"{path}: shape {array.shape}, expected {' or '.join(map(str, ranks))} "
+                "axes"
+            )
+    train_images, train_labels, test_images, test_labels = arrays
+    classes = int(max(train_labels.max(), test_labels.max())) + 1
+    return _checked(
+        Dataset(
+            name=name,
+            train_images=train_images.reshape(*train_images.shape[:3], -1),
+            train_labels=train_labels.astype(np.int32),
+            test_images=test_images.reshape(*test_images.shape[:3], -1),
+            test_labels=test_labels.astype(np.int32),
+            class_names=_CLASS_NAMES.get(name, tuple(map(str, range(classes)))),
+            source=f"IDX files in {folder}",
+        )
+    )
+
+
+def _idx_ranks(name: str) -> tuple[int, ...]:
+    return (3, 4) if "images" in name else (1,)
+
+
+def _idx_path(folder: Path, stem: str) -> Path:
+    for rank in _idx_ranks(stem):
+        for separator in "-.":
+            for ending in ("", ".gz"):
+                path = folder / f"{stem}{separator}idx{rank}-ubyte{ending}"
+                if path.is_file():
+                    return path
+    wanted = f"{stem}-idx{_idx_ranks(stem)[0]}-ubyte[.gz]"
+    raise DataNotFoundError(f"{folder}: holds no {wanted}")
+
+
+def _from_prepared(name: str, root: Path) -> Dataset:
+    """Reads the newest version of a data set that TFDS prepared under `root`."""
+    versions = [
+        folder
+        for folder in (root / name).glob("[0-9]*.*.*")
+        if (folder / "dataset_info.json").is_file()
+    ]
+    if not versions:
+        raise DataNotFoundError(f"{root / name}: no data set prepared by TFDS")
+    folder = max(versions, key=lambda f: [int(n) for n in re.findall(r"\d+", f.name)])
+    source = f"TFDS directory {folder}"
+    try:
+        # A zip file checks its own sums; a damaged cache is no loss.
+        with np.load(folder / _CACHE) as cache:
+            arrays, names = [cache[key] for key in Dataset._fields[1:5]], cache["names"]
+        return _checked(Dataset(name, *arrays, tuple(names.tolist()), source))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        pass
+    tfds = _import_tfds(f"{folder}: found, but ")
+    builder = tfds.builder_from_directory(folder)
+    features, splits = dict(builder.info.features.items()), builder.info.splits
+    if not (
+        "image" in features
+        and isinstance(features.get("label"), tfds.features.ClassLabel)
+        and {"train", "test"} <= set(splits)
+    ):
+        raise DataError(
+            f"{folder}: features {sorted(features)}, splits {sorted(splits)}; needed "
+            "are an image and a class label, splits train and test"
+        )
+    try:
+        rows = builder.as_data_source()
+    except NotImplementedError as error:
+        raise DataError(
+            f"{folder}: prepared as {builder.info.file_format.value}, which only "
+            "TensorFlow reads: prepare it as array_record under another "
+            "$TFDS_DATA_DIR, or pass IDX files as data_dir"
+        ) from error
+    arrays = [array for split in ("train", "test") for array in _stack(rows[split])]
+    names = tuple(features["label"].names)
+    dataset = _checked(Dataset(name, *arrays, names, source))
+    _write_cache(folder / _CACHE, dataset)
+    return dataset
+
+
+def _stack(rows) -> tuple[np.ndarray, np.ndarray]:
+    images, labels = [], []
+    for row in rows:
+        images.append(row["image"])
+        labels.append(row["label"])
+    shapes = {image.shape for image in images}
+    if len(shapes) != 1:
+        raise DataError(f"images must share one shape, got {len(shapes)} shapes")
+    return np.stack(images), np.array(labels, np.int32)
+
+
+def _write_cache(path: Path, dataset: Dataset) -> None:
+    arrays = {key: getattr(dataset, key) for key in Dataset._fields[1:5]}
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        with unfinished.open("wb") as file:
+            np.savez(file, names=np.array(dataset.class_names), **arrays)
+        unfinished.replace(path)
+    except OSError:  # full or read-only: read the slow way next time
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
+
+
+def _from_download(name: str, root: Path) -> Dataset:
+    """Lets TFDS download and prepare a data set, without TensorFlow."""
+    if name not in _TFDS_BUILDERS:
+        raise DataNotFoundError("TFDS download: only of " + ", ".join(_TFDS_BUILDERS))
+    tfds = _import_tfds("TFDS download: ")
+    from tensorflow_datasets.core.download import download_manager, util
+
+    builder = _tfds_builder(name)(data_dir=root, file_format="array_record")
+    # Google's prepared copies are TFRecord.
+    config = tfds.download.DownloadConfig(try_download_gcs=False)
+    try:
+        _reach(builder.URL + _IDX_GZ[0])  # without network, TFDS tries for minutes
+        builder.download_and_prepare(download_config=config)
+    except download_manager.NonMatchingChecksumError as error:
+        raise DataError(f"TFDS download: damaged or changed: {error}") from error
+    except (OSError, util.DownloadError) as error:
+        raise DataNotFoundError(
+            f"TFDS download from {builder.URL} failed: {error}"
+        ) from error
+    return _from_prepared(name, root)
+
+
+def _tfds_builder(name: str) -> type:
+    """The official builder, but for its files being read without TensorFlow."""
+    from tensorflow_datasets.core import registered
+    from tensorflow_datasets.image_classification import mnist
+
+    official = getattr(mnist, _TFDS_BUILDERS[name])
+    with registered.skip_registration():
+
+        class Builder(official):
+            url_infos = official.url_infos  # the checksums: not inherited
+
+            def _split_generators(self, dl_manager):
+                paths = dl_manager.download([self.URL + file for file in _IDX_GZ])
+                return {
+                    "train": self._generate_examples(*paths[:2]),
+                    "test": self._generate_examples(*paths[2:]),
+                }
+
+            def _generate_examples(self, images, labels):
+                from PIL import Image
+
+                pairs = zip(read_idx(images), read_idx(labels), strict=True)
+                for index, (image, label) in enumerate(pairs):
+                    row = {"image": Image.fromarray(image), "label": int(label)}
+                    yield index, row
+
+    Builder.name = name
+    return Builder
+
+
+def _reach(url: str) -> None:
+    request = urllib.request.Request(url, method="HEAD")
+    try:
+        urllib.request.urlopen(request, timeout=10).close()
+    except urllib.error.HTTPError as error:
+        error.close()  # it answered: let TFDS find out what is wrong
+
+
+def _import_tfds(context: str):
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise DataNotFoundError(
+            f"{context}tensorflow-datasets is not installed (pip install "
+            "'ds4nn_jax[experiments]')"
+        ) from error
+    return tfds
+
+
+def _checked(dataset: Dataset) -> Dataset:
+    """The data set, when its arrays fit each other and its classes."""
+    classes = len(dataset.class_names)
+    for split, images, labels in (
+        ("training", dataset.train_images, dataset.train_labels),
+        ("test", dataset.test_images, dataset.test_labels),
+    ):
+        where = f"{dataset.source}: {split}"
+        if images.ndim != 4 or images.dtype != np.uint8 or not images.size:
+            raise DataError(
+                f"{where} images must be [N, H, W, C] uint8, got {images.dtype} "
+                f"{images.shape}"
+            )
+        if labels.shape != images.shape[:1]:
+            raise DataError(
+                f"{where}: {len(images)} images, but labels of shape {labels.shape}"
+            )
+        wrong = labels[(labels < 0) | (labels >= classes)]
+        if wrong.size:
+            raise DataError(
+                f"{where} labels must lie in 0 … {classes - 1}, got {wrong[0]}"
+            )
+    if dataset.train_images.shape[1:] != dataset.test_images.shape[1:]:
+        raise DataError(
+            f"{dataset.source}: training images {dataset.train_images.shape[1:]}, test "
+            f"images {dataset.test_images.shape[1:]}"
+        )
+    return dataset

@@ -1,0 +1,590 @@
+import functools
+import gzip
+import hashlib
+import http.server
+import os
+import struct
+import subprocess
+import sys
+import threading
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from ds4nn_jax import data
+
+FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+REAL = Path(
+    os.environ.get("DS4NN_DATA_DIR")
+    or Path(__file__).resolve().parents[2] / "shared" / "data"
+)
+
+
+def idx(array: np.ndarray) -> bytes:
+    header = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
+    return header + array.astype(np.uint8).tobytes()
+
+
+def arrays(train=30, test=20, size=3, shift=0) -> dict[str, np.ndarray]:
+    """Images that all differ, with labels 0 … 9 in turn."""
+    images = np.arange((train + test) * size**2, dtype=np.uint32) + shift
+    images = (images % 251).astype(np.uint8).reshape(-1, size, size)
+    labels = np.arange(train + test, dtype=np.uint8) % 10
+    parts = images[:train], labels[:train], images[train:], labels[train:]
+    return dict(zip(FILES, parts, strict=True))
+
+
+def write(folder: Path, content=None, *, compress=True) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, array in (content or arrays()).items():
+        body = idx(array)
+        path = folder / (name + ".gz" if compress else name)
+        path.write_bytes(gzip.compress(body, mtime=0) if compress else body)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def nowhere(monkeypatch, tmp_path):
+    """No data anywhere, and no network, unless the test puts it there."""
+    monkeypatch.delenv("DS4NN_DATA_DIR", raising=False)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    monkeypatch.setattr(data, "_SYSTEM_DATASETS", tmp_path / "system")
+
+    def no_network(url):
+        raise OSError("no network")
+
+    monkeypatch.setattr(data, "_reach", no_network)
+
+
+REACH = data._reach
+
+
+# read_idx
+
+
+SMALL = idx(np.arange(2 * 3 * 4).reshape(2, 3, 4))
+
+
+def read(tmp_path: Path, body: bytes, name="file", **options) -> np.ndarray:
+    (tmp_path / name).write_bytes(body)
+    return data.read_idx(tmp_path / name, **options)
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 3), (2, 3, 4), (2, 3, 4, 3)])
+@pytest.mark.parametrize("name", ["file", "file.gz"])
+def test_read_idx_returns_what_was_written(tmp_path, shape, name):
+    expected = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    body = idx(expected)
+    got = read(tmp_path, gzip.compress(body) if name == "file.gz" else body, name)
+    assert got.dtype == np.uint8 and got.flags.writeable
+    np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("length", range(len(SMALL)))
+def test_read_idx_refuses_every_truncation(tmp_path, length):
+    with pytest.raises(data.DataError, match="truncated"):
+        read(tmp_path, SMALL[:length])
+    with pytest.raises(data.DataError, match="truncated"):
+        read(tmp_path, gzip.compress(SMALL[:length]), "file.gz")
+
+
+def test_read_idx_refuses_every_truncation_of_a_gzip_file(tmp_path):
+    body = gzip.compress(SMALL)
+    for length in range(len(body)):
+        with pytest.raises(data.DataError, match="truncated|intact gzip"):
+            read(tmp_path, body[:length], "file.gz")
+
+
+@pytest.mark.parametrize(
+    "body, message",
+    [
+        (b"\x01" + SMALL[1:], "not an IDX file"),
+        (b"\0\x01" + SMALL[2:], "not an IDX file"),
+        (b"<html>404</html>", "not an IDX file"),
+        (b"\0\0\x0d" + SMALL[3:], "type 0x0d"),
+        (b"\0\0\x08\0" + SMALL[4:], "0 axes"),
+        (b"\0\0\x08\xff" + SMALL[4:], "255 axes"),
+        (SMALL + b"\0", "left over"),
+        (SMALL + SMALL, "left over"),
+        (idx(np.zeros((0, 2, 2))), "empty"),
+        (gzip.compress(SMALL), "does not end in .gz"),
+        (b"", "truncated"),
+    ],
+)
+def test_read_idx_names_what_is_wrong(tmp_path, body, message):
+    with pytest.raises(data.DataError, match=message):
+        read(tmp_path, body)
+
+
+@pytest.mark.parametrize("shape", [(2**32 - 1,) * 4, (2**29, 1, 1), (2**20, 2**20)])
+@pytest.mark.parametrize("name", ["file", "file.gz"])
+def test_read_idx_allocates_nothing_for_a_header_that_lies(tmp_path, shape, name):
+    body = bytes([0, 0, 8, len(shape)]) + struct.pack(f">{len(shape)}I", *shape)
+    body = gzip.compress(body + b"xy") if name == "file.gz" else body + b"xy"
+    with pytest.raises(data.DataError, match="header promises"):
+        read(tmp_path, body, name)
+
+
+def test_read_idx_caps_the_size(tmp_path):
+    assert read(tmp_path, SMALL, max_bytes=24).size == 24
+    with pytest.raises(data.DataError, match="more than the 23 allowed"):
+        read(tmp_path, SMALL, max_bytes=23)
+
+
+def test_read_idx_refuses_what_is_not_gzip(tmp_path):
+    with pytest.raises(data.DataError, match="not an intact gzip file"):
+        read(tmp_path, SMALL, "file.gz")
+
+
+def test_read_idx_refuses_a_damaged_gzip_file(tmp_path):
+    body = bytearray(gzip.compress(SMALL))
+    body[-6] ^= 1  # in its checksum
+    with pytest.raises(data.DataError, match="not an intact gzip file"):
+        read(tmp_path, bytes(body), "file.gz")
+
+
+def test_read_idx_does_not_unpack_a_gzip_bomb(tmp_path, monkeypatch):
+    body = gzip.compress(SMALL + bytes(64 << 20))
+    taken = []
+    readinto = gzip.GzipFile.readinto
+
+    def counting(self, buffer):
+        taken.append(count := readinto(self, buffer))
+        return count
+
+    monkeypatch.setattr(gzip.GzipFile, "readinto", counting)
+    with pytest.raises(data.DataError, match="left over"):
+        read(tmp_path, body, "file.gz")
+    assert sum(taken) == 2 * 3 * 4 + 1
+
+
+def test_read_idx_of_a_missing_file_is_an_os_error(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        data.read_idx(tmp_path / "absent")
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    prefix=st.sampled_from([b"", b"\0\0\x08", b"\0\0\x08\x01\0\0\0", SMALL[:16]]),
+    rest=st.binary(max_size=40),
+    packing=st.sampled_from(["plain", "gzip", "named .gz", "damaged"]),
+    position=st.integers(0, 30),
+)
+@example(prefix=SMALL, rest=b"", packing="plain", position=0)
+def test_read_idx_of_any_bytes_is_an_array_or_a_data_error(
+    tmp_path, prefix, rest, packing, position
+):
+    body, name = prefix + rest, "file" if packing == "plain" else "file.gz"
+    if packing in ("gzip", "damaged"):
+        body = bytearray(gzip.compress(body))
+        body[position % len(body)] ^= packing == "damaged"
+    try:
+        array = read(tmp_path, bytes(body), name)
+    except data.DataError as error:
+        assert str(tmp_path / name) in str(error)
+    else:
+        assert array.dtype == np.uint8 and array.size > 0
+
+
+# load: IDX files
+
+
+@pytest.mark.parametrize("compress", [True, False])
+@pytest.mark.parametrize("separator", "-.")
+def test_load_reads_idx_files(tmp_path, compress, separator):
+    content = arrays()
+    named = {k.replace("-idx", separator + "idx"): v for k, v in content.items()}
+    got = data.load("mnist", write(tmp_path / "here", named, compress=compress))
+    for array, expected in zip(got[1:5], content.values(), strict=True):
+        np.testing.assert_array_equal(np.squeeze(array), expected)
+    assert got.train_images.shape == (30, 3, 3, 1)
+    assert got.train_images.dtype == np.uint8
+    assert got.train_labels.dtype == got.test_labels.dtype == np.int32
+    assert got.class_names == tuple("0123456789")
+    assert str(tmp_path / "here") in got.source
+
+
+def test_load_reads_colour_images_and_other_names(tmp_path):
+    content = arrays()
+    for name in FILES[::2]:
+        colour = np.repeat(content.pop(name)[..., None], 3, axis=-1)
+        content[name.replace("idx3", "idx4")] = colour
+    got = data.load("my_set", write(tmp_path, content))
+    assert got.train_images.shape == (30, 3, 3, 3)
+    assert got.class_names == tuple("0123456789")
+
+
+def test_load_takes_the_folder_above(tmp_path):
+    write(tmp_path / "fashion_mnist")
+    assert data.load("fashion_mnist", tmp_path).class_names[9] == "Ankle boot"
+
+
+def first_pixel(dataset: data.Dataset) -> int:
+    return int(dataset.train_images.flat[0])
+
+
+def test_load_looks_near_before_far(tmp_path, monkeypatch):
+    places = {
+        1: tmp_path / "given",
+        2: tmp_path / "env" / "fashion_mnist",
+        3: tmp_path / "system" / "fashion-mnist",
+    }
+    for shift, place in places.items():
+        write(place, arrays(shift=shift))
+    assert first_pixel(data.load("fashion_mnist")) == 3
+    monkeypatch.setenv("DS4NN_DATA_DIR", str(tmp_path / "env"))
+    assert first_pixel(data.load("fashion_mnist")) == 2
+    assert first_pixel(data.load("fashion_mnist", tmp_path / "given")) == 1
+
+
+def test_load_does_not_go_elsewhere_when_told_where(tmp_path, monkeypatch):
+    write(tmp_path / "env" / "mnist")
+    monkeypatch.setenv("DS4NN_DATA_DIR", str(tmp_path / "env"))
+    given = tmp_path / "given"
+    with pytest.raises(data.DataNotFoundError, match="given: no such directory"):
+        data.load("mnist", given)
+    given.mkdir()
+    with pytest.raises(data.DataNotFoundError, match="holds no train-images-idx3"):
+        data.load("mnist", given)
+    write(given)
+    (given / "t10k-labels-idx1-ubyte.gz").unlink()
+    with pytest.raises(data.DataNotFoundError, match="holds no t10k-labels-idx1"):
+        data.load("mnist", given)
+
+
+def test_load_stops_at_a_corrupt_file(tmp_path, monkeypatch):
+    write(tmp_path / "env" / "mnist")
+    write(tmp_path / "system" / "mnist")
+    monkeypatch.setenv("DS4NN_DATA_DIR", str(tmp_path / "env"))
+    path = tmp_path / "env" / "mnist" / (FILES[0] + ".gz")
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(data.DataError, match=FILES[0]):
+        data.load("mnist")
+
+
+@pytest.mark.parametrize(
+    "name, array, message",
+    [
+        (FILES[1], np.full(30, 10), r"0 … 9, got 10"),
+        (FILES[1], np.zeros(29), "30 images, but labels of shape"),
+        (FILES[3], np.zeros(21), "20 images, but labels of shape"),
+        (FILES[0], np.zeros(30), "expected 3 or 4 axes"),
+        (FILES[1], np.zeros((30, 1)), "expected 1 axes"),
+        (FILES[2], np.zeros((20, 4, 4)), "test images"),
+    ],
+)
+def test_load_refuses_arrays_that_do_not_fit(tmp_path, name, array, message):
+    with pytest.raises(data.DataError, match=message):
+        data.load("mnist", write(tmp_path, arrays() | {name: array}))
+
+
+def test_load_that_finds_nothing_names_every_place_and_the_command(tmp_path):
+    pytest.importorskip("tensorflow_datasets")
+    with pytest.raises(data.DataNotFoundError) as caught:
+        data.load("fashion_mnist")
+    for said in (
+        "$DS4NN_DATA_DIR is not set",
+        str(tmp_path / "system" / "fashion-mnist"),
+        str(tmp_path / "tfds" / "fashion_mnist"),
+        "failed: no network",
+        "python -c \"import ds4nn_jax.data as d; d.load('fashion_mnist')\"",
+        "apt install dataset-fashion-mnist",
+        *FILES,
+    ):
+        assert said in str(caught.value)
+
+
+def test_load_of_an_unknown_name():
+    with pytest.raises(data.DataNotFoundError, match="tfds.builder.'mnits'"):
+        data.load("mnits")
+    for name in ("", "../mnist", "mnist/..", "MNIST", "a b"):
+        with pytest.raises(ValueError, match="no data set name"):
+            data.load(name)
+
+
+# load: TFDS
+
+
+def serve(folder: Path):
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    handler = functools.partial(Quiet, directory=folder)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    return server
+
+
+@pytest.fixture
+def official(tmp_path, monkeypatch):
+    """A server of small files in the place of the official one, and its folder."""
+    pytest.importorskip("tensorflow_datasets")
+    from tensorflow_datasets.core.download import checksums
+    from tensorflow_datasets.image_classification import mnist
+
+    folder = write(tmp_path / "served", arrays(size=28))
+    server = serve(folder)
+    url = f"http://127.0.0.1:{server.server_port}/"
+    infos = {
+        url + path.name: checksums.UrlInfo(
+            size=path.stat().st_size,
+            checksum=hashlib.sha256(path.read_bytes()).hexdigest(),
+            filename=path.name,
+        )
+        for path in folder.iterdir()
+    }
+    monkeypatch.setattr(mnist.MNIST, "URL", url)
+    monkeypatch.setattr(mnist.MNIST, "url_infos", infos)
+    monkeypatch.setattr(data, "_reach", REACH)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    yield folder
+    server.shutdown()
+    server.server_close()
+
+
+def rows(images, labels) -> Counter:
+    return Counter(
+        (image.tobytes(), int(label))
+        for image, label in zip(images, labels, strict=True)
+    )
+
+
+def assert_holds(dataset: data.Dataset, content: dict) -> None:
+    """The same images with the same labels, in whatever order."""
+    train_images, train_labels, test_images, test_labels = content.values()
+    assert rows(*dataset[1:3]) == rows(train_images, train_labels)
+    assert rows(*dataset[3:5]) == rows(test_images, test_labels)
+
+
+def test_load_lets_tfds_download_without_tensorflow(tmp_path, official):
+    first = data.load("mnist")
+    assert_holds(first, arrays(size=28))
+    assert first.train_images.shape == (30, 28, 28, 1)
+    assert "tensorflow" not in sys.modules
+
+    # Prepared now, so needed no longer; a data_dir that holds it does as well.
+    for path in official.iterdir():
+        path.unlink()
+    second = data.load("mnist")
+    third = data.load("mnist", tmp_path / "tfds")
+    cache = next((tmp_path / "tfds" / "mnist").glob("*/ds4nn_jax.npz"))
+    cache.write_bytes(b"damaged")
+    fourth = data.load("mnist")
+    for later in (second, third, fourth):
+        for one, other in zip(first[1:5], later[1:5], strict=True):
+            np.testing.assert_array_equal(one, other)
+            assert one.dtype == other.dtype
+        assert later.class_names == first.class_names
+
+
+def test_load_refuses_a_download_that_is_not_the_official_file(official):
+    path = official / (FILES[1] + ".gz")
+    path.write_bytes(gzip.compress(idx(np.zeros(30))))
+    with pytest.raises(data.DataError, match="damaged or changed"):
+        data.load("mnist")
+
+
+def test_load_of_a_download_that_is_gone(official):
+    (official / (FILES[3] + ".gz")).unlink()
+    with pytest.raises(data.DataNotFoundError, match="404"):
+        data.load("mnist")
+
+
+def test_load_without_tfds_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    with pytest.raises(data.DataNotFoundError, match="not installed"):
+        data.load("mnist")
+
+
+def prepare(root: Path, name: str, features, examples) -> Path:
+    """Prepares the newest and an older version of a data set of one's own."""
+    tfds = pytest.importorskip("tensorflow_datasets")
+    for version in ("9.0.0", "10.0.0"):
+        shown = examples if version == "10.0.0" else examples[:1]
+
+        class Own(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+            VERSION = tfds.core.Version(version)
+            pkg_dir_path = root
+
+            def _info(self):
+                shown = tfds.features.FeaturesDict(features(tfds.features))
+                return tfds.core.DatasetInfo(builder=self, features=shown)
+
+            def _split_generators(self, dl_manager):
+                return {"train": self._rows(), "test": self._rows()}
+
+            def _rows(self, shown=shown):
+                yield from enumerate(shown)
+
+            def _generate_examples(self):
+                pass
+
+        Own.name = name
+        Own(data_dir=root, file_format="array_record").download_and_prepare()
+    return root / name / "10.0.0"
+
+
+def image(value: int, size=4):
+    from PIL import Image
+
+    return Image.fromarray(np.full((size, size, 3), value, np.uint8))
+
+
+def labelled(f, shape=(4, 4, 3)):
+    return {"image": f.Image(shape=shape), "label": f.ClassLabel(names=["cat", "dog"])}
+
+
+def test_load_reads_any_image_data_set_that_tfds_prepared(tmp_path):
+    examples = [{"image": image(k), "label": k % 2} for k in range(6)]
+    prepare(tmp_path, "pets", labelled, examples)
+    for _ in range(2):  # the second time from the cache
+        got = data.load("pets", tmp_path)
+        assert got.class_names == ("cat", "dog")
+        assert got.train_images.shape == got.test_images.shape == (6, 4, 4, 3)
+        order = np.argsort(got.train_images[:, 0, 0, 0])
+        np.testing.assert_array_equal(got.train_labels[order], [0, 1] * 3)
+        assert "10.0.0" in got.source
+
+
+def test_load_refuses_a_prepared_data_set_of_another_kind(tmp_path):
+    prepare(tmp_path, "words", lambda f: {"text": f.Text()}, [{"text": "a"}])
+    with pytest.raises(data.DataError, match="needed are an image"):
+        data.load("words", tmp_path)
+
+
+def test_load_refuses_images_of_many_shapes(tmp_path):
+    examples = [{"image": image(0, size), "label": 0} for size in (3, 4)]
+    features = functools.partial(labelled, shape=(None, None, 3))
+    prepare(tmp_path, "pets", features, examples)
+    with pytest.raises(data.DataError, match="share one shape"):
+        data.load("pets", tmp_path)
+
+
+def test_load_refuses_tfrecord(tmp_path):
+    folder = prepare(tmp_path, "pets", labelled, [{"image": image(0), "label": 0}])
+    info = folder / "dataset_info.json"
+    info.write_text(info.read_text().replace("array_record", "tfrecord"))
+    with pytest.raises(data.DataError, match="tfrecord, which only TensorFlow reads"):
+        data.load("pets", tmp_path)
+
+
+# digits and real data
+
+
+def test_digits_are_the_whole_of_them_scaled_exactly():
+    from sklearn.datasets import load_digits
+
+    got = data.load("digits")
+    assert got.train_images.shape == (1438, 8, 8, 1)
+    assert got.test_images.shape == (359, 8, 8, 1)
+    assert got.train_images.dtype == np.uint8
+    levels = np.unique(np.concatenate([got.train_images, got.test_images]))
+    np.testing.assert_array_equal(levels, [round(k * 255 / 16) for k in range(17)])
+    sixteenths = np.rint(np.concatenate(got[1:4:2])[..., 0] * (16 / 255))
+    source = load_digits()
+    assert rows(sixteenths, np.concatenate(got[2:5:2])) == rows(
+        source.images, source.target
+    )
+    test_share = np.bincount(got.test_labels) / np.bincount(source.target)
+    np.testing.assert_allclose(test_share, 0.2, atol=0.005)
+
+
+def test_digits_test_set_never_changes():
+    first = data.load("digits").test_labels[:20].tolist()
+    assert first == [0, 9, 1, 7, 9, 0, 2, 4, 6, 9, 5, 5, 1, 3, 0, 0, 2, 6, 3, 7]
+
+
+def test_digits_take_no_data_dir(tmp_path):
+    with pytest.raises(ValueError, match="no data_dir"):
+        data.load("digits", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
+def test_load_reads_the_real_files(name):
+    if not (REAL / name).is_dir():
+        pytest.skip(f"no real {name}: set DS4NN_DATA_DIR to a directory that holds it")
+    got = data.load(name, REAL / name)
+    assert got.train_images.shape == (60_000, 28, 28, 1)
+    assert got.test_images.shape == (10_000, 28, 28, 1)
+    first = {"mnist": (5, 7), "fashion_mnist": (9, 9)}[name]
+    assert (got.train_labels[0], got.test_labels[0]) == first
+    assert len(np.unique(got.train_labels)) == 10
+
+
+# splits and orders
+
+
+def test_stratified_split_takes_the_same_share_of_every_class():
+    labels = np.repeat([0, 3, 7], [10, 100, 45])
+    rest, held_out = data.stratified_split(labels, 0.2, seed=1)
+    np.testing.assert_array_equal(np.sort(np.r_[rest, held_out]), np.arange(155))
+    assert Counter(labels[held_out].tolist()) == {0: 2, 3: 20, 7: 9}
+    assert (np.diff(rest) > 0).all() and (np.diff(held_out) > 0).all()
+
+
+def test_stratified_split_depends_on_the_seed_alone():
+    labels = np.arange(1000) % 10
+    one, again, other = (
+        data.stratified_split(labels, 0.1, seed=seed)[1] for seed in (4, 4, 5)
+    )
+    np.testing.assert_array_equal(one, again)
+    assert not np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5, float("nan")])
+def test_stratified_split_refuses_fractions_outside_0_1(fraction):
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        data.stratified_split(np.zeros(10, int), fraction, seed=0)
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.99])
+def test_stratified_split_refuses_to_empty_a_class(fraction):
+    labels = np.repeat([0, 1], [1000, 10])
+    with pytest.raises(ValueError, match=r"class 1 \(10 images\)"):
+        data.stratified_split(labels, fraction, seed=0)
+
+
+def test_stratified_split_refuses_what_are_not_labels():
+    for labels in (np.zeros(4), np.zeros((4, 2), int)):
+        with pytest.raises(ValueError, match="whole numbers"):
+            data.stratified_split(labels, 0.5, seed=0)
+
+
+def test_epoch_permutation_is_fixed_by_seed_and_epoch():
+    orders = {
+        (seed, epoch): data.epoch_permutation(50, seed=seed, epoch=epoch)
+        for seed in range(3)
+        for epoch in range(3)
+    }
+    for (seed, epoch), order in orders.items():
+        np.testing.assert_array_equal(np.sort(order), np.arange(50))
+        again = np.random.Generator(np.random.Philox(key=[seed, epoch]))
+        np.testing.assert_array_equal(order, again.permutation(50))
+    assert len({order.tobytes() for order in orders.values()}) == 9
+
+
+def test_epoch_permutation_refuses_negative_seeds():
+    for seed, epoch in ((-1, 0), (0, -1), (2**64, 0)):
+        with pytest.raises(ValueError, match="must lie in 0"):
+            data.epoch_permutation(5, seed=seed, epoch=epoch)
+
+
+def test_import_loads_nothing_heavy():
+    heavy = "tensorflow_datasets", "tensorflow", "sklearn", "PIL", "matplotlib"
+    code = (
+        f"import sys, ds4nn_jax.data; print([m for m in {heavy} if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
