@@ -1,0 +1,298 @@
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ds4nn_jax import plots
+
+NAMES = ("cat", "dog", "a longer name")
+ROWS = [
+    {
+        "epoch": epoch,
+        "train_accuracy": 0.5 + 0.1 * epoch,
+        "val_accuracy": 0.4 + 0.1 * epoch,
+        "val_decision_step": 40.0 - epoch,
+        "val_spikes": 1000.0 + 100 * epoch,
+    }
+    for epoch in (1, 2, 3)
+]
+
+
+def texts(axes) -> list[str]:
+    return [text.get_text() for text in axes.texts]
+
+
+def ticks(labels) -> tuple[str, ...]:
+    return tuple(label.get_text() for label in labels)
+
+
+def is_vertical_at(line, x) -> bool:
+    return np.allclose(line.get_xdata(), x) and line.get_linestyle() == "--"
+
+
+def overlapping(figure, drawn) -> list[tuple[str, str]]:
+    """Pairs of texts whose boxes overlap on paper."""
+    figure.savefig(os.devnull, format="png")  # lays the figure out
+    boxes = [(text.get_text(), text.get_window_extent()) for text in drawn]
+    return [
+        (one, other)
+        for k, (one, box) in enumerate(boxes)
+        for other, another in boxes[k + 1 :]
+        if one and other and box.overlaps(another)
+    ]
+
+
+# learning_curve
+
+
+def test_learning_curve_draws_accuracy_in_percent_and_the_cost():
+    figure = plots.learning_curve(ROWS)
+    accuracy, steps, spikes = figure.axes
+    training, validation = accuracy.lines
+    np.testing.assert_array_equal(training.get_xdata(), [1, 2, 3])
+    np.testing.assert_allclose(training.get_ydata(), [60, 70, 80])
+    np.testing.assert_allclose(validation.get_ydata(), [50, 60, 70])
+    np.testing.assert_allclose(steps.lines[0].get_ydata(), [39, 38, 37])
+    np.testing.assert_allclose(spikes.lines[0].get_ydata(), [1100, 1200, 1300])
+    assert accuracy.get_xlabel() == steps.get_xlabel() == "epoch"
+    assert accuracy.get_ylabel() == "accuracy (%)"
+    assert "time steps" in steps.get_ylabel()
+    assert "spikes per image" in spikes.get_ylabel()
+    assert ticks(accuracy.get_legend().texts) == ("training", "validation")
+    assert ticks(steps.get_legend().texts) == ("decision step", "spikes")
+
+
+def test_learning_curve_of_one_epoch_without_validation():
+    figure = plots.learning_curve([{"epoch": 1, "train_accuracy": 0.5}])
+    (accuracy,) = figure.axes
+    (line,) = accuracy.lines
+    assert line.get_marker() == "o"  # a single point would else be invisible
+    np.testing.assert_allclose(line.get_ydata(), [50])
+
+
+def test_learning_curve_of_nothing():
+    with pytest.raises(ValueError, match="no epoch"):
+        plots.learning_curve([])
+
+
+# confusion and firing_times
+
+
+def test_confusion_prints_counts_and_colours_shares():
+    matrix = np.array([[8, 2, 0], [0, 1234, 0], [0, 0, 0]])
+    figure = plots.confusion(matrix, NAMES)
+    axes, bar = figure.axes
+    assert texts(axes) == ["8", "2", "0", "0", "1,234", "0", "0", "0", "0"]
+    assert [text.get_position() for text in axes.texts[:3]] == [(0, 0), (1, 0), (2, 0)]
+    shares = axes.images[0].get_array()
+    np.testing.assert_allclose(shares, [[80, 20, 0], [0, 100, 0], [0, 0, 0]])
+    assert axes.get_xlabel() == "decision" and axes.get_ylabel() == "true class"
+    assert ticks(axes.get_xticklabels()) == ticks(axes.get_yticklabels()) == NAMES
+    assert "99.84 % of 1,244 images" in axes.get_title()
+    assert "%" in bar.get_ylabel()
+
+
+def test_confusion_is_light_on_dark_and_dark_on_light():
+    axes = plots.confusion(np.diag([5, 5, 5]), NAMES).axes[0]
+    colours = np.array([text.get_color() for text in axes.texts]).reshape(3, 3)
+    assert (np.diag(colours) == "white").all()
+    assert (colours[~np.eye(3, dtype=bool)] == "black").all()
+
+
+def test_confusion_of_nothing():
+    axes = plots.confusion(np.zeros((3, 3), int), NAMES).axes[0]
+    assert "none of 0 images" in axes.get_title()
+
+
+def test_firing_times_prints_means_and_frames_the_correct_ones():
+    means = np.array([[10.04, 50, np.nan], [60, 20, np.nan], [70, 80, np.nan]])
+    axes, bar = plots.firing_times(means, NAMES).axes
+    assert texts(axes) == ["10.0", "50.0", "–", "60.0", "20.0", "–"] + [
+        "70.0",
+        "80.0",
+        "–",
+    ]
+    centres = [
+        (patch.get_x() + patch.get_width() / 2, patch.get_y() + patch.get_height() / 2)
+        for patch in axes.patches
+    ]
+    np.testing.assert_allclose(centres, [(0, 0), (1, 1), (2, 2)])
+    assert axes.get_xlabel() == "class of the image"
+    assert axes.get_ylabel() == "output neuron"
+    assert "time steps" in bar.get_ylabel()
+    assert axes.images[0].get_clim() == (10.04, 80)
+
+
+@pytest.mark.parametrize("draw", [plots.confusion, plots.firing_times])
+def test_heat_maps_refuse_what_is_not_square(draw):
+    for shape in ((3, 2), (4, 4), (3,)):
+        with pytest.raises(ValueError, match="each of 3 classes"):
+            draw(np.zeros(shape), NAMES)
+
+
+@pytest.mark.parametrize("draw", [plots.confusion, plots.firing_times])
+def test_texts_of_heat_maps_do_not_overlap(draw):
+    names = [f"class {k} of all" for k in range(10)]
+    figure = draw(np.full((10, 10), 1000) - np.eye(10), names)
+    axes = figure.axes[0]
+    assert overlapping(figure, axes.texts + axes.get_yticklabels()) == []
+
+
+# raster
+
+
+def test_raster_draws_the_spikes_and_tells_of_the_silent():
+    hidden = np.array([3.0, 100, 99, 100])
+    figure = plots.raster(
+        [("input", np.zeros((2, 5))), ("64C3", hidden)], 100, decision_step=42
+    )
+    first, last = figure.axes
+    spikes, decision = last.lines
+    np.testing.assert_array_equal(spikes.get_xdata(), [3, 99])
+    np.testing.assert_array_equal(spikes.get_ydata(), [0, 2])
+    assert is_vertical_at(decision, 42)
+    assert len(first.lines[0].get_xdata()) == 10
+    assert first.get_title("left") == "input: 10 neurons, 0 % silent"
+    assert last.get_title("left") == "64C3: 4 neurons, 50 % silent"
+    assert "decision at step 42" in first.get_title("right")
+    assert last.get_xlabel() == "time step"
+    assert first.get_ylabel() == last.get_ylabel() == "neuron index"
+    for axes in figure.axes:
+        low, high = axes.get_xlim()
+        assert low < 0 and high > 100
+
+
+def test_raster_of_a_silent_layer_without_a_decision():
+    (axes,) = plots.raster([("output", np.full(10, 20.0))], 20).axes
+    (spikes,) = axes.lines
+    assert len(spikes.get_xdata()) == 0
+    assert axes.get_title("left") == "output: 10 neurons, 100 % silent"
+    assert axes.get_title("right") == ""
+
+
+def test_raster_refuses_emptiness():
+    with pytest.raises(ValueError, match="no layer"):
+        plots.raster([], 100)
+    with pytest.raises(ValueError, match="'hidden' has no neuron"):
+        plots.raster([("hidden", np.zeros(0))], 100)
+
+
+# output_potentials
+
+
+def draw_potentials(potentials, times, **options):
+    options = {"threshold": 100.0, "label": 1, "class_names": NAMES} | options
+    figure = plots.output_potentials(np.array(potentials), np.array(times), **options)
+    (axes,) = figure.axes
+    return figure, axes
+
+
+RISING = np.array([[10, 20, -1000], [60, 110, -5000], [105, 130, -9000], [90, 90, 0]])
+
+
+def test_output_potentials_marks_threshold_decision_and_the_first_to_fire():
+    figure, axes = draw_potentials(RISING, [2, 1, 4], decision_step=1)
+    *potentials, spikes, threshold, decision = axes.lines
+    for k, line in enumerate(potentials):
+        np.testing.assert_array_equal(line.get_xdata(), [0, 1, 2, 3])
+        np.testing.assert_array_equal(line.get_ydata(), RISING[:, k])
+    widths = [line.get_linewidth() for line in potentials]
+    assert np.argmax(widths) == 1
+    np.testing.assert_array_equal(spikes.get_xdata(), [2, 1])
+    np.testing.assert_array_equal(spikes.get_ydata(), [105, 110])
+    np.testing.assert_array_equal(threshold.get_ydata(), [100, 100])
+    assert is_vertical_at(decision, 1)
+    assert axes.get_xlabel() == "time step"
+    assert axes.get_ylabel() == "membrane potential (mV)"
+    assert texts(axes) == ["threshold 100 mV"]
+    assert "‘dog’ fires first, decision at step 1" in axes.get_title()
+    (legend,) = figure.legends
+    assert ticks(legend.texts) == ("cat", "dog (label)", "a longer name")
+
+
+def test_output_potentials_keeps_the_threshold_in_view():
+    axes = draw_potentials(RISING, [2, 1, 4], decision_step=1)[1]
+    low, high = axes.get_ylim()
+    assert -250 < low < 0 and 130 < high < 400
+    axes = draw_potentials(RISING / 1000, [4, 4, 4], decision_step=4)[1]
+    low, high = axes.get_ylim()
+    assert low < 0 and high > 100
+
+
+@pytest.mark.parametrize(
+    "times, winner, words",
+    [
+        ([2, 2, 4], "dog", "‘dog’ fires first"),  # a tie: the higher potential
+        ([4, 4, 4], "cat", "no output fires, ‘cat’ ends highest"),  # then the lower
+    ],
+)
+def test_output_potentials_highlights_what_decides(times, winner, words):
+    axes = draw_potentials(RISING, times, decision_step=min(times))[1]
+    thick = max(axes.lines, key=lambda line: line.get_linewidth())
+    assert thick.get_label().startswith(winner)
+    assert words in axes.get_title()
+
+
+def test_output_potentials_shows_a_silent_winner_far_below():
+    axes = draw_potentials(RISING - 2000, [4, 4, 4], decision_step=4)[1]
+    assert axes.get_ylim()[0] < -1990
+
+
+def test_output_potentials_tells_ten_neurons_apart():
+    figure = plots.output_potentials(
+        np.zeros((5, 10)),
+        np.full(10, 5),
+        threshold=100,
+        label=3,
+        class_names=list("0123456789"),
+        decision_step=5,
+    )
+    styles = [
+        (line.get_color(), line.get_linestyle()) for line in figure.axes[0].lines[:10]
+    ]
+    assert len(set(styles)) == 10
+
+
+def test_output_potentials_refuses_shapes_that_do_not_fit():
+    for potentials, times in (
+        (np.zeros((4, 2)), np.zeros(3)),
+        (np.zeros((4, 3)), np.zeros(2)),
+        (np.zeros((0, 3)), np.zeros(3)),
+    ):
+        with pytest.raises(ValueError, match="expected potentials"):
+            draw_potentials(potentials, times, decision_step=0)
+
+
+# spikes_per_layer and save
+
+
+def test_spikes_per_layer_prints_its_numbers():
+    (axes,) = plots.spikes_per_layer([1500.4, 20.25, 0], ["64C3", "P2", "10"]).axes
+    assert [bar.get_height() for bar in axes.patches] == [1500.4, 20.25, 0]
+    assert texts(axes) == ["1,500", "20.2", "0.0"]
+    assert ticks(axes.get_xticklabels()) == ("64C3", "P2", "10")
+    assert axes.get_ylabel() == "mean spikes per image"
+    assert "1,521 in all" in axes.get_title()
+    with pytest.raises(ValueError, match="2 counts for 1"):
+        plots.spikes_per_layer([1, 2], ["a"])
+
+
+def test_save_writes_a_png_of_150_dpi(tmp_path):
+    path = tmp_path / "figure.png"
+    plots.save(plots.spikes_per_layer([1, 2], ["a", "b"]), path)
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        assert image.size == (675, 570)  # 4.5 by 3.8 inches
+        assert np.asarray(image.convert("L")).std() > 0
+    assert os.listdir(tmp_path) == ["figure.png"]
+
+
+def test_save_leaves_the_old_file_when_it_fails(tmp_path):
+    path = tmp_path / "figure.png"
+    path.write_bytes(b"old")
+    figure = plots.spikes_per_layer([1], ["$\\broken{$"])
+    with pytest.raises(ValueError):
+        plots.save(figure, path)
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["figure.png"]
