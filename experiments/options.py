@@ -1,0 +1,136 @@
+"""The command-line flags of every experiment, defined once.
+
+Each field of `TrainConfig` is a flag; its docstring is the flag's help. Flags are
+parsed into a value of their own, not into absl's global one, so that several
+experiments, tests and notebooks can live in one process.
+"""
+
+import dataclasses
+import re
+import typing
+from collections.abc import Sequence
+
+from absl import flags
+
+from ds4nn_jax.training import TrainConfig
+
+
+class Options(typing.NamedTuple):
+    """What an experiment was asked for.
+
+    Attributes:
+      config: the training run.
+      data_dir: where the data set lies, None for the usual places.
+      out_dir: where results go.
+      train_limit: how many of the training images are used, from the first; 0 is all.
+      overwrite: whether results already in `out_dir` may be replaced.
+      evaluate: weights to evaluate instead of training, None to train.
+      resolved: all flags as the text of a flagfile.
+    """
+
+    config: TrainConfig
+    data_dir: str | None
+    out_dir: str
+    train_limit: int
+    overwrite: bool
+    evaluate: str | None
+    resolved: str
+
+
+def parse(argv: Sequence[str], *, dataset: str) -> Options:
+    """Flags (and flagfiles) of `argv`, program name first.
+
+    Raises:
+      SystemExit: after --help, or with a message for a flag that is unknown or wrong.
+    """
+    values = flags.FlagValues()
+    here = dict(flag_values=values)
+    flags.DEFINE_bool("help", False, "Show this help.", short_name="h", **here)
+    flags.DEFINE_string(
+        "data_dir", None, "Where the data set lies; empty: the usual places.", **here
+    )
+    flags.DEFINE_string(
+        "out_dir", f"runs/{dataset}", "Where weights, metrics and figures go.", **here
+    )
+    flags.DEFINE_integer(
+        "train_limit",
+        0,
+        "Use the first so many training images; 0: all.",
+        lower_bound=0,
+        **here,
+    )
+    flags.DEFINE_bool(
+        "overwrite", False, "Replace the results of an earlier run in out_dir.", **here
+    )
+    flags.DEFINE_string(
+        "evaluate", None, "Evaluate this .safetensors file instead of training.", **here
+    )
+    _define_config(values)
+    try:
+        rest = values(list(argv))
+        if values.help:
+            raise SystemExit(values.get_help())
+        if len(rest) > 1:
+            raise ValueError(f"unexpected argument {rest[1]!r}: flags begin with --")
+        config = _config(values)
+    except (flags.Error, ValueError) as error:
+        raise SystemExit(f"experiments.{dataset}: {error}") from error
+    return Options(
+        config,
+        values.data_dir,
+        values.out_dir,
+        values.train_limit,
+        values.overwrite,
+        values.evaluate,
+        values.flags_into_string(),
+    )
+
+
+def _define_config(values: flags.FlagValues) -> None:
+    helps = _field_helps()
+    define = {
+        int: flags.DEFINE_integer,
+        float: flags.DEFINE_float,
+        str: flags.DEFINE_string,
+    }
+    for field in dataclasses.fields(TrainConfig):
+        name, default, text = field.name, field.default, helps[field.name]
+        here = dict(flag_values=values)
+        if field.type in define:
+            define[field.type](name, default, text, **here)
+        elif typing.get_origin(field.type) is typing.Literal:
+            choices = typing.get_args(field.type)
+            flags.DEFINE_enum(name, default, choices, text, **here)
+        else:  # a tuple: comma-separated numbers, or low:high pairs
+            flags.DEFINE_list(name, list(map(str, default)), text, **here)
+
+
+def _field_helps() -> dict[str, str]:
+    """Help of each field, from the Attributes section of `TrainConfig`'s docstring."""
+    section = TrainConfig.__doc__.split("Attributes:")[1]
+    entries = re.findall(r"^ {6}(\w+): (.*(?:\n {8}.*)*)", section, re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in entries}
+
+
+def _config(values: flags.FlagValues) -> TrainConfig:
+    given = {f.name: values[f.name].value for f in dataclasses.fields(TrainConfig)}
+    for name in ("learning_rates", "firing_rates"):
+        given[name] = tuple(_number(name, text) for text in given[name])
+    given["initial_weights"] = tuple(
+        _range("initial_weights", text) for text in given["initial_weights"]
+    )
+    return TrainConfig(**given)
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{name}: {text!r} is not a number") from None
+
+
+def _range(name: str, text: str) -> tuple[float, float]:
+    low, colon, high = text.partition(":")
+    if not colon:
+        raise ValueError(f"{name}: {text!r} is not low:high, as in -15:30")
+    return _number(name, low), _number(name, high)

@@ -1,0 +1,160 @@
+"""One experiment from options to results: data, training, test, figures.
+
+Under `out_dir`:
+  flags.cfg          every flag as it was resolved; a flagfile to run the same again
+  metrics.jsonl      a line an epoch, and one for the test set at the end
+  best.safetensors   weights of the best epoch on the validation images
+  *.png              figures
+"""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+import ds4nn_jax as ds
+from ds4nn_jax import data
+from experiments import options, progress
+
+
+def main(argv: Sequence[str] | None, dataset: str) -> ds.Report:
+    """Runs the experiment that `argv` asks for; returns the report on the test set.
+
+    Raises:
+      SystemExit: with a message, for flags or data that cannot be used, or an out_dir
+        that already holds a run or cannot be written.
+    """
+    asked = options.parse(sys.argv if argv is None else argv, dataset=dataset)
+    try:
+        images = data.load(dataset, asked.data_dir)
+        print(f"{dataset}: {images.source}", flush=True)
+        if asked.evaluate is not None:
+            return _evaluate(asked, images)
+        return _train(asked, images)
+    except (data.DataError, ValueError, OSError) as error:
+        raise SystemExit(f"experiments.{dataset}: {error}") from error
+
+
+def _train(asked: options.Options, images: data.Dataset) -> ds.Report:
+    config, out = asked.config, Path(asked.out_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    metrics = out / "metrics.jsonl"
+    if metrics.exists() and not asked.overwrite:
+        raise ValueError(
+            f"{out} already holds a run: choose another --out_dir, or --overwrite"
+        )
+    network = config.network()
+    limit = asked.train_limit or None
+    display = progress.Display(config.epochs)
+    epochs = ds.train(
+        config,
+        images.train_images[:limit],
+        images.train_labels[:limit],
+        on_step=display.on_step,
+    )
+    weights = out / "best.safetensors"
+    (out / "flags.cfg").write_text(asked.resolved)
+    metrics.write_text("")
+    history, start = [], time.monotonic()
+    with display.showing():
+        for result in epochs:
+            seconds, start = time.monotonic() - start, time.monotonic()
+            history.append(_row(result) | {"seconds": round(seconds, 2)})
+            if result.best:
+                best = result
+                notes = {"dataset": images.name, "seed": config.seed} | history[-1]
+                ds.save_weights(weights, network, result.params, notes=notes)
+            _append(metrics, history[-1])
+            display.on_epoch(result, seconds)
+    test = ds.evaluate(network, best.params, images.test_images, images.test_labels)
+    _append(metrics, {"best_epoch": best.epoch, **_prefixed("test", test.summary())})
+    _print_report(test, f"best epoch {best.epoch}")
+    _figures(out, network, best.params, images, test, history)
+    print(f"results in {out}")
+    return test
+
+
+def _evaluate(asked: options.Options, images: data.Dataset) -> ds.Report:
+    network, params, _ = ds.load_weights(asked.evaluate)
+    test = ds.evaluate(network, params, images.test_images, images.test_labels)
+    _print_report(test, asked.evaluate)
+    return test
+
+
+def _row(result: ds.EpochResult) -> dict:
+    row = {"epoch": result.epoch, **_prefixed("train", result.train._asdict())}
+    if result.validation is not None:
+        row |= _prefixed("val", result.validation.summary())
+    return row
+
+
+def _prefixed(prefix: str, numbers: dict) -> dict:
+    return {f"{prefix}_{name}": value for name, value in numbers.items()}
+
+
+def _append(path: Path, row: dict) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def _print_report(test: ds.Report, which: str) -> None:
+    print(
+        f"test images {test.images} ({which})\n"
+        f"  strict accuracy   {test.accuracy:.2%}\n"
+        f"  lenient accuracy  {test.lenient_accuracy:.2%}  (a tie counts)\n"
+        f"  ties              {test.tied:.2%}    all outputs silent {test.silent:.2%}\n"
+        f"  decision step     {test.decision_step:.1f}\n"
+        f"  spikes            {test.spikes:.0f} an image up to the decision"
+        f" (and {test.layer_spikes[0]:.0f} input spikes)\n"
+        f"  dead neurons      {test.dead:.1%}",
+        flush=True,
+    )
+
+
+def _figures(
+    out: Path,
+    network: ds.SpikingNetwork,
+    params: dict,
+    images: data.Dataset,
+    test: ds.Report,
+    history: list[dict],
+) -> None:
+    from ds4nn_jax import plots  # matplotlib takes a second to import
+
+    # The first test image, whatever the network makes of it: not the best looking one.
+    steps, image, label = network.num_steps, images.test_images[:1], images.test_labels
+    times = ds.encode(image, num_steps=steps)
+    trace = network.apply(params, times, method="trace")
+    step = int(np.min(trace.times[-1]))
+    kernel = params["params"][network.names[-1]]["kernel"]
+    potentials = ds.membrane_potentials(
+        trace.times[-2].reshape(1, -1), kernel, num_steps=steps
+    )
+    layers = ("input", *network.names)
+    figures = {
+        "learning_curve": plots.learning_curve(history),
+        "confusion": plots.confusion(test.confusion, images.class_names),
+        "raster": plots.raster(
+            [
+                (name, np.asarray(t).reshape(-1))
+                for name, t in zip(layers, trace.times, strict=True)
+            ],
+            steps,
+            decision_step=step,
+        ),
+        "output_potentials": plots.output_potentials(
+            np.asarray(potentials[:, 0]),
+            np.asarray(trace.times[-1][0]),
+            threshold=network.threshold,
+            label=int(label[0]),
+            class_names=images.class_names,
+            decision_step=step,
+        ),
+        "firing_times": plots.firing_times(test.firing_times, images.class_names),
+        "spikes_per_layer": plots.spikes_per_layer(test.layer_spikes, layers),
+    }
+    for name, figure in figures.items():
+        plots.save(figure, out / f"{name}.png")
