@@ -1,0 +1,40 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ds4nn_jax import _event, data
+
+# The engines that the same tests hold to the same meaning.
+ENGINES = ["scan"] + (["event"] if _event.available() else [])
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request):
+    return request.param
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(20230227)
+
+
+def real_data_dir(name):
+    """Folder with the real IDX files of a data set, or None."""
+    shared = Path(__file__).parents[2] / "shared" / "data"
+    for root in (os.environ.get("DS4NN_DATA_DIR"), shared):
+        if root and (folder := Path(root) / name).is_dir():
+            return folder
+    return None
+
+
+@pytest.fixture(scope="session")
+def images():
+    """(images [n, H, W, 1] uint8, labels, where from): real MNIST where it is at hand,
+    else the embedded digits."""
+    folder = real_data_dir("mnist")
+    if folder is None:
+        print("no real MNIST at hand: using the embedded digits")
+    dataset = data.load("digits") if folder is None else data.load("mnist", folder)
+    return dataset.test_images[:200], dataset.test_labels[:200]
