@@ -29,9 +29,9 @@ def forward(
     num_steps: int,
     peaks: bool,
 ) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
-    """Spike times and, if `peaks`, the peak potential up to the spike and its time.
+    """Spike times and, if `peaks`, the peaks up to them: potential and step.
 
-    V(t) = V(t−1) + Σ_i w_i·[t_i = t]  (Eq. 2), fires once at the first V(t) ≥ θ (Eq. 3).
+    V(t) = V(t−1) + Σ_i w_i·[t_i = t] (Eq. 2), one spike, at the first V(t) ≥ θ (Eq. 3).
     A neuron that fires has its peak at its spike; a silent one where V is highest.
     """
     out = jax.eval_shape(synapse.current, times, kernel)

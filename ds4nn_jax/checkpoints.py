@@ -41,7 +41,7 @@ def save_weights(
     """Writes parameters and the network they fit, whole or not at all.
 
     Args:
-      path: the file, by custom *.safetensors; replaced if it exists.
+      path: the file, by custom `*.safetensors`; replaced if it exists.
       network: stored as spec, T, θ and padding: what decides spike times.
       params: {"params": {layer: {"kernel": array}}} with finite weights.
       notes: anything JSON can hold: seed, command, accuracy.
@@ -88,13 +88,13 @@ def load_weights(
 
     Args:
       path: the file.
-      network: if given, the one that the weights must fit: same spec, T, θ, padding.
+      network: if given, the one the weights must fit: same spec, T, θ, padding.
         It is returned as it is, so it also chooses surrogate and engine.
 
     Raises:
       FileNotFoundError: no such file.
-      CheckpointError: truncated, altered, or no weights of this library; a newer format;
-        another network.
+      CheckpointError: truncated, altered, or no weights of this library; a newer
+        format; another network.
     """
     path = Path(path)
     content = path.read_bytes()
@@ -102,20 +102,17 @@ def load_weights(
         tensors = safetensors.numpy.load(content)
         size = int.from_bytes(content[:8], "little")
         metadata = json.loads(content[8 : 8 + size]).get("__metadata__", {})
-        text = metadata["header"]
+        text = metadata.get("header", "{}")
         header = json.loads(text)
-        known = header["format"] == FORMAT
-    except KeyError as error:
-        raise CheckpointError(f"{path} holds no weights of ds4nn_jax") from error
-    except (safetensors.SafetensorError, ValueError, TypeError) as error:
+    except (safetensors.SafetensorError, ValueError) as error:
         raise CheckpointError(
             f"{path} is truncated or no safetensors file: {error}"
         ) from error
-    if not known:
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise CheckpointError(f"{path} holds no weights of ds4nn_jax")
-    if header["version"] != VERSION:
+    if header.get("version") != VERSION:
         raise CheckpointError(
-            f"{path} has format version {header['version']}, this library reads "
+            f"{path} has format version {header.get('version')}, this library reads "
             f"{VERSION}: use the version of ds4nn_jax that wrote it, or a newer one"
         )
     if _digest(text, tensors) != metadata.get("sha256"):

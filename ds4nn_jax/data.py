@@ -50,7 +50,7 @@ _CACHE = "ds4nn_jax.npz"
 _MAX_RANK = 4
 _DEFLATE_LIMIT = 1032  # no deflate stream expands further than this
 _CHUNK = 1 << 20
-_SPLIT_STREAM = 2**64 - 1  # a stream of the generator that no epoch reaches
+_SPLIT_STREAM = 2**64 - 1  # of the generator's streams, one that no epoch reaches
 
 
 class DataError(ValueError):
@@ -225,7 +225,7 @@ def epoch_permutation(n: int, *, seed: int, epoch: int) -> np.ndarray:
     """The order of an epoch: a permutation [n] int64 fixed by (seed, epoch).
 
     The generator is counter-based, so a resumed run needs no iterator state. Seed and
-    epoch lie in 0 … 2⁶⁴ − 2; anything else is a ValueError.
+    epoch lie in 0 … 2⁶⁴ − 1; anything else is a ValueError.
     """
     return _generator(seed, epoch).permutation(n)
 
@@ -297,12 +297,13 @@ def _sources(
 ) -> Iterator[Callable[[], Dataset]]:
     """The places to look at, nearest first; each raises DataNotFoundError if bare."""
     if data_dir is not None:
-        yield partial(_from_idx, name, Path(data_dir))
-        yield partial(_from_idx, name, Path(data_dir) / name)
-        yield partial(_from_prepared, name, Path(data_dir))
+        home = Path(data_dir).expanduser()
+        yield partial(_from_idx, name, home)
+        yield partial(_from_idx, name, home / name)
+        yield partial(_from_prepared, name, home)
         return
     if home := os.environ.get("DS4NN_DATA_DIR"):
-        yield partial(_from_idx, name, Path(home) / name)
+        yield partial(_from_idx, name, Path(home).expanduser() / name)
     else:
         yield partial(_absent, "$DS4NN_DATA_DIR is not set")
     yield partial(_from_idx, name, _SYSTEM_DATASETS / name.replace("_", "-"))

@@ -34,17 +34,17 @@ def uniform_weights(low: float, high: float) -> Initializer:
 def scaled_weights(threshold: float = 100.0) -> Initializer:
     """Initial weights on the scale of θ/√fan-in, their mean a little above zero.
 
-    Uniform in [−a, 1.4·a) with a = 0.6·θ/√(fan-in): the paper's all-positive ranges
-    fire every neuron at once, smaller ones none. `training.calibrate` refines the scale on
-    data.
+    Uniform in [−a, 1.4·a) with a = θ/√(fan-in): the paper's all-positive ranges
+    fire every neuron at once, smaller ones none. `training.calibrate` refines the scale
+    on data.
     """
 
     def init(key, shape, dtype=jnp.float32):
         fan_in = 1
         for size in shape[:-1]:
             fan_in *= size
-        low = 0.6 * threshold / fan_in**0.5
-        return jax.random.uniform(key, shape, dtype, -low, 1.4 * low)
+        scale = threshold / fan_in**0.5
+        return jax.random.uniform(key, shape, dtype, -scale, 1.4 * scale)
 
     return init
 
@@ -277,6 +277,8 @@ class SpikingNetwork(nn.Module):
                     f"initial_weights must give (low, high) for each of the {expected} "
                     f"layers with weights, got {len(self.initial_weights)}"
                 )
+            for low, high in self.initial_weights:
+                uniform_weights(low, high)  # refuses bounds before any work
 
     def setup(self):
         hidden = resolve(self.surrogate)

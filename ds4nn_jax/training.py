@@ -105,15 +105,15 @@ class TrainConfig:
             self._require(name, getattr(self, name) > 0, "> 0")
         self._require("offset", self.offset >= 0, "≥ 0")
         self._require("validation", 0 <= self.validation < 1, "in [0, 1)")
+        for name in ("label_time", "other_time"):
+            self._require(name, 0 <= getattr(self, name) <= self.num_steps, "in 0 … T")
         self._require("seed", 0 <= self.seed < 2**32, "in 0 … 2³²−1")
         weighted = len(self.network().weighted)
-        for name in ("initial_weights", "firing_rates"):
-            given = getattr(self, name)
-            self._require(
-                name,
-                len(given) in (0, weighted),
-                f"empty or one for each of the {weighted} layers with weights",
-            )
+        self._require(
+            "firing_rates",
+            len(self.firing_rates) in (0, weighted),
+            f"empty or one for each of the {weighted} layers with weights",
+        )
         self._require(
             "learning_rates",
             len(self.learning_rates) in (1, weighted)
@@ -171,7 +171,7 @@ class EpochResult(NamedTuple):
       train: means over the epoch's batches, while the weights were changing.
       validation: report on the held-out images, None without any.
       best: whether it is the best epoch so far: highest strict validation accuracy, the
-        earlier of equals; without validation always the last.
+        later of equals, whose steps were smaller; without validation every one is.
     """
 
     epoch: int
@@ -365,8 +365,10 @@ def fit(
       The last parameters and the metrics of every epoch, each [epochs].
 
     Raises:
-      ValueError: fewer images than a batch.
+      ValueError, TypeError: as `train`.
     """
+    images, labels = jnp.asarray(images), jnp.asarray(labels)
+    _check_pairs(images, labels, config.network().layers[-1].features)
     steps = _steps_per_epoch(len(images), config.batch_size)
     optimizer = make_optimizer(config, steps)
     init_key, *epoch_keys = jax.random.split(key, config.epochs + 1)
@@ -447,7 +449,7 @@ def train(
                 batch_size=config.batch_size,
             )
         score = math.inf if report is None else report.accuracy
-        better = report is None or score > best
+        better = score >= best
         best = max(best, score)
         yield EpochResult(epoch, params, means, report, better)
 

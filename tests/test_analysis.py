@@ -1,0 +1,109 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ds4nn_jax as ds
+
+T = 10
+#            clear win      tie, V decides   tie, index      all silent, V decides
+TIMES = [[3.0, 7.0, T], [5.0, 4.0, 4.0], [2.0, 2.0, 9.0], [T, T, T]]
+VOLTS = [
+    [100.0, 150.0, 0.0],
+    [100.0, 101.0, 120.0],
+    [110.0, 110.0, 200.0],
+    [9.0, 40, 3],
+]
+
+
+def test_predict_is_strict():
+    times, potentials = np.array(TIMES), np.array(VOLTS)
+    np.testing.assert_array_equal(ds.predict(times, potentials), [0, 2, 0, 1])
+    np.testing.assert_array_equal(ds.predict(times), [0, 1, 0, 0])
+
+
+def test_predict_with_negative_potentials():
+    """All silent, all inhibited: the least inhibited is the decision."""
+    assert ds.predict(np.full((1, 3), T), np.array([[-7.0, -3.0, -9.0]]))[0] == 1
+
+
+def test_predict_refuses():
+    with pytest.raises(ValueError, match="2 axes"):
+        ds.predict(np.zeros(3))
+    with pytest.raises(ValueError, match="potentials must have the shape"):
+        ds.predict(np.zeros((2, 3)), np.zeros((2, 2)))
+
+
+def worked_trace():
+    hidden = [[0.0, 3, 4, T], [4.0, 9, 1, T], [T, T, T, T], [9.0, T, T, T]]
+    inputs = [[0.0, 9], [1, 2], [2, T], [0, 0]]
+    return ds.Trace(
+        times=tuple(map(jnp.asarray, (inputs, hidden, TIMES))),
+        potentials=jnp.asarray(VOLTS),
+    )
+
+
+def test_cost_of_a_decision_by_hand():
+    decisions = ds.decide(worked_trace(), num_steps=T)
+    np.testing.assert_array_equal(decisions.label, [0, 2, 0, 1])
+    np.testing.assert_array_equal(decisions.step, [3, 4, 2, T])
+    # up to and including the step: inputs, hidden, outputs (the winners, ties included)
+    np.testing.assert_array_equal(
+        decisions.spikes, [[1, 2, 1], [2, 2, 2], [1, 0, 2], [2, 1, 0]]
+    )
+    np.testing.assert_array_equal(decisions.fired[0], [True, True, True, False])
+    np.testing.assert_array_equal(decisions.fired[1], [True, True, True])
+
+
+def test_report_by_hand():
+    decisions = ds.decide(worked_trace(), num_steps=T)
+    labels = np.array([0, 1, 0, 2])
+    whole = ds.report([(decisions, labels)], 3)
+    assert whole.images == 4
+    assert whole.accuracy == 0.5
+    assert whole.lenient_accuracy == 0.75  # the tie of image 1 includes its label
+    assert whole.tied == 0.5 and whole.silent == 0.25
+    assert whole.decision_step == (3 + 4 + 2 + T) / 4
+    assert whole.spikes == (3 + 4 + 2 + 1) / 4
+    assert whole.layer_spikes == (6 / 4, 5 / 4, 5 / 4)
+    assert whole.layer_dead == (0.25, 0.0) and whole.dead == pytest.approx(1 / 7)
+    np.testing.assert_array_equal(whole.confusion, [[2, 0, 0], [0, 0, 1], [0, 1, 0]])
+    np.testing.assert_allclose(
+        whole.firing_times, [[2.5, 5, T], [4.5, 4, T], [(T + 9) / 2, 4, T]]
+    )
+    np.testing.assert_allclose(whole.class_steps, [2.5, 4, T])
+    np.testing.assert_allclose(whole.class_spikes, [2.5, 4, 1])
+
+
+def test_report_does_not_depend_on_batches(rng):
+    out = rng.integers(0, T + 1, (12, 4)).astype(np.float32)
+    hidden = rng.integers(0, T + 1, (12, 3, 3, 2)).astype(np.float32)
+    volts = rng.normal(size=(12, 4)).astype(np.float32)
+    labels = rng.integers(0, 4, 12)
+
+    def batch(rows):
+        trace = ds.Trace((hidden[rows], hidden[rows], out[rows]), volts[rows])
+        return ds.decide(ds.Trace(*map(_jnp, trace)), num_steps=T), labels[rows]
+
+    whole = ds.report([batch(slice(0, 12))], 4)
+    parts = ds.report([batch(slice(i, i + 5)) for i in (0, 5, 10)], 4)
+    for a, b in zip(whole, parts, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12)
+
+
+def _jnp(x):
+    return tuple(map(jnp.asarray, x)) if isinstance(x, tuple) else jnp.asarray(x)
+
+
+def test_class_without_images_is_nan():
+    decisions = ds.decide(worked_trace(), num_steps=T)
+    report = ds.report([(decisions, np.array([0, 0, 0, 0]))], 3)
+    assert np.isnan(report.firing_times[:, 1:]).all()
+    assert np.isnan(report.class_steps[1]) and not np.isnan(report.class_steps[0])
+
+
+def test_report_refuses():
+    with pytest.raises(ValueError, match="at least one image"):
+        ds.report([], 3)
+    decisions = ds.decide(worked_trace(), num_steps=T)
+    with pytest.raises(ValueError, match="labels must lie in 0 … 2"):
+        ds.report([(decisions, np.array([0, 1, 2, 3]))], 3)

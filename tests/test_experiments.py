@@ -1,0 +1,166 @@
+"""Every entry point through `main` with its flagfile."""
+
+import json
+import re
+from pathlib import Path
+
+import conftest
+import numpy as np
+import pytest
+
+import ds4nn_jax as ds
+from experiments import digits, fashion, mnist, options
+
+FLAGFILES = Path(__file__).parents[1] / "experiments" / "flagfiles"
+
+
+def flagfile(name):
+    return f"--flagfile={FLAGFILES / name}.cfg"
+
+
+def rows(out):
+    return [
+        json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()
+    ]
+
+
+@pytest.fixture(scope="module")
+def smoke_run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("smoke")
+    report = digits.main(["digits", flagfile("digits_smoke"), f"--out_dir={out}"])
+    return out, report
+
+
+def test_digits_smoke(smoke_run, capsys):
+    out, report = smoke_run
+    assert report.images == 359
+    *epochs, test = rows(out)
+    assert [row["epoch"] for row in epochs] == [1, 2]
+    assert epochs[1]["train_loss"] < epochs[0]["train_loss"]
+    assert test["test_accuracy"] == report.accuracy > 0.3
+    best = max(epochs, key=lambda row: (row["val_accuracy"], row["epoch"]))
+    assert test["best_epoch"] == best["epoch"]
+    figures = {path.name for path in out.glob("*.png")}
+    assert figures == {
+        f"{name}.png"
+        for name in (
+            "confusion",
+            "firing_times",
+            "learning_curve",
+            "output_potentials",
+            "raster",
+            "spikes_per_layer",
+        )
+    }
+    evaluated = digits.main(["digits", f"--evaluate={out / 'best.safetensors'}"])
+    assert evaluated.summary() == report.summary()
+    assert f"strict accuracy   {report.accuracy:.2%}" in capsys.readouterr().out
+
+
+def test_resolved_flags_give_the_same_run(smoke_run, tmp_path):
+    """flags.cfg is a flagfile: it repeats the run to the last digit."""
+    out, report = smoke_run
+    again = digits.main(
+        ["digits", f"--flagfile={out / 'flags.cfg'}", f"--out_dir={tmp_path}"]
+    )
+    assert again.summary() == report.summary()
+    np.testing.assert_array_equal(
+        (tmp_path / "best.safetensors").read_bytes()[-400:],
+        (out / "best.safetensors").read_bytes()[-400:],
+    )
+
+
+@pytest.mark.parametrize("entry, name", [(mnist, "mnist"), (fashion, "fashion_mnist")])
+def test_real_images(entry, name, tmp_path):
+    """The smoke flagfile, cut to one epoch of 640 images; all 10,000 test images."""
+    folder = conftest.real_data_dir(name)
+    if folder is None:
+        pytest.skip(f"real {name} is not at hand (DS4NN_DATA_DIR)")
+    short = "mnist" if entry is mnist else "fashion"
+    report = entry.main(
+        [
+            short,
+            flagfile(f"{short}_smoke"),
+            f"--data_dir={folder}",
+            f"--out_dir={tmp_path}",
+            "--train_limit=640",
+            "--epochs=1",
+            "--spec=8C3-P2-8C3-P2-10",
+            "--batch_size=16",
+        ]
+    )
+    assert report.images == 10_000
+    assert report.accuracy > 0.15, "one short epoch is above chance"
+
+
+@pytest.mark.parametrize("path", sorted(FLAGFILES.glob("*.cfg")), ids=lambda p: p.stem)
+def test_every_flagfile_is_a_valid_run(path):
+    asked = options.parse(["x", f"--flagfile={path}"], dataset="digits")
+    assert asked.out_dir == f"runs/{path.stem}"
+    asked.config.network()
+
+
+def test_paper_flagfile_is_table_1():
+    config = options.parse(["x", flagfile("mnist_paper")], dataset="mnist").config
+    assert config.network().spec == "64C3-P2-128C3-P2-10"
+    assert (config.num_steps, config.threshold, config.offset) == (100, 100.0, 10.0)
+    assert config.learning_rates == (0.1,)
+    assert config.initial_weights[:2] == ((0.0, 80.0), (0.0, 50.0))
+    assert (config.surrogate, config.output_rule) == ("constant", "relative")
+    assert (config.schedule, config.decay, config.decay_epochs) == ("step", 0.9, 5)
+
+
+def test_every_flag_has_a_help():
+    with pytest.raises(SystemExit) as caught:
+        options.parse(["x", "--help"], dataset="digits")
+    for name in ds.TrainConfig.__dataclass_fields__:
+        assert re.search(rf"--{name}: \S", str(caught.value)), name
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--epochz=3"], "Unknown command line flag 'epochz'"),
+        (["--epochs=three"], "flag --epochs=three"),
+        (["--epochs=0"], "epochs must be at least 1"),
+        (["--spec=64C3-X"], "'X' is none of"),
+        (["--surrogate=relu"], "surrogate"),
+        (["--learning_rates=0.1,a"], "learning_rates: 'a' is not a number"),
+        (["--initial_weights=0:1,2"], "initial_weights: '2' is not low:high"),
+        (["--initial_weights=3:1,0:1,0:1"], "low < high"),
+        (["--train_limit=-1"], "train_limit"),
+        (["digits"], "unexpected argument 'digits'"),
+        (["--flagfile=absent.cfg"], "absent.cfg"),
+        (["--data_dir=somewhere"], "digits comes with scikit-learn"),
+        (["--evaluate=absent.safetensors"], "absent.safetensors"),
+    ],
+)
+def test_bad_flags_end_with_a_message(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        digits.main(["digits", *arguments])
+    assert message in str(caught.value)
+    assert not any(tmp_path.iterdir()), "refused before anything was written"
+
+
+def test_an_earlier_run_is_not_overwritten(smoke_run):
+    out, _ = smoke_run
+    before = (out / "metrics.jsonl").read_bytes()
+    with pytest.raises(SystemExit, match="already holds a run.*--overwrite"):
+        digits.main(
+            ["digits", flagfile("digits_smoke"), f"--out_dir={out}", "--nooverwrite"]
+        )
+    assert (out / "metrics.jsonl").read_bytes() == before
+
+
+def test_out_dir_that_is_a_file(tmp_path):
+    occupied = tmp_path / "file"
+    occupied.write_text("mine")
+    with pytest.raises(SystemExit, match="experiments.digits: .*file"):
+        digits.main(["digits", flagfile("digits_smoke"), f"--out_dir={occupied}"])
+    assert occupied.read_text() == "mine"
+
+
+def test_missing_data_names_the_places(tmp_path):
+    with pytest.raises(SystemExit, match="no data set 'mnist' found"):
+        mnist.main(["mnist", flagfile("mnist_smoke"), f"--data_dir={tmp_path}"])

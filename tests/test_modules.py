@@ -1,0 +1,209 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from hypothesis import given
+from hypothesis import strategies as st
+
+import ds4nn_jax as ds
+
+T = 20
+
+
+@pytest.mark.parametrize(
+    "spec, size, layers",
+    [
+        (
+            "64C3-P2-128C3-P2-10",
+            None,
+            (
+                ("conv", 64, 3),
+                ("pool", 2),
+                ("conv", 128, 3),
+                ("pool", 2),
+                ("dense", 10),
+            ),
+        ),
+        ("784-400-10", 784, (("dense", 400), ("dense", 10))),
+        ("8C5-10", None, (("conv", 8, 5), ("dense", 10))),
+        ("P2-10", None, (("pool", 2), ("dense", 10))),
+    ],
+)
+def test_parse_spec(spec, size, layers):
+    kinds = {"conv": ds.ConvSpec, "pool": ds.PoolSpec, "dense": ds.DenseSpec}
+    expected = tuple(kinds[kind](*numbers) for kind, *numbers in layers)
+    assert ds.parse_spec(spec) == (size, expected)
+
+
+@pytest.mark.parametrize(
+    "spec, why, marked",
+    [
+        ("64C3-Q2-10", "'Q2' is none of", "Q2"),
+        ("64C3--10", "'' is none of", ""),
+        ("64C-10", "'64C' is none of", "64C"),
+        ("64c3-10", "'64c3' is none of", "64c3"),
+        ("64C3-P2", "last layer must be fully connected", "P2"),
+        ("64C3-P0-10", "'P0' has a size of zero", "P0"),
+        ("0C3-10", "'0C3' has a size of zero", "0C3"),
+        ("64C3-10-P2-10", "'P2' cannot follow a fully connected", "P2"),
+        ("10", "an input size needs at least one layer", "10"),
+        ("", "'' is none of", ""),
+        ("64C3-10 ", "'10 ' is none of", "10 "),
+        ("64C3-٣", "'٣' is none of", "٣"),
+        ("99999999999C3-10", "is none of", "99999999999C3"),
+    ],
+)
+def test_malformed_spec_points_at_the_token(spec, why, marked):
+    with pytest.raises(ValueError, match=why) as caught:
+        ds.SpikingNetwork.from_spec(spec)
+    _, shown, pointer = str(caught.value).split("\n")
+    start, length = pointer.index("^"), pointer.count("^")
+    assert shown == f"  {spec}"
+    assert shown[start : start + length] == marked or not marked and length == 1
+
+
+def test_spec_that_is_no_text():
+    with pytest.raises(ValueError, match="a network spec is text"):
+        ds.parse_spec(64)
+
+
+@given(st.text("0123456789CPc-x ", max_size=20))
+def test_any_text_parses_or_is_refused(text):
+    try:
+        size, layers = ds.parse_spec(text)
+    except ValueError as refusal:
+        assert "network spec" in str(refusal)
+    else:
+        numbers = ([] if size is None else [size], layers)
+        again = "-".join(map(str, (*numbers[0], *numbers[1])))
+        assert ds.parse_spec(again) == (size, layers)
+
+
+def test_network_equals_layers_by_hand(engine, rng):
+    """The module does what composing the functions does, and what the oracle says."""
+    network = ds.SpikingNetwork.from_spec(
+        "3C3-P2-4C3-5", num_steps=T, threshold=4.0, engine=engine
+    )
+    times = rng.integers(0, T + 1, (2, 6, 6, 1)).astype(np.float32)
+    params = network.init(jax.random.key(0), times)
+    assert jax.tree.map(jnp.shape, params) == {
+        "params": {
+            "conv1": {"kernel": (3, 3, 1, 3)},
+            "conv2": {"kernel": (3, 3, 3, 4)},
+            "dense3": {"kernel": (36, 5)},
+        }
+    }
+    exact = jax.tree.map(  # sums of eighths are exact: engines and oracle must agree
+        lambda w: (rng.integers(-8, 17, w.shape) / 8).astype(np.float32), params
+    )
+    weights = [exact["params"][name]["kernel"] for name in network.weighted]
+    same = ((1, 1), (1, 1))
+    first = reference.conv(times, weights[0], 4.0, T, pads=same).times
+    pooled, _ = reference.pool(first, (2, 2), (2, 2))
+    second = reference.conv(pooled, weights[1], 4.0, T, pads=same).times
+    last = reference.dense(second.reshape(2, -1), weights[2], 4.0, T)
+    trace = network.apply(exact, times, method="trace")
+    for got, want in zip(
+        trace.times, (times, first, pooled, second, last.times), strict=True
+    ):
+        np.testing.assert_array_equal(got, want)
+    np.testing.assert_array_equal(network.apply(exact, times), last.times)
+    final = np.where(second.reshape(2, -1)[:, :, None] < T, weights[2], 0).sum(axis=1)
+    potentials = np.where(last.times < T, last.potential, final)
+    np.testing.assert_array_equal(trace.potentials, potentials)
+
+
+def test_network_gradient_by_hand(rng):
+    """Two layers, L2 normalisation: Eq. 8–12 layer after layer, in NumPy."""
+    network = ds.SpikingNetwork.from_spec("6-8-3", num_steps=T, threshold=2.0)
+    times = rng.integers(0, T + 1, (4, 6)).astype(np.float32)
+    w1 = (rng.integers(-4, 12, (6, 8)) / 8).astype(np.float32)
+    w2 = (rng.integers(-4, 12, (8, 3)) / 8).astype(np.float32)
+    params = {"params": {"dense1": {"kernel": w1}, "dense2": {"kernel": w2}}}
+    labels = np.array([0, 1, 2, 0])
+
+    def loss(params):
+        out = network.apply(params, times)
+        target = ds.relative_target(out, labels, offset=3, num_steps=T)
+        return ds.temporal_loss(out, target).sum()
+
+    gradient = jax.grad(loss)(params)["params"]
+
+    def unit(delta):
+        norm = np.sqrt((delta**2).sum(axis=1, keepdims=True))
+        return delta / np.where(norm == 0, 1, norm)
+
+    hidden = reference.dense(times, w1, 2.0, T).times
+    out = reference.dense(hidden, w2, 2.0, T).times
+    error = out - np.asarray(
+        ds.relative_target(out.astype(np.float32), labels, offset=3, num_steps=T)
+    )
+    d_hidden, d_w2 = reference.dense_gradients(hidden, w2, out, unit(error), T)
+    _, d_w1 = reference.dense_gradients(times, w1, hidden, unit(d_hidden), T)
+    np.testing.assert_allclose(gradient["dense2"]["kernel"], d_w2, rtol=1e-5)
+    np.testing.assert_allclose(gradient["dense1"]["kernel"], d_w1, rtol=1e-4, atol=1e-6)
+    assert np.abs(d_w1).sum() > 0
+
+
+def test_windowed_network_teaches_silent_neurons(rng):
+    """All hidden neurons silent: the paper's rule moves nothing, the window does."""
+    times = np.zeros((2, 4), np.float32)
+    params = {
+        "params": {
+            "dense1": {"kernel": np.full((4, 3), 20, np.float32)},  # V = 80 < θ = 100
+            "dense2": {"kernel": np.ones((3, 2), np.float32)},
+        }
+    }
+
+    def first_layer_gradient(surrogate):
+        network = ds.SpikingNetwork.from_spec("4-3-2", surrogate=surrogate)
+        loss = lambda p: (network.apply(p, times) * np.array([1.0, 2.0])).sum()  # noqa: E731
+        return jax.grad(loss)(params)["params"]["dense1"]["kernel"]
+
+    assert not np.any(first_layer_gradient("constant"))
+    assert np.all(np.abs(first_layer_gradient("window")) > 0)
+
+
+def test_fully_connected_network_takes_images():
+    network = ds.SpikingNetwork.from_spec("16-5-3")
+    times = jnp.zeros((2, 4, 4, 1))
+    params = network.init(jax.random.key(0), times)
+    assert network.apply(params, times).shape == (2, 3)
+    with pytest.raises(
+        ValueError, match="takes 16 inputs an image, got .*(2, 5, 4, 1)"
+    ):
+        network.apply(params, jnp.zeros((2, 5, 4, 1)))
+
+
+def test_initial_weights():
+    network = ds.SpikingNetwork.from_spec(
+        "8C3-P2-10", initial_weights=((0, 80), (-1, 5))
+    )
+    params = network.init(jax.random.key(1), jnp.zeros((1, 8, 8, 1)))["params"]
+    for name, low, high in (("conv1", 0, 80), ("dense2", -1, 5)):
+        kernel = params[name]["kernel"]
+        assert low <= kernel.min() < low + 0.1 * (high - low)
+        assert high - 0.1 * (high - low) < kernel.max() <= high
+
+
+def test_network_refuses():
+    with pytest.raises(ValueError, match="each of the 2 layers with weights, got 1"):
+        ds.SpikingNetwork.from_spec("8C3-P2-10", initial_weights=((0, 1),))
+    with pytest.raises(ValueError, match="low < high"):
+        ds.uniform_weights(3, 3)
+    network = ds.SpikingNetwork.from_spec("8C3-10")
+    with pytest.raises(ValueError, match=r"4 axes \[B, H, W, I\]"):
+        network.init(jax.random.key(0), jnp.zeros((2, 8, 8)))
+    with pytest.raises(ValueError, match="larger than the image"):
+        ds.SpikingNetwork.from_spec("8C3-P9-10").init(
+            jax.random.key(0), jnp.zeros((1, 8, 8, 1))
+        )
+    params = network.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    with pytest.raises(Exception, match="shape"):
+        network.apply(params, jnp.zeros((1, 8, 8, 2)))
+
+
+def test_spec_round_trip():
+    for spec in ("64C3-P2-128C3-P2-10", "784-400-10", "128C3-P2-128C3-P2-128C3-10"):
+        assert ds.SpikingNetwork.from_spec(spec).spec == spec

@@ -1,0 +1,259 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import ds4nn_jax as ds
+from ds4nn_jax import data, training
+
+SMALL = dict(
+    spec="64-20-10",
+    surrogate="window",
+    output_rule="margin",
+    firing_rates=(0.4, 0.7),
+    learning_rates=(0.05,),
+    rate_unit="rms",
+    batch_size=10,
+    epochs=2,
+)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    dataset = data.load("digits")
+    return dataset.train_images[:300], dataset.train_labels[:300]
+
+
+def test_learns_and_repeats(digits):
+    """Well above chance after two epochs, and the same again from the same seed."""
+    config = ds.TrainConfig(**SMALL)
+    first, second = list(ds.train(config, *digits)), list(ds.train(config, *digits))
+    assert [result.epoch for result in first] == [1, 2]
+    assert first[-1].validation.images == 30
+    assert first[-1].train.accuracy > 0.4
+    for a, b in zip(first, second, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, a.params, b.params)
+        assert a.train == b.train
+    other = list(ds.train(ds.TrainConfig(**SMALL | {"seed": 1}), *digits))
+    assert other[-1].train != first[-1].train
+
+
+@pytest.mark.parametrize("rule", ["relative", "margin", "s4nn", "hinge", "fixed"])
+@pytest.mark.parametrize("surrogate", ["constant", "window"])
+def test_every_rule_learns(rule, surrogate, digits):
+    """Far above the 10 % of chance after 150 steps on 300 images."""
+    config = ds.TrainConfig(
+        spec="64-50-10",
+        output_rule=rule,
+        surrogate=surrogate,
+        firing_rates=(0.7, 0.9),
+        learning_rates=(0.02,),
+        rate_unit="rms",
+        batch_size=10,
+        epochs=5,
+        validation=0,
+    )
+    results = list(ds.train(config, *digits))
+    assert all(r.validation is None and r.best for r in results)
+    accuracies = [r.train.accuracy for r in results]
+    assert accuracies[0] < accuracies[-1] and accuracies[-1] > 0.4, accuracies
+
+
+def test_best_epoch_is_by_validation(digits):
+    config = ds.TrainConfig(**SMALL | dict(epochs=5))
+    results = list(ds.train(config, *digits))
+    scores = [r.validation.accuracy for r in results]
+    best = [r.epoch for r in results if r.best][-1]
+    assert scores[best - 1] == max(scores)
+    assert max(scores[best:], default=0) < max(scores)
+
+
+def test_on_step_sees_every_step(digits):
+    seen = []
+    config = ds.TrainConfig(**SMALL)
+    results = list(ds.train(config, *digits, on_step=lambda *a: seen.append(a)))
+    steps = 270 // 10
+    assert [(i, n) for i, n, _ in seen] == 2 * [(i, steps) for i in range(1, steps + 1)]
+    mean = np.mean([m.accuracy for _, _, m in seen[:steps]])
+    assert results[0].train.accuracy == pytest.approx(mean)
+
+
+def test_vmap_over_seeds_equals_single_runs(digits):
+    images, labels = digits[0][:100], jnp.asarray(digits[1][:100])
+    config = ds.TrainConfig(**SMALL)
+    keys = jax.random.split(jax.random.key(3), 3)
+    run = functools.partial(ds.fit, config, images=images, labels=labels)
+    params, metrics = jax.jit(jax.vmap(run))(keys)
+    assert metrics.accuracy.shape == (3, 2)
+    for i, key in enumerate(keys):
+        alone, alone_metrics = jax.jit(run)(key)
+        np.testing.assert_allclose(metrics.loss[i], alone_metrics.loss, rtol=1e-3)
+        jax.tree.map(
+            lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-2, atol=0.05),
+            params,
+            alone,
+        )
+    assert len(set(np.asarray(metrics.loss[:, -1]))) == 3
+
+
+def test_calibration_makes_the_asked_share_fire(digits, engine):
+    network = ds.SpikingNetwork.from_spec("8C3-P2-6C3-10", engine=engine)
+    times = ds.encode(digits[0][:64])
+    params = network.init(jax.random.key(0), times)
+    rates = (0.3, 0.2, 0.6)
+    scaled = ds.calibrate(network, params, times, rates)
+    trace = network.apply(scaled, times, method="trace")
+    fired = dict(zip(network.names, trace.times[1:], strict=True))
+    for name, rate in zip(network.weighted, rates, strict=True):
+        assert np.mean(fired[name] < 100) == pytest.approx(rate, abs=0.03)
+        ratio = scaled["params"][name]["kernel"] / params["params"][name]["kernel"]
+        np.testing.assert_allclose(ratio, ratio.mean(), rtol=1e-4)
+
+
+def updates(config, gradients, params, steps_per_epoch=10):
+    """Updates of successive steps with the same gradient: Adam's have size η."""
+    optimizer = ds.make_optimizer(config, steps_per_epoch)
+    state, sizes = optimizer.init(params), []
+    for _ in range(config.epochs * steps_per_epoch):
+        update, state = optimizer.update(gradients, state, params)
+        sizes.append(
+            {k: float(-v["kernel"][0, 0]) for k, v in update["params"].items()}
+        )
+    return sizes
+
+
+def layers(value):
+    return {
+        "params": {
+            "dense1": {"kernel": jnp.full((64, 20), value)},
+            "dense2": {"kernel": jnp.full((20, 10), 2 * value)},
+        }
+    }
+
+
+def test_step_decay_is_ten_percent_every_five_epochs():
+    config = ds.TrainConfig(spec="64-20-10", learning_rates=(0.1, 0.3), epochs=12)
+    sizes = updates(config, layers(1.0), layers(7.0))
+    for epoch, expected in ((0, 0.1), (4, 0.1), (5, 0.09), (9, 0.09), (10, 0.081)):
+        assert sizes[10 * epoch]["dense1"] == pytest.approx(expected, rel=1e-4)
+        assert sizes[10 * epoch]["dense2"] == pytest.approx(3 * expected, rel=1e-4)
+
+
+def test_cosine_and_relative_rates():
+    config = ds.TrainConfig(
+        spec="64-20-10",
+        learning_rates=(0.1,),
+        epochs=2,
+        schedule="cosine",
+        rate_unit="rms",
+    )
+    sizes = updates(config, layers(1.0), layers(5.0))
+    assert sizes[0]["dense1"] == pytest.approx(0.5, rel=1e-4)
+    assert sizes[0]["dense2"] == pytest.approx(1.0, rel=1e-4)
+    assert sizes[10]["dense1"] == pytest.approx(0.25, rel=1e-4)
+
+
+def test_held_norms(rng):
+    weights = jnp.asarray(rng.normal(size=(3, 3, 2, 5)), jnp.float32)
+    update = jnp.asarray(rng.normal(size=(3, 3, 2, 5)), jnp.float32)
+    tx = ds.hold_norms()
+    held, _ = tx.update(update, tx.init(weights), weights)
+    moved = optax.apply_updates(weights, held)
+    norm = functools.partial(np.linalg.norm, axis=0)
+    flat = lambda w: np.asarray(w).reshape(-1, 5)  # noqa: E731
+    np.testing.assert_allclose(norm(flat(moved)), norm(flat(weights)), rtol=1e-5)
+    direction = flat(weights + update)
+    np.testing.assert_allclose(
+        flat(moved) / norm(flat(moved)), direction / norm(direction), rtol=1e-4
+    )
+
+
+def test_evaluate_does_not_depend_on_batch_size(digits):
+    network = ds.TrainConfig(**SMALL).network()
+    params = network.init(jax.random.key(0), ds.encode(digits[0][:1]))
+    params = ds.calibrate(network, params, ds.encode(digits[0]), (0.4, 0.7))
+    one = ds.evaluate(network, params, *digits, batch_size=300)
+    other = ds.evaluate(network, params, *digits, batch_size=77)
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        (dict(spec="64C3-Q"), "'Q' is none of"),
+        (dict(num_steps=0), "num_steps must be at least 1, got 0"),
+        (dict(threshold=0.0), "threshold must be > 0"),
+        (dict(threshold=float("nan")), "threshold must be > 0"),
+        (dict(window_width=-1.0), "window_width must be > 0"),
+        (dict(offset=-1.0), "offset must be ≥ 0"),
+        (dict(surrogate="relu"), "surrogate must be one of constant, window"),
+        (dict(output_rule="softmax"), "output_rule must be one of relative"),
+        (dict(normalization="max"), "normalization must be one of"),
+        (dict(schedule="linear"), "schedule must be one of"),
+        (dict(engine="gpu"), "engine must be one of"),
+        (dict(padding="same"), "padding must be one of"),
+        (dict(learning_rates=(0.1, 0.1, 0.1)), "learning_rates must be one or 2"),
+        (dict(learning_rates=()), "learning_rates must be one or 2"),
+        (dict(learning_rates=(0.0,)), "learning_rates must be one or 2 numbers > 0"),
+        (
+            dict(firing_rates=(0.5,)),
+            "firing_rates must be empty or one for each of the 2",
+        ),
+        (dict(firing_rates=(0.5, 1.5)), r"firing_rates must be in \(0, 1\)"),
+        (dict(initial_weights=((0, 1),)), "each of the 2 layers with weights, got 1"),
+        (dict(batch_size=0), "batch_size must be at least 1"),
+        (dict(epochs=0), "epochs must be at least 1"),
+        (dict(validation=1.0), r"validation must be in \[0, 1\)"),
+        (dict(seed=-1), "seed must be in"),
+        (dict(label_time=101.0), "label_time must be in 0 … T"),
+    ],
+)
+def test_config_refuses(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        ds.TrainConfig(**dict(spec="64-20-10") | wrong)
+
+
+def test_train_refuses(digits):
+    images, labels = digits
+    config = ds.TrainConfig(**SMALL)
+
+    def start(images, labels, **changes):
+        next(ds.train(ds.TrainConfig(**SMALL | changes), images, labels))
+
+    with pytest.raises(ValueError, match="labels must have shape"):
+        start(images, labels[:-1])
+    with pytest.raises(ValueError, match="labels must lie in 0 … 9, got 0 … 10"):
+        start(images, np.where(labels == 9, 10, labels))
+    with pytest.raises(ValueError, match="no images"):
+        start(images[:0], labels[:0])
+    with pytest.raises(ValueError, match=r"\[0, 1\]"):
+        start(images.astype(np.float32), labels)
+    with pytest.raises(TypeError, match="uint8"):
+        start(images.astype(np.int32), labels)
+    with pytest.raises(ValueError, match="batch_size 500 is larger than the 270"):
+        start(images, labels, batch_size=500)
+    with pytest.raises(ValueError, match="takes 64 inputs an image"):
+        start(images[:, :7], labels)
+    network = config.network()
+    params = network.init(jax.random.key(0), ds.encode(images[:1]))
+    broken = jax.tree.map(lambda w: w.at[0, 0].set(jnp.nan), params)
+    with pytest.raises(ValueError, match="NaN or infinite weights"):
+        ds.evaluate(network, broken, images, labels)
+    with pytest.raises(ValueError, match="do not fit the network 64-20-10"):
+        ds.evaluate(network, {"params": {}}, images, labels)
+    with pytest.raises(ValueError, match="batch_size 500 is larger"):
+        ds.fit(
+            ds.TrainConfig(**SMALL | {"batch_size": 500}),
+            jax.random.key(0),
+            images,
+            labels,
+        )
+
+
+def test_config_describes_every_field():
+    for name in training.TrainConfig.__dataclass_fields__:
+        assert f"      {name}: " in training.TrainConfig.__doc__
