@@ -13,6 +13,7 @@ from ds4nn_jax.checkpoints import (
     save_weights,
 )
 from ds4nn_jax.encoding import decode, encode, raster
+from ds4nn_jax.inference import Inference, infer
 from ds4nn_jax.losses import (
     fixed_target,
     hinge_target,
@@ -68,6 +69,7 @@ __all__ = [
     "Decisions",
     "DenseSpec",
     "EpochResult",
+    "Inference",
     "PoolSpec",
     "Report",
     "SpikeTimes",
@@ -93,6 +95,7 @@ __all__ = [
     "fixed_target",
     "hinge_target",
     "hold_norms",
+    "infer",
     "load_weights",
     "make_optimizer",
     "margin_target",

@@ -1,15 +1,277 @@
-"""The event engine for CPUs: not built yet, so `engine="auto"` is the scan."""
+"""The event engine, for CPUs: every synapse acts at most once, so a layer owes one pass
+over the spikes that arrive, not T passes.
+
+Forward: sort the events of each window by step, add their weight rows to potentials
+held in registers, stop when every neuron of the window has fired. Backward: visit only
+neurons with an error. Both need memory for their inputs and outputs, whatever T is.
+
+JAX reaches the loops through `buffer_callback`: they read and write XLA's own buffers.
+(`pure_callback` copies them, and deadlocks on one core: it hands its arguments to the
+thread that waits for it.) numba is imported at the first call.
+"""
+
+import concurrent.futures
+import functools
+import importlib.util
+import itertools
+import os
+from collections.abc import Callable, Iterable
+
+import jax
+import numpy as np
+from jax.experimental.buffer_callback import buffer_callback
+
+from ds4nn_jax._synapse import Dense, Synapse
+
+_PARTS = 16  # of a batch in the backward pass; fixed, so that sums never reorder
+_PARTIAL_SUMS = 2**24  # weights in all parts together
 
 
 def available() -> bool:
-    """Whether the engine can run here."""
-    return False
+    """Whether numba can be imported."""
+    return importlib.util.find_spec("numba") is not None
 
 
 def require() -> None:
-    """Refuses a request for the engine where it cannot run.
+    """Raises ImportError, saying what to install, where numba is missing."""
+    if not available():
+        raise ImportError(
+            'engine="event" needs numba: pip install numba, or use engine="scan"'
+        )
 
-    Raises:
-      ImportError: always, until the engine is built.
+
+def forward(
+    synapse: Synapse,
+    times: jax.Array,
+    kernel: jax.Array,
+    *,
+    threshold: float,
+    num_steps: int,
+    peaks: bool,
+) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
+    """Spike times and, if `peaks`, the highest potential up to the spike and its step.
+
+    V(t) = V(t−1) + Σ_i w_i·[t_i = t]  (Eq. 2), fires at the first V(t) ≥ θ (Eq. 3).
+    A neuron that fires has its peak at its spike; a silent one where V is highest.
     """
-    raise ImportError('the event engine is not built yet: use engine="scan" or "auto"')
+    require()
+    shape = jax.eval_shape(synapse.current, times, kernel).shape
+    out = jax.ShapeDtypeStruct(shape, times.dtype)
+    host = functools.partial(_host_forward, synapse, threshold, num_steps)
+    call = buffer_callback(
+        host, (out,) * (3 if peaks else 1), vmap_method="expand_dims"
+    )
+    results = call(times, kernel)
+    return results if peaks else (*results, None, None)
+
+
+def backward(
+    synapse: Synapse,
+    times: jax.Array,
+    kernel: jax.Array,
+    until: jax.Array,
+    delta: jax.Array,
+    *,
+    num_steps: int,
+    silent_inputs: bool,
+) -> tuple[jax.Array, jax.Array]:
+    """∂E/∂t_i and ∂E/∂w for neurons that listened up to and including `until`.
+
+    ∂E/∂w_ji = −Σ δ_j·[t_i ≤ until_j, i fired]  (Eq. 8, 12)
+    δ_i      =  Σ_j δ_j·w_ji·[t_i ≤ until_j]    (Eq. 10)
+    A silent input has δ_i = 0, or with `silent_inputs` Σ_j δ_j·w_ji.
+    """
+    require()
+    host = functools.partial(_host_backward, synapse, num_steps, silent_inputs)
+    out = jax.ShapeDtypeStruct(times.shape, times.dtype)
+    out_kernel = jax.ShapeDtypeStruct(kernel.shape, times.dtype)
+    call = buffer_callback(host, (out, out_kernel), vmap_method="expand_dims")
+    return call(times, kernel, until, delta)
+
+
+def _host_forward(synapse, threshold, num_steps, context, results, times, kernel):
+    """`forward` on buffers with any number of leading axes of `vmap`."""
+    from ds4nn_jax import _event_kernels
+
+    del context
+    times, kernel = np.asarray(times), np.asarray(kernel)
+    results = [np.asarray(result) for result in results]
+    peaks = len(results) == 3
+    rank, kernel_rank = _ranks(synapse)
+    groups = _size(kernel.shape[:-kernel_rank])
+    if groups > 1:  # else the mapped axes are but a larger batch
+        lead = results[0].shape[:-rank]
+        times = np.broadcast_to(times, lead + times.shape[-rank:])
+        kernel = np.broadcast_to(kernel, lead + kernel.shape[-kernel_rank:])
+        groups = _size(lead)
+    times = _inputs(synapse, times, groups)
+    results = [_images(synapse, result, groups) for result in results]
+    weights, lanes = _blocks(_matrices(kernel, groups), 512 // times.itemsize)
+    run = _event_kernels.forward(lanes, peaks)
+
+    def task(part):
+        group, images, rows = part
+        run(
+            times[group],
+            weights[group],
+            *_geometry(synapse, kernel),
+            times.dtype.type(threshold),
+            num_steps,
+            images,
+            rows,
+            *(results[k if peaks else 0][group] for k in range(3)),
+        )
+
+    images = _parts(times.shape[1], 8 * _workers())
+    rows = _parts(results[0].shape[2], 2 * _workers() // (groups * len(images)))
+    _in_parallel(task, itertools.product(range(groups), images, rows))
+
+
+def _host_backward(
+    synapse, num_steps, silent_inputs, context, results, times, kernel, until, delta
+):
+    """`backward` on buffers with any number of leading axes of `vmap`."""
+    from ds4nn_jax import _event_kernels
+
+    del context
+    rank, kernel_rank = _ranks(synapse)
+    d_times, d_kernel = (np.asarray(result) for result in results)
+    lead = d_times.shape[:-rank]
+    groups = _size(lead)
+
+    def full(buffer, rank):
+        array = np.asarray(buffer)
+        return np.broadcast_to(array, lead + array.shape[array.ndim - rank :])
+
+    times, until, delta = (
+        _inputs(synapse, full(buffer, rank), groups) for buffer in (times, until, delta)
+    )
+    d_times = _images(synapse, d_times, groups)
+    kernel = full(kernel, kernel_rank)
+    matrices = _matrices(kernel, groups)
+    weights, lanes = _blocks(matrices.swapaxes(1, 2), 128 // times.itemsize)
+    images = _parts(times.shape[1], min(_PARTS, _PARTIAL_SUMS // matrices[0].size))
+    shape = (groups, len(images), weights.shape[1])
+    d_weights = _aligned_zeros(shape, times.dtype)
+    run = _event_kernels.backward(lanes)
+
+    def task(part):
+        group, index = part
+        run(
+            times[group],
+            weights[group],
+            *_geometry(synapse, kernel),
+            num_steps,
+            silent_inputs,
+            images[index],
+            until[group],
+            delta[group],
+            d_times[group],
+            d_weights[group, index],
+        )
+
+    _in_parallel(task, itertools.product(range(groups), range(len(images))))
+    _, rows, outputs = matrices.shape
+    blocks = d_weights.sum(axis=1).reshape(groups, -1, outputs, lanes)
+    by_row = blocks.swapaxes(2, 3).reshape(groups, -1, outputs)
+    _matrices(d_kernel, groups)[...] = by_row[:, :rows]
+
+
+def _ranks(synapse: Synapse) -> tuple[int, int]:
+    """Axes of times and of the kernel."""
+    return (2, 2) if isinstance(synapse, Dense) else (4, 4)
+
+
+def _geometry(synapse: Synapse, kernel: np.ndarray):
+    """Window, strides, and the rows above and columns left of the image."""
+    if isinstance(synapse, Dense):
+        return (1, 1), (1, 1), (0, 0)
+    (top, _), (left, _) = synapse.pads
+    return kernel.shape[-4:-2], synapse.strides, (top, left)
+
+
+def _images(synapse: Synapse, array: np.ndarray, groups: int) -> np.ndarray:
+    """[groups, B, H, W, features], contiguous; a dense layer has 1×1 images."""
+    image = (1, 1) if isinstance(synapse, Dense) else array.shape[-3:-1]
+    batch = _size(array.shape[: -_ranks(synapse)[0] + 1]) // groups
+    shape = (groups, batch, *image, array.shape[-1])
+    return np.ascontiguousarray(array).reshape(shape)
+
+
+def _inputs(synapse: Synapse, array: np.ndarray, groups: int) -> np.ndarray:
+    """Images marked read-only, all of them: numba compiles for each kind it meets."""
+    images = _images(synapse, array, groups)
+    images.flags.writeable = False
+    return images
+
+
+def _matrices(kernel: np.ndarray, groups: int) -> np.ndarray:
+    """[groups, kh·kw·I, O]."""
+    return kernel.reshape(groups, _size(kernel.shape[:-1]) // groups, kernel.shape[-1])
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    return int(np.prod(shape, dtype=np.int64))
+
+
+def _blocks(matrices: np.ndarray, most: int) -> tuple[np.ndarray, int]:
+    """[groups, rows, columns] → [groups, blocks·rows·lanes] and the lanes of a block.
+
+    The width is such that blocks are few and few lanes of the last one stand idle.
+    """
+    groups, rows, columns = matrices.shape
+    widths = (most, most // 2, most // 4, most // 8)
+    lanes = min(widths, key=lambda width: -(-columns // width) * (width + most // 8))
+    blocks = -(-columns // lanes)
+    split = _aligned_zeros((groups, blocks, rows, lanes), matrices.dtype)
+    for block in range(blocks):
+        part = matrices[:, :, block * lanes : (block + 1) * lanes]
+        split[:, block, :, : part.shape[2]] = part
+    return split.reshape(groups, -1), lanes
+
+
+def _aligned_zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Zeros that begin with a cache line: vectors across two lines cost twice."""
+    line, size = 64, _size(shape) * dtype.itemsize
+    memory = np.zeros(size + line, np.uint8)
+    start = -memory.ctypes.data % line
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def _parts(length: int, count: int) -> list[tuple[int, int]]:
+    """`length` items in at most `count` even ranges."""
+    count = max(1, min(length, count))
+    edges = [length * k // count for k in range(count + 1)]
+    return list(itertools.pairwise(edges))
+
+
+@functools.cache
+def _workers() -> int:
+    return (
+        len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else (os.cpu_count() or 1)
+    )
+
+
+@functools.cache
+def _pool(process: int) -> concurrent.futures.ThreadPoolExecutor:
+    """Helper threads of a process; a fork starts its own."""
+    return concurrent.futures.ThreadPoolExecutor(max(1, _workers() - 1), "ds4nn-event")
+
+
+def _in_parallel(task: Callable, parts: Iterable) -> None:
+    """Runs every part. The caller works too, so no call waits for a free thread."""
+    parts = list(parts)
+    ticket = itertools.count()  # next() is atomic
+
+    def drain():
+        while (index := next(ticket)) < len(parts):
+            task(parts[index])
+
+    helpers = min(_workers(), len(parts)) - 1
+    futures = [_pool(os.getpid()).submit(drain) for _ in range(helpers)]
+    drain()
+    for future in futures:
+        if not future.cancel():
+            future.result()

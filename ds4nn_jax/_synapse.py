@@ -1,5 +1,6 @@
 """How input spikes become input current: the linear maps that layers are made of."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -38,3 +39,24 @@ class Conv(NamedTuple):
 
 
 Synapse = Dense | Conv
+Padding = str | Sequence[tuple[int, int]]
+
+
+def explicit_pads(padding: Padding, image, window, strides):
+    """Explicit ((top, bottom), (left, right)), checked to leave room for a window."""
+    if isinstance(padding, str):
+        if padding not in ("SAME", "VALID"):
+            raise ValueError(
+                f'padding must be "SAME", "VALID" or ((top, bottom), (left, right)), '
+                f"got {padding!r}"
+            )
+        padding = lax.padtype_to_pads(image, window, strides, padding)
+    pads = tuple(tuple(int(p) for p in side) for side in padding)
+    if len(pads) != 2 or any(len(side) != 2 or min(side) < 0 for side in pads):
+        raise ValueError(
+            f"padding must be ((top, bottom), (left, right)) ≥ 0, got {padding!r}"
+        )
+    padded = tuple(size + sum(side) for size, side in zip(image, pads, strict=True))
+    if any(extent > size for extent, size in zip(window, padded, strict=True)):
+        raise ValueError(f"window {window} is larger than the padded image {padded}")
+    return pads

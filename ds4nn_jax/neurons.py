@@ -13,12 +13,18 @@ import jax.numpy as jnp
 from jax import lax
 
 from ds4nn_jax import _checks, _event, _scan
-from ds4nn_jax._synapse import PRECISION, Conv, Dense, Synapse
+from ds4nn_jax._synapse import (
+    PRECISION,
+    Conv,
+    Dense,
+    Padding,
+    Synapse,
+    explicit_pads,
+)
 from ds4nn_jax.surrogates import Surrogate, Window, resolve
 from ds4nn_jax.types import SpikeTimes
 
 Engine = Literal["auto", "scan", "event"]
-Padding = str | Sequence[tuple[int, int]]
 
 
 def dense(
@@ -270,7 +276,7 @@ def _conv_layer(
     _checks.rank("kernel", kernel, "[kh, kw, I, O]")
     _check_features(times, kernel)
     strides = _pair("strides", strides)
-    pads = _pads(padding, times.shape[1:3], kernel.shape[:2], strides)
+    pads = explicit_pads(padding, times.shape[1:3], kernel.shape[:2], strides)
     layer = _layer(Conv(strides, pads), threshold, num_steps, engine, surrogate)
     return layer, times, kernel
 
@@ -360,23 +366,3 @@ def _pair(name: str, value: Sequence[int]) -> tuple[int, int]:
     if len(pair) != 2 or not all(isinstance(v, int) and v > 0 for v in pair):
         raise ValueError(f"{name} must be two positive whole numbers, got {value!r}")
     return pair
-
-
-def _pads(padding: Padding, image, window, strides):
-    """Explicit ((top, bottom), (left, right)), checked to leave room for a window."""
-    if isinstance(padding, str):
-        if padding not in ("SAME", "VALID"):
-            raise ValueError(
-                f'padding must be "SAME", "VALID" or ((top, bottom), (left, right)), '
-                f"got {padding!r}"
-            )
-        padding = lax.padtype_to_pads(image, window, strides, padding)
-    pads = tuple(tuple(int(p) for p in side) for side in padding)
-    if len(pads) != 2 or any(len(side) != 2 or min(side) < 0 for side in pads):
-        raise ValueError(
-            f"padding must be ((top, bottom), (left, right)) ≥ 0, got {padding!r}"
-        )
-    padded = tuple(size + sum(side) for size, side in zip(image, pads, strict=True))
-    if any(extent > size for extent, size in zip(window, padded, strict=True)):
-        raise ValueError(f"window {window} is larger than the padded image {padded}")
-    return pads

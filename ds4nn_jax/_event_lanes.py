@@ -1,0 +1,179 @@
+"""Vectors of a fixed number of lanes as numba values, so that potentials stay in
+registers while weight rows stream past: numba alone keeps arrays in memory.
+
+LLVM splits a vector wider than the machine's registers over several of them. (numba's
+cache watches only the file of the kernels: touch `_event_kernels.py` after a change.)
+"""
+
+import operator
+
+from llvmlite import ir
+from numba.core import types
+from numba.core.errors import TypingError
+from numba.extending import intrinsic, models, overload, register_model
+
+
+class Lanes(types.Type):
+    """`count` lanes of a numba scalar type; of booleans: a mask."""
+
+    def __init__(self, scalar, count):
+        super().__init__(f"Lanes({scalar} x {count})")
+        self.scalar, self.count = scalar, count
+
+
+@register_model(Lanes)
+class _LanesModel(models.PrimitiveModel):
+    def __init__(self, manager, lanes):
+        one = ir.IntType(1)
+        if lanes.scalar != types.boolean:
+            one = manager.lookup(lanes.scalar).get_value_type()
+        super().__init__(manager, lanes, ir.VectorType(one, lanes.count))
+
+
+def _vector(context, lanes):
+    return context.get_value_type(lanes)
+
+
+def _splat(context, builder, value, lanes):
+    vector = _vector(context, lanes)
+    one = builder.insert_element(
+        ir.Constant(vector, ir.Undefined), value, ir.Constant(ir.IntType(32), 0)
+    )
+    first = ir.Constant(ir.VectorType(ir.IntType(32), lanes.count), None)
+    return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), first)
+
+
+def _pointer(context, builder, lanes, array_type, array, offset):
+    data = context.make_array(array_type)(context, builder, array).data
+    return builder.bitcast(
+        builder.gep(data, [offset]), _vector(context, lanes).as_pointer()
+    )
+
+
+@intrinsic(prefer_literal=True)
+def splat(typing, value, count):
+    """All `count` lanes equal to the scalar value."""
+    lanes = Lanes(value, count.literal_value)
+
+    def build(context, builder, signature, args):
+        return _splat(context, builder, args[0], lanes)
+
+    return lanes(value, count), build
+
+
+@intrinsic(prefer_literal=True)
+def load(typing, array, offset, count):
+    """Lanes array[offset : offset + count] of a contiguous 1-D array."""
+    lanes = Lanes(array.dtype, count.literal_value)
+
+    def build(context, builder, signature, args):
+        pointer = _pointer(context, builder, lanes, array, *args[:2])
+        return builder.load(pointer, align=array.dtype.bitwidth // 8)
+
+    return lanes(array, types.intp, count), build
+
+
+@intrinsic
+def store(typing, array, offset, value):
+    """array[offset : offset + count] = value."""
+
+    def build(context, builder, signature, args):
+        pointer = _pointer(context, builder, value, array, *args[:2])
+        builder.store(args[2], pointer, align=array.dtype.bitwidth // 8)
+
+    return types.void(array, types.intp, value), build
+
+
+@intrinsic
+def select(typing, mask, yes, no):
+    """mask ? yes : no in each lane; a scalar `yes` stands for all lanes."""
+    scalar = not isinstance(yes, Lanes)
+
+    def build(context, builder, signature, args):
+        mask_value, yes_value, no_value = args
+        if scalar:
+            yes_value = _splat(context, builder, yes_value, no)
+        return builder.select(mask_value, yes_value, no_value)
+
+    return no(mask, no.scalar if scalar else yes, no), build
+
+
+@intrinsic
+def multiply_add(typing, a, b, c):
+    """a·b + c, fused where the machine can."""
+
+    def build(context, builder, signature, args):
+        vector = _vector(context, a)
+        bits = 32 if a.scalar == types.float32 else 64
+        function = builder.module.declare_intrinsic(
+            f"llvm.fmuladd.v{a.count}f{bits}",
+            fnty=ir.FunctionType(vector, [vector] * 3),
+        )
+        return builder.call(function, args)
+
+    return a(a, a, a), build
+
+
+@intrinsic
+def some(typing, mask):
+    """Whether any lane of the mask is set."""
+
+    def build(context, builder, signature, args):
+        function = builder.module.declare_intrinsic(
+            f"llvm.vector.reduce.or.v{mask.count}i1",
+            fnty=ir.FunctionType(ir.IntType(1), [_vector(context, mask)]),
+        )
+        return builder.call(function, args)
+
+    return types.boolean(mask), build
+
+
+@intrinsic
+def least(typing, a, b):
+    """min(a, b) in each lane of a, b being a scalar."""
+
+    def build(context, builder, signature, args):
+        other = _splat(context, builder, args[1], a)
+        smaller = builder.fcmp_ordered("<", args[0], other)
+        return builder.select(smaller, args[0], other)
+
+    return a(a, a.scalar), build
+
+
+def _operator(function, instruction, result=None):
+    """Teaches numba `function` of two vectors, or of a vector and a scalar."""
+
+    @intrinsic
+    def implementation(typing, a, b):
+        if not isinstance(a, Lanes):
+            raise TypingError(f"{a} is no vector")
+        scalar = not isinstance(b, Lanes)
+
+        def build(context, builder, signature, args):
+            left, right = args
+            if scalar:
+                right = _splat(context, builder, right, a)
+            return instruction(builder, left, right)
+
+        lanes = Lanes(types.boolean, a.count) if result == "mask" else a
+        return lanes(a, a.scalar if scalar else b), build
+
+    @overload(function)
+    def operation(a, b):
+        if isinstance(a, Lanes):
+            return lambda a, b: implementation(a, b)
+
+
+def _compare(sign):
+    return lambda builder, a, b: builder.fcmp_ordered(sign, a, b)
+
+
+_operator(operator.add, lambda builder, a, b: builder.fadd(a, b))
+_operator(operator.sub, lambda builder, a, b: builder.fsub(a, b))
+_operator(operator.or_, lambda builder, a, b: builder.or_(a, b))
+_operator(operator.and_, lambda builder, a, b: builder.and_(a, b))
+_operator(operator.lt, _compare("<"), "mask")
+_operator(operator.le, _compare("<="), "mask")
+_operator(operator.ge, _compare(">="), "mask")
+_operator(operator.gt, _compare(">"), "mask")
+_operator(operator.eq, _compare("=="), "mask")

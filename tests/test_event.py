@@ -1,0 +1,389 @@
+"""The event engine against a loop over time, exactly: dyadic weights add exactly."""
+
+import functools
+import os
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ds4nn_jax import _event, _scan
+from ds4nn_jax._synapse import Conv, Dense
+
+pytest.importorskip("numba")
+
+SAME3 = ((1, 1), (1, 1))
+NONE = ((0, 0), (0, 0))
+
+
+def loop_windows(synapse, times, kernel, num_steps):
+    """Dense view: window times [B, P, K], kernel [K, O], output shape."""
+    if isinstance(synapse, Dense):
+        return times[:, None], kernel, (times.shape[0], kernel.shape[1])
+    kh, kw, _, features = kernel.shape
+    (sh, sw), pads = synapse
+    t = np.pad(times, ((0, 0), *pads, (0, 0)), constant_values=num_steps)
+    rows = (t.shape[1] - kh) // sh + 1
+    columns = (t.shape[2] - kw) // sw + 1
+    windows = [
+        t[:, y * sh : y * sh + kh, x * sw : x * sw + kw].reshape(len(t), -1)
+        for y in range(rows)
+        for x in range(columns)
+    ]
+    shape = (len(t), rows, columns, features)
+    return np.stack(windows, 1), kernel.reshape(-1, features), shape
+
+
+def loop_forward(synapse, times, kernel, threshold, num_steps):
+    windows, flat, shape = loop_windows(synapse, times, kernel, num_steps)
+    v = np.zeros((*windows.shape[:2], flat.shape[1]))
+    spike, until = np.full(v.shape, num_steps), np.zeros(v.shape)
+    peak = np.full(v.shape, -np.inf)
+    for t in range(num_steps):
+        v += (windows == t).astype(float) @ flat
+        waiting = spike == num_steps
+        higher = waiting & (v > peak)
+        peak[higher], until[higher] = v[higher], t
+        spike[waiting & (v >= threshold)] = t
+    return tuple(a.reshape(shape) for a in (spike, peak, until))
+
+
+def loop_backward(synapse, times, kernel, until, delta, num_steps, silent_inputs):
+    """Neuron by neuron, scattered back to the padded image."""
+    d_kernel = np.zeros(kernel.shape)
+    if isinstance(synapse, Dense):
+        synapse, images = Conv((1, 1), NONE), times[:, None, None]
+        until, delta = until[:, None, None], delta[:, None, None]
+        weights = kernel[None, None]
+    else:
+        images, weights = times, kernel
+    (sh, sw), pads = synapse
+    t = np.pad(images, ((0, 0), *pads, (0, 0)), constant_values=num_steps)
+    d_padded, d_weights = np.zeros(t.shape), np.zeros(weights.shape)
+    kh, kw = weights.shape[:2]
+    for b, y, x, j in np.argwhere(delta):
+        window = np.s_[b, y * sh : y * sh + kh, x * sw : x * sw + kw]
+        heard = (t[window] <= until[b, y, x, j]) & (t[window] < num_steps)
+        d_weights[..., j] -= delta[b, y, x, j] * heard
+        if silent_inputs:
+            heard |= t[window] == num_steps
+        d_padded[window] += delta[b, y, x, j] * weights[..., j] * heard
+    (top, _), (left, _) = pads
+    height, width = images.shape[1:3]
+    d_times = d_padded[:, top : top + height, left : left + width]
+    d_kernel += d_weights.reshape(kernel.shape)
+    return d_times.reshape(times.shape), d_kernel
+
+
+def dyadic(rng, shape, scale=1.0, dtype=np.float32):
+    """Multiples of 1/8 around a small positive mean."""
+    return (np.round(rng.normal(0.3, scale, shape) * 8) / 8).astype(dtype)
+
+
+def spikes(rng, shape, num_steps, active=0.5, dtype=np.float32):
+    times = rng.integers(0, num_steps, shape)
+    return np.where(rng.random(shape) < active, times, num_steps).astype(dtype)
+
+
+LAYERS = {
+    "dense": (Dense(), (5, 37), (37, 10)),
+    "dense one input": (Dense(), (3, 1), (1, 3)),
+    "dense many outputs": (Dense(), (2, 70), (70, 300)),
+    "conv 3x3 same": (Conv((1, 1), SAME3), (3, 6, 5, 8), (3, 3, 8, 20)),
+    "conv 3x3 one channel": (Conv((1, 1), SAME3), (2, 8, 8, 1), (3, 3, 1, 64)),
+    "conv 2x2 stride 2": (Conv((2, 2), NONE), (3, 6, 7, 9), (2, 2, 9, 5)),
+    "conv 5x5 stride (2, 1)": (
+        Conv((2, 1), ((2, 2), (1, 3))),
+        (2, 7, 6, 3),
+        (5, 5, 3, 17),
+    ),
+    "conv 1x1": (Conv((1, 1), NONE), (2, 3, 4, 40), (1, 1, 40, 130)),
+    "conv stride beyond window": (Conv((3, 2), NONE), (2, 7, 7, 4), (1, 1, 4, 6)),
+    "conv pads wider than window": (
+        Conv((1, 2), ((0, 4), (5, 0))),
+        (2, 3, 4, 12),
+        (2, 3, 12, 33),
+    ),
+    "one pixel": (Conv((1, 1), SAME3), (2, 1, 1, 5), (3, 3, 5, 4)),
+}
+layers = pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS.keys())
+
+
+def forward(synapse, times, kernel, *, threshold=3.0, num_steps=12, peaks=True):
+    run = functools.partial(
+        _event.forward,
+        synapse,
+        threshold=threshold,
+        num_steps=num_steps,
+        peaks=peaks,
+    )
+    return jax.jit(run)(times, kernel)
+
+
+def backward(synapse, *arrays, num_steps=12, silent_inputs=False, engine=_event):
+    run = functools.partial(
+        engine.backward, synapse, num_steps=num_steps, silent_inputs=silent_inputs
+    )
+    return jax.jit(run)(*arrays)
+
+
+def assert_equal(actual, expected):
+    for a, e in zip(actual, expected, strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(e))
+
+
+@layers
+@pytest.mark.parametrize("num_steps", [1, 12, 100])
+def test_forward_is_the_loop_over_time(layer, num_steps):
+    synapse, t_shape, k_shape = layer
+    rng = np.random.default_rng(num_steps)
+    times, kernel = spikes(rng, t_shape, num_steps), dyadic(rng, k_shape)
+    expected = loop_forward(synapse, times, kernel, 3.0, num_steps)
+    assert_equal(forward(synapse, times, kernel, num_steps=num_steps), expected)
+    out = forward(synapse, times, kernel, num_steps=num_steps, peaks=False)
+    assert out[1:] == (None, None)
+    assert_equal(out[:1], expected[:1])
+
+
+@layers
+@pytest.mark.parametrize("silent_inputs", [False, True])
+def test_backward_is_the_loop_over_neurons(layer, silent_inputs):
+    synapse, t_shape, k_shape = layer
+    rng = np.random.default_rng(1)
+    times, kernel = spikes(rng, t_shape, 12), dyadic(rng, k_shape)
+    _, _, until = forward(synapse, times, kernel)
+    until = np.where(rng.random(until.shape) < 0.2, 12, until).astype(np.float32)
+    delta = dyadic(rng, until.shape) * (rng.random(until.shape) < 0.4)
+    arrays = times, kernel, until, delta.astype(np.float32)
+    expected = loop_backward(synapse, *arrays, 12, silent_inputs)
+    actual = backward(synapse, *arrays, silent_inputs=silent_inputs)
+    assert_equal(actual, expected)
+    scanned = backward(synapse, *arrays, silent_inputs=silent_inputs, engine=_scan)
+    assert_equal(actual, scanned)
+
+
+def one_neuron(events, *, threshold=4.0, num_steps=10):
+    """(spike, peak, until) of a neuron with events [(step, weight), …]."""
+    times = jnp.array([[float(t) for t, _ in events]])
+    kernel = jnp.array([[float(w)] for _, w in events])
+    out = forward(Dense(), times, kernel, threshold=threshold, num_steps=num_steps)
+    (quick, _, _) = forward(
+        Dense(), times, kernel, threshold=threshold, num_steps=num_steps, peaks=False
+    )
+    assert quick == out[0]
+    return tuple(float(a[0, 0]) for a in out)
+
+
+@pytest.mark.parametrize(
+    ("events", "expected"),
+    {
+        "silence": ([(10, 9)], (10, 0, 0)),
+        "tie adds within the step": ([(3, 2), (3, 2)], (3, 4, 3)),
+        "tie cancels within the step": ([(3, 9), (3, -6)], (10, 3, 3)),
+        "tie cancels at the end of time": ([(9, 9), (9, -6)], (10, 3, 9)),
+        "first step": ([(0, 4)], (0, 4, 0)),
+        "last step": ([(9, 4)], (9, 4, 9)),
+        "crosses and falls back": ([(2, 5), (3, -8)], (2, 5, 2)),
+        "just below": ([(2, 3.875)], (10, 3.875, 2)),
+        "first of two equal peaks": ([(2, 3), (4, -1), (6, 1)], (10, 3, 2)),
+        "negative from the first step on": ([(0, -3), (5, 1)], (10, -2, 5)),
+        "negative later": ([(4, -3), (5, 1)], (10, 0, 0)),
+        "returns to zero": ([(0, -3), (5, 3)], (10, 0, 5)),
+    }.values(),
+)
+def test_one_neuron(events, expected):
+    assert one_neuron(events) == expected
+    padding = [(10, 1.0)] * 40  # the counting sort of wide windows, not the insertion
+    assert one_neuron(events + padding) == expected
+
+
+def test_all_silent_has_no_gradient_but_for_silent_inputs():
+    times, kernel = jnp.full((2, 5), 12.0), jnp.ones((5, 3))
+    spike, peak, until = forward(Dense(), times, kernel)
+    assert_equal((spike, peak, until), (np.full((2, 3), 12), *np.zeros((2, 2, 3))))
+    delta = jnp.ones((2, 3))
+    d_times, d_kernel = backward(Dense(), times, kernel, until, delta)
+    assert not d_times.any() and not d_kernel.any()
+    d_times, d_kernel = backward(
+        Dense(), times, kernel, until, delta, silent_inputs=True
+    )
+    assert (d_times == 3).all() and not d_kernel.any()
+
+
+def test_an_empty_batch():
+    synapse, (_, *image), k_shape = LAYERS["conv 3x3 same"]
+    times, kernel = np.zeros((0, *image), np.float32), np.ones(k_shape, np.float32)
+    spike, peak, until = forward(synapse, times, kernel)
+    assert spike.shape == (0, 6, 5, 20)
+    d_times, d_kernel = backward(synapse, times, kernel, until, peak)
+    assert d_times.shape == times.shape and not d_kernel.any()
+
+
+def test_an_early_end_of_a_window_keeps_peaks():
+    times = np.arange(40, dtype=np.float32)[None]
+    out = forward(Dense(), times, np.ones((40, 130), np.float32), num_steps=40)
+    assert_equal(out, [np.full((1, 130), value) for value in (2, 3, 2)])
+
+
+def test_float64_keeps_its_precision():
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        synapse, t_shape, k_shape = LAYERS["conv 3x3 same"]
+        times = spikes(rng, t_shape, 12, dtype=np.float64)
+        kernel = dyadic(rng, k_shape, dtype=np.float64) + 2.0**-40
+        expected = loop_forward(synapse, times, kernel, 3.0, 12)
+        actual = forward(synapse, times, kernel)
+        assert_equal(actual, expected)
+        delta = dyadic(rng, expected[0].shape, dtype=np.float64)
+        arrays = times, kernel, expected[2], delta
+        assert_equal(
+            backward(synapse, *arrays), loop_backward(synapse, *arrays, 12, False)
+        )
+
+
+@pytest.mark.parametrize("layer", ["dense", "conv 2x2 stride 2"])
+@pytest.mark.parametrize("axes", [(0, None), (None, 0), (0, 0)])
+def test_vmap_is_the_stack_of_calls(layer, axes):
+    synapse, t_shape, k_shape = LAYERS[layer]
+    rng = np.random.default_rng(2)
+    times = spikes(rng, (3, *t_shape) if axes[0] == 0 else t_shape, 12)
+    kernel = dyadic(rng, (3, *k_shape) if axes[1] == 0 else k_shape)
+
+    def both(times, kernel):
+        spike, peak, until = forward(synapse, times, kernel)
+        return spike, peak, *backward(synapse, times, kernel, until, peak)
+
+    calls = [
+        both(times[n] if axes[0] == 0 else times, kernel[n] if axes[1] == 0 else kernel)
+        for n in range(3)
+    ]
+    expected = [np.stack(results) for results in zip(*calls, strict=True)]
+    assert_equal(jax.vmap(both, axes)(times, kernel), expected)
+
+
+def test_nested_vmap_over_images_and_seeds():
+    rng = np.random.default_rng(3)
+    times, kernels = spikes(rng, (4, 2, 20), 12), dyadic(rng, (3, 20, 6))
+
+    def run(times, kernel):
+        return forward(Dense(), times, kernel)[0]
+
+    over_seeds = jax.vmap(run, (None, 0))
+    actual = jax.vmap(over_seeds, (0, None))(times, kernels)
+    expected = [[run(t, k) for k in kernels] for t in times]
+    np.testing.assert_array_equal(actual, np.array(expected))
+
+
+def test_inside_a_scan_over_batches():
+    rng = np.random.default_rng(4)
+    batches, kernel = spikes(rng, (3, 4, 20), 12), dyadic(rng, (20, 6))
+
+    def step(carry, times):
+        spike, _, until = forward(Dense(), times, kernel)
+        _, d_kernel = backward(Dense(), times, kernel, until, spike)
+        return carry + d_kernel, spike
+
+    total, spike = jax.lax.scan(step, jnp.zeros_like(kernel), batches)
+    calls = [step(0, batch) for batch in batches]
+    assert_equal((total, spike), (sum(c[0] for c in calls), [c[1] for c in calls]))
+
+
+def test_sums_do_not_depend_on_threads():
+    rng = np.random.default_rng(5)
+    synapse = Conv((1, 1), SAME3)
+    times = spikes(rng, (40, 6, 6, 16), 12)
+    kernel = rng.normal(0.2, 1, (3, 3, 16, 24)).astype(np.float32)
+    _, peak, until = forward(synapse, times, kernel)
+    first = backward(synapse, times, kernel, until, peak)
+    for _ in range(5):
+        assert_equal(backward(synapse, times, kernel, until, peak), first)
+
+
+def test_times_off_the_grid_are_silent_not_a_crash():
+    times = jnp.array([[-1.0, jnp.nan, 1e9, 3.0]] * 2)
+    spike, _, _ = forward(Dense(), times, jnp.full((4, 1), 5.0))
+    assert (spike == 3).all()
+
+
+SMALL_RUN = """
+    import functools, jax, jax.numpy as jnp, numpy as np
+    from jax.sharding import NamedSharding, PartitionSpec as P
+    from ds4nn_jax import _event
+    from ds4nn_jax._synapse import Conv
+
+    synapse = Conv((1, 1), ((1, 1), (1, 1)))
+    rng = np.random.default_rng(0)
+    times = rng.integers(0, 101, (64, 14, 14, 16)).astype(np.float32)
+    kernel = (rng.integers(-8, 12, (3, 3, 16, 32)) / 8).astype(np.float32)
+
+    def run(times, kernel):
+        spike, peak, until = _event.forward(
+            synapse, times, kernel, threshold=3.0, num_steps=100, peaks=True
+        )
+        d_times, d_kernel = _event.backward(
+            synapse, times, kernel, until, spike, num_steps=100, silent_inputs=True
+        )
+        return spike, peak, d_times, d_kernel
+
+    def same(a, b):
+        return all((np.asarray(x) == np.asarray(y)).all() for x, y in zip(a, b))
+
+    alone = jax.jit(run)(times, kernel)
+"""
+
+
+def in_subprocess(code, prefix=(), **environment):
+    result = subprocess.run(
+        [*prefix, sys.executable, "-c", textwrap.dedent(SMALL_RUN + code)],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs affinity")
+def test_one_core_does_not_deadlock():
+    in_subprocess(
+        """
+    for _ in range(20):
+        assert same(jax.jit(run)(times, kernel), alone)
+    """,
+        prefix=("taskset", "-c", str(min(os.sched_getaffinity(0)))),
+    )
+
+
+def test_eight_devices_agree_with_one():
+    in_subprocess(
+        """
+    mesh = jax.make_mesh((8,), ("data",))
+    sharded = jax.device_put(times, NamedSharding(mesh, P("data")))
+    shared = jax.device_put(kernel, NamedSharding(mesh, P()))
+    assert same(jax.jit(run)(sharded, shared), alone)
+
+    def summed(times, kernel):
+        *rest, d_kernel = run(times, kernel)
+        return *rest, jax.lax.psum(d_kernel, "data")
+
+    specs = (P("data"), P("data"), P("data"), P())
+    mapped = jax.shard_map(
+        summed, mesh=mesh, in_specs=(P("data"), P()), out_specs=specs, check_vma=False
+    )
+    for _ in range(10):
+        assert same(jax.jit(mapped)(sharded, shared), alone)
+    """,
+        XLA_FLAGS="--xla_force_host_platform_device_count=8",
+    )
+
+
+def test_import_leaves_numba_alone_and_its_absence_is_named(monkeypatch):
+    code = "import sys, ds4nn_jax; assert 'numba' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    monkeypatch.setattr(_event, "available", lambda: False)
+    with pytest.raises(ImportError, match="pip install numba"):
+        forward(Dense(), jnp.zeros((1, 1)), jnp.zeros((1, 1)))

@@ -1,0 +1,103 @@
+"""Stopping at the decision changes nothing but the work."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ds4nn_jax as ds
+
+T = 24
+
+
+def exact(params, rng, low=-4, high=20):
+    """Weights on a grid of eighths: sums are exact, whatever their order."""
+    return jax.tree.map(
+        lambda w: (rng.integers(low, high, w.shape) / 8).astype(np.float32), params
+    )
+
+
+@pytest.mark.parametrize("threshold", [1.0, 2.0, 1000.0])
+@pytest.mark.parametrize(
+    "spec, shape, padding",
+    [
+        ("5C3-P2-6C3-P2-4", (8, 8, 1), "SAME"),
+        ("5C3-P2-6C3-4", (7, 9, 2), "SAME"),
+        ("3C2-P3-4", (8, 8, 1), "VALID"),
+        ("3C3-4C3-6-4", (5, 5, 1), ((2, 0), (1, 1))),
+        ("P2-3C1-P2-4", (9, 8, 2), "SAME"),
+        ("12-9-4", (12,), "SAME"),
+        ("12-4", (12,), "SAME"),
+    ],
+)
+def test_equals_full_forward(spec, shape, padding, threshold, engine, rng):
+    network = ds.SpikingNetwork.from_spec(
+        spec, num_steps=T, threshold=threshold, padding=padding, engine=engine
+    )
+    times = rng.integers(0, T + 1, (9, *shape)).astype(np.float32)
+    times[0] = T  # an image without a spike
+    params = exact(network.init(jax.random.key(0), times), rng)
+    full = ds.decide(network.apply(params, times, method="trace"), num_steps=T)
+    short = ds.infer(network, params, times)
+    np.testing.assert_array_equal(short.label, full.label)
+    np.testing.assert_array_equal(short.step, full.step)
+    np.testing.assert_array_equal(short.spikes, full.spikes)
+    silent = np.asarray(full.step) == T
+    assert silent.all() if threshold == 1000 else not silent[1:].all()
+
+
+def test_worked_decision(engine):
+    """Two outputs tie at step 5 and the higher potential wins; step 6 is not seen."""
+    network = ds.SpikingNetwork.from_spec("4-3", num_steps=T, engine=engine)
+    kernel = np.array([[60, 60, 0], [50, 45, 0], [0, 0, 500], [9, 9, 9]], np.float32)
+    times = np.array([[2, 5, 6, T], [T, T, T, T]], np.float32)
+    got = ds.infer(network, {"params": {"dense1": {"kernel": kernel}}}, times)
+    np.testing.assert_array_equal(got.label, [0, 0])
+    np.testing.assert_array_equal(got.step, [5, T])
+    np.testing.assert_array_equal(got.spikes, [[2, 2], [0, 0]])
+
+
+def test_real_images(images, engine):
+    """Real images and real-valued weights: the same labels, steps and counts."""
+    times = ds.encode(images[0][:50])
+    network = ds.SpikingNetwork.from_spec("8C3-P2-8C3-P2-10", engine=engine)
+    params = network.init(jax.random.key(1), times)
+    params = ds.calibrate(network, params, times, (0.3, 0.3, 0.7))
+    full = ds.decide(network.apply(params, times, method="trace"))
+    short = ds.infer(network, params, times)
+    np.testing.assert_array_equal(short.label, full.label)
+    np.testing.assert_array_equal(short.step, full.step)
+    np.testing.assert_array_equal(short.spikes, full.spikes)
+
+
+def test_composes(engine, rng):
+    network = ds.SpikingNetwork.from_spec(
+        "3C3-P2-4", num_steps=T, threshold=4.0, engine=engine
+    )
+    times = rng.integers(0, T + 1, (6, 4, 4, 1)).astype(np.float32)
+    params = exact(network.init(jax.random.key(0), times), rng)
+
+    def infer(times):
+        return ds.infer(network, params, times)
+
+    whole = infer(times)
+    jitted = jax.jit(infer)(times)
+    mapped = jax.vmap(infer)(times.reshape(3, 2, 4, 4, 1))
+    for name in ("label", "step", "spikes"):
+        expected = getattr(whole, name)
+        np.testing.assert_array_equal(getattr(jitted, name), expected)
+        np.testing.assert_array_equal(
+            getattr(mapped, name).reshape(expected.shape), expected
+        )
+
+
+def test_refuses():
+    network = ds.SpikingNetwork.from_spec("4-3", num_steps=T)
+    params = {"params": {"dense1": {"kernel": jnp.ones((4, 3))}}}
+    with pytest.raises(ValueError, match="takes 4 inputs an image"):
+        ds.infer(network, params, jnp.zeros((2, 5)))
+    with pytest.raises(ValueError, match="whole steps"):
+        ds.infer(network, params, jnp.full((2, 4), 25.0))
+    broken = {"params": {"dense1": {"kernel": jnp.full((4, 3), jnp.nan)}}}
+    with pytest.raises(ValueError, match="kernel of dense1 must be finite"):
+        ds.infer(network, broken, jnp.zeros((2, 4)))
