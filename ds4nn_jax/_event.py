@@ -122,9 +122,9 @@ def _host_forward(synapse, threshold, num_steps, context, results, times, kernel
             *(results[k if peaks else 0][group] for k in range(3)),
         )
 
-    images = _parts(times.shape[1], 8 * _workers())
-    rows = _parts(results[0].shape[2], 2 * _workers() // (groups * len(images)))
-    _in_parallel(task, itertools.product(range(groups), images, rows))
+    images = parts(times.shape[1], 8 * workers())
+    rows = parts(results[0].shape[2], 2 * workers() // (groups * len(images)))
+    in_parallel(task, itertools.product(range(groups), images, rows))
 
 
 def _host_backward(
@@ -150,9 +150,9 @@ def _host_backward(
     kernel = full(kernel, kernel_rank)
     matrices = _matrices(kernel, groups)
     weights, lanes = _blocks(matrices.swapaxes(1, 2), 128 // times.itemsize)
-    images = _parts(times.shape[1], min(_PARTS, _PARTIAL_SUMS // matrices[0].size))
+    images = parts(times.shape[1], min(_PARTS, _PARTIAL_SUMS // matrices[0].size))
     shape = (groups, len(images), weights.shape[1])
-    d_weights = _aligned_zeros(shape, times.dtype)
+    d_weights = aligned_zeros(shape, times.dtype)
     run = _event_kernels.backward(lanes)
 
     def task(part):
@@ -170,7 +170,7 @@ def _host_backward(
             d_weights[group, index],
         )
 
-    _in_parallel(task, itertools.product(range(groups), range(len(images))))
+    in_parallel(task, itertools.product(range(groups), range(len(images))))
     _, rows, outputs = matrices.shape
     blocks = d_weights.sum(axis=1).reshape(groups, -1, outputs, lanes)
     by_row = blocks.swapaxes(2, 3).reshape(groups, -1, outputs)
@@ -223,14 +223,14 @@ def _blocks(matrices: np.ndarray, most: int) -> tuple[np.ndarray, int]:
     widths = (most, most // 2, most // 4, most // 8)
     lanes = min(widths, key=lambda width: -(-columns // width) * (width + most // 8))
     blocks = -(-columns // lanes)
-    split = _aligned_zeros((groups, blocks, rows, lanes), matrices.dtype)
+    split = aligned_zeros((groups, blocks, rows, lanes), matrices.dtype)
     for block in range(blocks):
         part = matrices[:, :, block * lanes : (block + 1) * lanes]
         split[:, block, :, : part.shape[2]] = part
     return split.reshape(groups, -1), lanes
 
 
-def _aligned_zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+def aligned_zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """Zeros that begin with a cache line: vectors across two lines cost twice."""
     line, size = 64, _size(shape) * dtype.itemsize
     memory = np.zeros(size + line, np.uint8)
@@ -238,7 +238,7 @@ def _aligned_zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     return memory[start : start + size].view(dtype).reshape(shape)
 
 
-def _parts(length: int, count: int) -> list[tuple[int, int]]:
+def parts(length: int, count: int) -> list[tuple[int, int]]:
     """`length` items in at most `count` even ranges."""
     count = max(1, min(length, count))
     edges = [length * k // count for k in range(count + 1)]
@@ -246,7 +246,7 @@ def _parts(length: int, count: int) -> list[tuple[int, int]]:
 
 
 @functools.cache
-def _workers() -> int:
+def workers() -> int:
     return (
         len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
@@ -257,19 +257,19 @@ def _workers() -> int:
 @functools.cache
 def _pool(process: int) -> concurrent.futures.ThreadPoolExecutor:
     """Helper threads of a process; a fork starts its own."""
-    return concurrent.futures.ThreadPoolExecutor(max(1, _workers() - 1), "ds4nn-event")
+    return concurrent.futures.ThreadPoolExecutor(max(1, workers() - 1), "ds4nn-event")
 
 
-def _in_parallel(task: Callable, parts: Iterable) -> None:
+def in_parallel(task: Callable, todo: Iterable) -> None:
     """Runs every part. The caller works too, so no call waits for a free thread."""
-    parts = list(parts)
+    todo = list(todo)
     ticket = itertools.count()  # next() is atomic
 
     def drain():
-        while (index := next(ticket)) < len(parts):
-            task(parts[index])
+        while (index := next(ticket)) < len(todo):
+            task(todo[index])
 
-    helpers = min(_workers(), len(parts)) - 1
+    helpers = min(workers(), len(todo)) - 1
     futures = [_pool(os.getpid()).submit(drain) for _ in range(helpers)]
     drain()
     for future in futures:

@@ -7,10 +7,13 @@ when an output fires, and what would have happened later is never computed.
 import numpy as np
 from numba import njit
 
+from ds4nn_jax._event_lanes import load, some, store
+
 FIELDS = (
     "pools height width inputs rows columns top left out_height out_width outputs "
-    "weights potentials"
-).split()  # a line of the layer table; the last two are offsets into flat arrays
+    "weights potentials stride"
+).split()  # a line of the layer table; weights and potentials are offsets
+LANES = 16  # weight rows and potentials are padded to `stride`, a multiple of it
 _NEVER = -1e30  # mV: where a neuron that has fired is put, out of reach of θ
 
 
@@ -19,13 +22,13 @@ def _conv(layer, spikes, count, weights, potentials, threshold, fired, touched):
     """Adds a step's spikes to the windows they reach; returns how many neurons fire.
 
     Potentials of neurons that fire are put out of reach. Spikes and `fired` are flat
-    indices; `touched` is scratch, a stamp and a list of positions.
+    indices in rising order: sums depend on their order. `touched`, one flag a position,
+    is clear before and after.
     """
     width, inputs, rows, columns = layer[2], layer[3], layer[4], layer[5]
     top, left, out_height, out_width = layer[6], layer[7], layer[8], layer[9]
-    outputs = layer[10]
-    stamp, places = touched
-    reached = 0
+    outputs, stride = layer[10], layer[13]
+    first, last = touched.size, -1
     for k in range(count):
         pixel, i = divmod(spikes[k], inputs)
         y, x = divmod(pixel, width)
@@ -34,39 +37,47 @@ def _conv(layer, spikes, count, weights, potentials, threshold, fired, touched):
                 max(0, x + left - out_width + 1), min(columns, x + left + 1)
             ):
                 place = (y + top - row) * out_width + x + left - column
-                if not stamp[place]:
-                    stamp[place] = True
-                    places[reached] = place
-                    reached += 1
-                source = layer[11] + ((row * columns + column) * inputs + i) * outputs
-                added = weights[source : source + outputs]
-                target = layer[12] + place * outputs
-                summed = potentials[target : target + outputs]
-                for o in range(outputs):
-                    summed[o] += added[o]
+                touched[place] = True
+                first = min(first, place)
+                last = max(last, place)
+                source = layer[11] + ((row * columns + column) * inputs + i) * stride
+                target = layer[12] + place * stride
+                for o in range(0, stride, LANES):
+                    v = load(potentials, target + o, LANES)
+                    v = v + load(weights, source + o, LANES)
+                    store(potentials, target + o, v)
     firing = 0
-    for k in range(reached):
-        place = places[k]
-        stamp[place] = False
-        target = layer[12] + place * outputs
-        potential = potentials[target : target + outputs]
-        crossing = 0
-        for o in range(outputs):
-            crossing += potential[o] >= threshold
-        if crossing:
-            for o in range(outputs):
-                if potential[o] >= threshold:
-                    potential[o] = _NEVER
-                    fired[firing] = place * outputs + o
-                    firing += 1
-    # Sums depend on their order: a later layer adds in the order of its inputs.
-    fired[:firing].sort()
+    words = touched.view(np.uint64)
+    for word in range(first >> 3, (last >> 3) + 1):
+        if words[word] == 0:  # most positions, eight at a time
+            continue
+        for place in range(8 * word, 8 * word + 8):
+            if touched[place]:
+                touched[place] = False
+                start = layer[12] + place * stride
+                neuron = place * outputs
+                for o in range(0, stride, LANES):
+                    if some(load(potentials, start + o, LANES) >= threshold):
+                        block = potentials[start + o : start + min(o + LANES, outputs)]
+                        firing += _fire(block, threshold, neuron + o, fired[firing:])
     return firing
 
 
 @njit(nogil=True)
-def _pool(layer, spikes, count, potentials, fired):
-    """A window fires with its first spike; its potential tells that it has."""
+def _fire(potentials, threshold, neuron, fired):
+    """Lists the neurons of a block that fire; without a branch, a coin's toss here."""
+    firing, never = 0, potentials.dtype.type(_NEVER)
+    for o in range(potentials.size):
+        fires = potentials[o] >= threshold
+        potentials[o] = never if fires else potentials[o]
+        fired[firing] = neuron + o
+        firing += int(fires)
+    return firing
+
+
+@njit(nogil=True)
+def _pool(layer, spikes, count, spent, fired):
+    """A window fires with its first spike, and is spent."""
     width, inputs, rows, columns = layer[2], layer[3], layer[4], layer[5]
     out_height, out_width = layer[8], layer[9]
     firing = 0
@@ -76,39 +87,58 @@ def _pool(layer, spikes, count, potentials, fired):
         y, x = y // rows, x // columns
         if y < out_height and x < out_width:
             neuron = (y * out_width + x) * inputs + i
-            if potentials[layer[12] + neuron] == 0:
-                potentials[layer[12] + neuron] = 1
-                fired[firing] = neuron
+            if not spent[layer[12] + neuron]:
+                spent[layer[12] + neuron] = True
+                at = firing  # rows of windows come in turn, so few steps to its place
+                while at > 0 and fired[at - 1] > neuron:
+                    fired[at] = fired[at - 1]
+                    at -= 1
+                fired[at] = neuron
                 firing += 1
-    fired[:firing].sort()
     return firing
 
 
 @njit(nogil=True)
-def sweep(times, table, weights, threshold, num_steps, most, labels, steps, spikes):
+def sweep(
+    times,
+    table,
+    weights,
+    threshold,
+    num_steps,
+    potentials,
+    spent,
+    places,
+    largest,
+    labels,
+    steps,
+    spikes,
+):
     """Decides each image.
 
     Args:
       times: [B, inputs] spike times.
       table: [L, len(FIELDS)] the layers; the last is dense.
-      weights: all kernels, flat.
+      weights: all kernels, flat, each row padded.
       threshold: θ, mV.
       num_steps: T.
-      most: potentials of all layers, positions of the largest convolution, and spikes
-        of the largest layer: the scratch an image needs.
+      potentials: scratch for the padded potentials of all layers with weights.
+      spent: bool, scratch for the neurons of all pooling layers.
+      places: positions of the largest convolution.
+      largest: neurons of the largest layer or image.
       labels, steps: [B], written.
       spikes: [B, L+1] spikes of the input and each layer up to the decision, written.
     """
     layers = table.shape[0]
     classes = table[layers - 1, 10]
     output = table[layers - 1, 12]
-    potentials = np.empty(most[0], weights.dtype)
-    touched = (np.zeros(most[1], np.bool_), np.empty(most[1], np.int64))
-    arriving = np.empty(most[2], np.int64)
-    leaving = np.empty(most[2], np.int64)
+    stride = table[layers - 1, 13]
+    touched = np.zeros(8 * (places // 8 + 1), np.bool_)
+    arriving = np.empty(largest + 1, np.int64)
+    leaving = np.empty(largest + 1, np.int64)
     order = np.empty(times.shape[1], np.int64)
     for image in range(times.shape[0]):
         potentials[:] = 0
+        spent[:] = False
         spikes[image] = 0
         starts = np.zeros(num_steps + 2, np.int64)
         for i in range(times.shape[1]):
@@ -132,7 +162,7 @@ def sweep(times, table, weights, threshold, num_steps, most, labels, steps, spik
             for k in range(layers - 1):
                 layer = table[k]
                 if layer[0]:
-                    count = _pool(layer, arriving, count, potentials, leaving)
+                    count = _pool(layer, arriving, count, spent, leaving)
                 else:
                     count = _conv(
                         layer,
@@ -151,7 +181,7 @@ def sweep(times, table, weights, threshold, num_steps, most, labels, steps, spik
             if count == 0:
                 continue
             for k in range(count):
-                source = table[layers - 1, 11] + arriving[k] * classes
+                source = table[layers - 1, 11] + arriving[k] * stride
                 for o in range(classes):
                     potentials[output + o] += weights[source + o]
             firing = 0

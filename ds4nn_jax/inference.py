@@ -182,47 +182,68 @@ def _swept(network: SpikingNetwork, times, *kernels) -> Inference:
         jax.ShapeDtypeStruct((batch,), jnp.int32),
         jax.ShapeDtypeStruct((batch, len(stages) + 1), jnp.int32),
     )
-    table, most = _table(stages, [kernel.shape for kernel in kernels])
     host = functools.partial(
-        _host_sweep, table, most, network.threshold, network.num_steps
+        _host_sweep, _table(stages), network.threshold, network.num_steps
     )
     call = buffer_callback(host, result, vmap_method="sequential")
-    return call(times, jnp.concatenate([kernel.ravel() for kernel in kernels]))
+    return call(times, jnp.concatenate([_padded(kernel) for kernel in kernels]))
 
 
-def _table(stages: list[_Stage], kernel_shapes) -> tuple[np.ndarray, np.ndarray]:
-    """The layer table of `_sweep`, and the scratch that an image needs."""
+def _stride(outputs: int) -> int:
     from ds4nn_jax import _sweep
 
-    lines, weights, potentials, places = [], 0, 0, 1
-    shapes = iter(kernel_shapes)
+    return -(-outputs // _sweep.LANES) * _sweep.LANES
+
+
+def _padded(kernel: jax.Array) -> jax.Array:
+    rows = kernel.reshape(-1, kernel.shape[-1])
+    return jnp.pad(rows, ((0, 0), (0, _stride(rows.shape[1]) - rows.shape[1]))).ravel()
+
+
+class _Table(NamedTuple):
+    """The layer table of `_sweep`, and the scratch that an image needs."""
+
+    lines: np.ndarray
+    potentials: int
+    spent: int
+    places: int
+    largest: int
+
+
+def _table(stages: list[_Stage]) -> _Table:
+    from ds4nn_jax import _sweep
+
+    lines, weights, potentials, spent = [], 0, 0, 0
     for stage in stages:
-        line = dict.fromkeys(_sweep.FIELDS, 0)
-        line |= dict(weights=weights, potentials=potentials, outputs=stage.out[-1])
-        if stage.synapse is not None:
-            shape = next(shapes)
-            weights += math.prod(shape)
-        if stage.spec is None:
-            # Everything to everything: a 1×1 convolution of an image of one pixel.
-            line |= dict.fromkeys(("height", "width", "rows", "columns"), 1)
-            line |= dict(inputs=stage.shape[0], out_height=1, out_width=1)
+        stride = _stride(stage.out[-1])
+        line = dict.fromkeys(_sweep.FIELDS, 1) | dict(top=0, left=0)
+        if len(stage.shape) == 3:
+            line["height"], line["width"], line["inputs"] = stage.shape
+            line["out_height"], line["out_width"], line["outputs"] = stage.out
+            line["rows"] = line["columns"] = stage.spec.size
+        else:  # everything to everything: a 1×1 convolution of a one-pixel image
+            (line["inputs"],), (line["outputs"],) = stage.shape, stage.out
+        positions = math.prod(stage.out[:-1])
+        if stage.synapse is None:
+            line |= dict(pools=1, potentials=spent)
+            spent += positions * stage.out[-1]
         else:
-            names = ("height", "width", "inputs")
-            line |= dict(zip(names, stage.shape, strict=True))
-            line |= dict(out_height=stage.out[0], out_width=stage.out[1])
-            line |= dict(rows=stage.spec.size, columns=stage.spec.size)
-            places = max(places, stage.out[0] * stage.out[1])
-        if isinstance(stage.synapse, Conv):
-            (top, _), (left, _) = stage.synapse.pads
-            line |= dict(top=top, left=left)
-        line["pools"] = stage.synapse is None
-        potentials += math.prod(stage.out)
+            if isinstance(stage.synapse, Conv):
+                (line["top"], _), (line["left"], _) = stage.synapse.pads
+            line |= dict(pools=0, stride=stride, weights=weights, potentials=potentials)
+            weights += line["rows"] * line["columns"] * line["inputs"] * stride
+            potentials += positions * stride
         lines.append([line[field] for field in _sweep.FIELDS])
-    largest = max(math.prod(s) for stage in stages for s in (stage.shape, stage.out))
-    return np.array(lines), np.array([potentials, places, largest])
+    return _Table(
+        np.array(lines),
+        potentials,
+        spent,
+        max(math.prod(stage.out[:-1]) for stage in stages),
+        max(math.prod(s) for stage in stages for s in (stage.shape, stage.out)),
+    )
 
 
-def _host_sweep(table, most, threshold, num_steps, context, results, times, weights):
+def _host_sweep(table, threshold, num_steps, context, results, times, weights):
     from ds4nn_jax import _sweep
 
     del context
@@ -234,14 +255,17 @@ def _host_sweep(table, most, threshold, num_steps, context, results, times, weig
         some = slice(*part)
         _sweep.sweep(
             times[some],
-            table,
+            table.lines,
             weights,
             weights.dtype.type(threshold),
             num_steps,
-            most,
+            _event.aligned_zeros((table.potentials,), weights.dtype),
+            np.empty(table.spent, bool),
+            table.places,
+            table.largest,
             label[some],
             step[some],
             spikes[some],
         )
 
-    _event._in_parallel(task, _event._parts(len(times), 4 * _event._workers()))
+    _event.in_parallel(task, _event.parts(len(times), 4 * _event.workers()))
