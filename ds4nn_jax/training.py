@@ -105,8 +105,10 @@ class TrainConfig:
             self._require(name, getattr(self, name) > 0, "> 0")
         self._require("offset", self.offset >= 0, "≥ 0")
         self._require("validation", 0 <= self.validation < 1, "in [0, 1)")
-        for name in ("label_time", "other_time"):
-            self._require(name, 0 <= getattr(self, name) <= self.num_steps, "in 0 … T")
+        if self.output_rule == "fixed":
+            for name in ("label_time", "other_time"):
+                holds = 0 <= getattr(self, name) <= self.num_steps
+                self._require(name, holds, f"in 0 … T = {self.num_steps}")
         self._require("seed", 0 <= self.seed < 2**32, "in 0 … 2³²−1")
         weighted = len(self.network().weighted)
         self._require(

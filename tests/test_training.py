@@ -209,12 +209,17 @@ def test_evaluate_does_not_depend_on_batch_size(digits):
         (dict(epochs=0), "epochs must be at least 1"),
         (dict(validation=1.0), r"validation must be in \[0, 1\)"),
         (dict(seed=-1), "seed must be in"),
-        (dict(label_time=101.0), "label_time must be in 0 … T"),
+        (dict(output_rule="fixed", label_time=101.0), "label_time must be in 0 … T"),
+        (dict(output_rule="fixed", num_steps=50), "other_time must be in 0 … T = 50"),
     ],
 )
 def test_config_refuses(wrong, message):
     with pytest.raises(ValueError, match=message):
         ds.TrainConfig(**dict(spec="64-20-10") | wrong)
+
+
+def test_config_takes_any_num_steps():
+    assert ds.TrainConfig(num_steps=50).network().num_steps == 50
 
 
 def test_train_refuses(digits):
