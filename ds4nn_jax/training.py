@@ -46,8 +46,9 @@ class TrainConfig:
       other_time: target of the others under "fixed".
       normalization: of the errors between layers (Eq. 11), "l2", "l1", "sum" or "none".
       initial_weights: (low, high) mV for each layer with weights; empty: by fan-in.
-      firing_rates: shares of neurons that fire on `calibration_images` training images
-        after each layer with weights has been scaled for it; empty: unscaled.
+      firing_rates: shares of the driven neurons (see `calibrate`) that fire on
+        `calibration_images` training images after each layer with weights has been
+        scaled for it; empty: unscaled.
       calibration_images: how many images scale the initial weights.
       learning_rates: Adam's η, one for all layers with weights or one for each.
       rate_unit: "mV", η is a step in mV (paper), or "rms", η is a step relative to the
@@ -189,11 +190,13 @@ def calibrate(
     times: SpikeTimes,
     firing_rates: tuple[float, ...],
 ) -> Params:
-    """Scales each layer's weights until a set share of its neurons fires.
+    """Scales each layer's weights until a set share of its driven neurons fires.
 
-    Without a reset V is linear in the weights, so w ← w·θ/q with q the (1 − rate)
-    quantile of max_t V(t) over neurons and images does it in one pass per layer, front
-    to back. Too small initial weights are silent for good, too large ones fire at once.
+    A neuron is driven by an image if at least one spike reaches it; on MNIST most of
+    the first layer sees black and is not. Without a reset V is linear in the weights,
+    so w ← w·θ/q with q the (1 − rate) quantile of max_t V(t) over driven neurons does
+    it in one pass per layer, front to back. Too small initial weights are silent for
+    good, too large ones fire at once.
 
     Args:
       network: whose layers are scaled.
@@ -202,8 +205,11 @@ def calibrate(
       firing_rates: in (0, 1), one for each layer with weights.
 
     Returns:
-      Parameters of the same structure. A layer too inhibited to be scaled (q ≤ 0) is
-      left as it is.
+      Parameters of the same structure. Under jit a layer that cannot be scaled (q ≤ 0)
+      is left as it is.
+
+    Raises:
+      ValueError: outside jit, a layer with fewer excitable neurons than are to fire.
     """
     rates = dict(zip(network.weighted, firing_rates, strict=True))
     scaled = {}
@@ -212,14 +218,23 @@ def calibrate(
         if kernel is not None:
             if kernel.ndim == 2:
                 times = times.reshape(times.shape[0], -1)
-            peaks = neurons.peak_potentials(
+            peaks_of = functools.partial(
+                neurons.peak_potentials,
                 times,
-                kernel,
                 num_steps=network.num_steps,
                 padding=network.padding,
                 engine=network.engine,
             )
-            reached = jnp.quantile(peaks, 1 - rates[name])
+            driven = peaks_of(jnp.ones_like(kernel[..., :1])) > 0
+            peaks = jnp.where(driven, peaks_of(kernel), jnp.nan)
+            reached = jnp.nanquantile(peaks, 1 - rates[name])
+            if _checks.at_hand(reached) and not reached > 0:
+                raise ValueError(
+                    f"firing_rates: {rates[name]:.0%} of the driven neurons of {name} "
+                    f"cannot be made to fire, only {float(jnp.mean(peaks > 0)):.0%} of "
+                    "all neurons are ever excited: ask for fewer, or let the initial "
+                    "weights be more positive"
+                )
             scale = jnp.where(reached > 0, network.threshold / reached, 1)
             scaled[name] = {"kernel": kernel * scale}
         times = network.apply(

@@ -101,16 +101,41 @@ def test_vmap_over_seeds_equals_single_runs(digits):
 
 def test_calibration_makes_the_asked_share_fire(digits, engine):
     network = ds.SpikingNetwork.from_spec("8C3-P2-6C3-10", engine=engine)
-    times = ds.encode(digits[0][:64])
+    # A black frame around the digits: more than half of the first layer is not driven.
+    times = ds.encode(np.pad(digits[0][:64], ((0, 0), (4, 4), (4, 4), (0, 0))))
     params = network.init(jax.random.key(0), times)
     rates = (0.3, 0.2, 0.6)
     scaled = ds.calibrate(network, params, times, rates)
     trace = network.apply(scaled, times, method="trace")
     fired = dict(zip(network.names, trace.times[1:], strict=True))
+    inputs = {"conv1": times, "conv2": trace.times[2], "dense3": trace.times[3]}
     for name, rate in zip(network.weighted, rates, strict=True):
-        assert np.mean(fired[name] < 100) == pytest.approx(rate, abs=0.03)
+        spikes = np.asarray(inputs[name] < 100).any(axis=-1, keepdims=True)
+        if name == "dense3":
+            driven = spikes.any(axis=(1, 2, 3))[:, None]
+        else:  # a spike in any of the nine pixels of the window
+            padded = np.pad(spikes, ((0, 0), (1, 1), (1, 1), (0, 0)))
+            shifts = [(y, x) for y in range(3) for x in range(3)]
+            height, width = spikes.shape[1:3]
+            driven = np.any(
+                [padded[:, y : y + height, x : x + width] for y, x in shifts], axis=0
+            )
+        driven = np.broadcast_to(driven, fired[name].shape)
+        if name == "conv1":
+            assert driven.mean() < 0.5
+        share = np.mean(np.asarray(fired[name] < 100)[driven])
+        assert share == pytest.approx(rate, abs=0.03)
         ratio = scaled["params"][name]["kernel"] / params["params"][name]["kernel"]
         np.testing.assert_allclose(ratio, ratio.mean(), rtol=1e-4)
+
+
+def test_calibration_refuses_what_cannot_fire(digits):
+    network = ds.SpikingNetwork.from_spec("64-20-10")
+    times = ds.encode(digits[0][:64])
+    params = network.init(jax.random.key(0), times)
+    inhibited = jax.tree.map(lambda w: -jnp.abs(w), params)
+    with pytest.raises(ValueError, match="40% of the driven neurons of dense1 cannot"):
+        ds.calibrate(network, inhibited, times, (0.4, 0.7))
 
 
 def updates(config, gradients, params, steps_per_epoch=10):
