@@ -38,11 +38,11 @@ from ds4nn_jax.modules import (
 )
 from ds4nn_jax.neurons import (
     conv,
+    decision_potentials,
     dense,
     earliest_pool,
     membrane_potentials,
     peak_potentials,
-    potentials_at,
 )
 from ds4nn_jax.surrogates import Constant, Window
 from ds4nn_jax.training import (
@@ -86,6 +86,7 @@ __all__ = [
     "calibrate",
     "conv",
     "decide",
+    "decision_potentials",
     "decode",
     "dense",
     "earliest_pool",
@@ -103,7 +104,6 @@ __all__ = [
     "normalize_gradient",
     "parse_spec",
     "peak_potentials",
-    "potentials_at",
     "predict",
     "raster",
     "relative_target",

@@ -323,19 +323,25 @@ class SpikingNetwork(nn.Module):
         """Spike times of every layer, and the output potentials that break ties."""
         everything = self._propagate(times)
         kernel = self.stack[-1].variables["params"]["kernel"]
-        potentials = neurons.potentials_at(
-            _flat(everything[-2]), kernel, everything[-1], num_steps=self.num_steps
+        potentials = neurons.decision_potentials(
+            _flat(everything[-2]),
+            kernel,
+            threshold=self.threshold,
+            num_steps=self.num_steps,
+            engine=self.engine,
         )
         return Trace(everything, potentials)
 
     def _propagate(self, times: SpikeTimes) -> tuple[SpikeTimes, ...]:
         times = self._checked_input(times)
         everything = [times]
-        for layer in self.stack:
+        for layer, following in zip(self.stack, (*self.stack[1:], None), strict=True):
             if isinstance(layer, SpikingDense):
                 times = _flat(times)
             times = layer(times)
-            if not isinstance(layer, SpikingPool):
+            # Pooling hands every error to one input, so all norms are the same on
+            # either side of it, and smaller sums give them behind it.
+            if not isinstance(following, SpikingPool):
                 times = normalize_gradient(times, method=self.normalization)
             everything.append(times)
         return tuple(everything)

@@ -14,7 +14,6 @@ from jax import lax
 
 from ds4nn_jax import _checks, _event, _scan
 from ds4nn_jax._synapse import (
-    PRECISION,
     Conv,
     Dense,
     Padding,
@@ -185,30 +184,26 @@ def membrane_potentials(
     return lax.scan(step, rest, jnp.arange(num_steps, dtype=times.dtype))[1]
 
 
-def potentials_at(
-    times: SpikeTimes, kernel: jax.Array, steps: jax.Array, *, num_steps: int = 100
+def decision_potentials(
+    times: SpikeTimes,
+    kernel: jax.Array,
+    *,
+    threshold: float = 100.0,
+    num_steps: int = 100,
+    engine: Engine = "auto",
 ) -> jax.Array:
-    """Potential of each neuron of a dense layer at a step of its own.
+    """What breaks ties: V_j(t_j) of a neuron that fires, V_j(T − 1) of a silent one.
 
-    V_j(s_j) = Σ_i w_ij·[t_i ≤ s_j, t_i < T]; s_j ≥ T − 1 gives the final potential.
-
-    Args:
-      times: [B, I] spike times of the inputs.
-      kernel: [I, O] weights, mV.
-      steps: [B, O] whole steps; a layer's spike times serve as they are.
-      num_steps: T.
+    Arguments and errors as `dense`. Takes no gradient.
 
     Returns:
       [B, O] potentials, mV.
     """
-    _checks.num_steps(num_steps)
-    times, kernel = _checks.times_and_kernel(times, kernel, num_steps)
-    _check_features(times, kernel)
-    last = jnp.minimum(steps, num_steps - 1)
-    arrived = times[:, :, None] <= last[:, None, :]
-    return jnp.einsum(
-        "bio,io->bo", arrived.astype(kernel.dtype), kernel, precision=PRECISION
-    )
+    layer, times, kernel = _dense_layer(times, kernel, threshold, num_steps, engine)
+    times, kernel = lax.stop_gradient((times, kernel))
+    out, at_spike, _ = _compiled_forward(layer, times, kernel, peaks=True)
+    final = Dense().current((times < num_steps).astype(times.dtype), kernel)
+    return jnp.where(out < num_steps, at_spike, final)
 
 
 def peak_potentials(
@@ -243,7 +238,7 @@ def peak_potentials(
         layer, *arrays = _conv_layer(
             times, kernel, never, num_steps, engine, strides, padding
         )
-    return _forward(layer, *arrays, peaks=True)[1]
+    return _compiled_forward(layer, *arrays, peaks=True)[1]
 
 
 class _Layer(NamedTuple):
@@ -349,6 +344,7 @@ _spike_times.defvjp(_spike_times_fwd, _spike_times_bwd)
 
 # Compiled once per layer and shape also where the caller does not jit.
 _first_spike_times = jax.jit(_spike_times, static_argnums=0)
+_compiled_forward = jax.jit(_forward, static_argnums=0, static_argnames="peaks")
 
 
 def _check_features(times: jax.Array, kernel: jax.Array) -> None:

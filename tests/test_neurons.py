@@ -339,7 +339,7 @@ def test_real_images_equal_oracle(images, engine, rng):
     assert 0.05 < np.mean(oracle.times < 100) < 0.95
 
 
-def test_potentials_equal_oracle(rng):
+def test_potentials_equal_oracle(engine, rng):
     times, kernel = spike_times(rng, (3, 20)), dyadic(rng, (20, 5), -1, 1)
     trace = np.zeros((T, 3, 5))
     for t in range(T):
@@ -348,13 +348,18 @@ def test_potentials_equal_oracle(rng):
     np.testing.assert_array_equal(
         ds.membrane_potentials(times, kernel, num_steps=T), trace
     )
-    steps = rng.integers(0, T + 1, (3, 5))
-    at = np.take_along_axis(trace, np.minimum(steps, T - 1)[None], 0)[0]
+    fired = reference.dense(times, kernel, 2.0, T).times
+    assert 0 < np.mean(fired < T) < 1
+    at = np.take_along_axis(trace, np.minimum(fired, T - 1).astype(int)[None], 0)[0]
     np.testing.assert_array_equal(
-        ds.potentials_at(times, kernel, steps, num_steps=T), at
+        ds.decision_potentials(
+            times, kernel, threshold=2.0, num_steps=T, engine=engine
+        ),
+        at,
     )
     np.testing.assert_array_equal(
-        ds.peak_potentials(times, kernel, num_steps=T), trace.max(axis=0)
+        ds.peak_potentials(times, kernel, num_steps=T, engine=engine),
+        trace.max(axis=0),
     )
 
 
