@@ -288,10 +288,10 @@ def firing_times(mean_times: np.ndarray, class_names: Sequence[str]) -> Figure:
 
 
 def spikes_per_layer(counts: Sequence[float], layer_names: Sequence[str]) -> Figure:
-    """Mean number of spikes per image in each layer (Fig. 1).
+    """Mean number of spikes up to the decision in each layer (Fig. 1).
 
     Args:
-      counts: one per layer.
+      counts: of the input, then of each layer (`Report.layer_spikes`).
       layer_names: as many names.
 
     Raises:
@@ -299,13 +299,14 @@ def spikes_per_layer(counts: Sequence[float], layer_names: Sequence[str]) -> Fig
     """
     if len(counts) != len(layer_names):
         raise ValueError(f"{len(counts)} counts for {len(layer_names)} layer names")
-    figure = Figure(figsize=(max(4.5, 1.2 * len(counts)), 3.8), layout="constrained")
+    figure = Figure(figsize=(max(6.0, 1.2 * len(counts)), 3.8), layout="constrained")
     axes = figure.subplots()
     bars = axes.bar(range(len(counts)), counts, color=_BLUE, width=0.6)
     axes.bar_label(bars, [_number(count) for count in counts], padding=2)
     axes.set_xticks(range(len(counts)), layer_names)
     axes.set(
-        title=f"Spikes per image: {_number(sum(counts))} in all",
+        title=f"Spikes up to the decision: {_number(sum(counts[1:]))} an image,"
+        f" and {_number(counts[0])} of the input",
         xlabel="layer",
         ylabel="mean spikes per image",
     )

@@ -413,8 +413,10 @@ def train(
 ) -> Iterator[EpochResult]:
     """Trains on images in host memory, yielding after every epoch.
 
-    The shuffling of an epoch depends on (seed, epoch) alone. Best parameters are those
-    of the last result whose `best` is true.
+    Everything is checked, and the weights are initialised, before this returns; the
+    first epoch starts with the first `next`. The shuffling of an epoch depends on
+    (seed, epoch) alone. Best parameters are those of the last result whose `best` is
+    true.
 
     Args:
       config: the run.
@@ -425,7 +427,7 @@ def train(
 
     Raises:
       ValueError, TypeError: images or labels do not fit each other, the network or the
-        batch size; before any work starts.
+        batch size, or the initial weights cannot be scaled.
     """
     network = config.network()
     classes = network.layers[-1].features
@@ -442,6 +444,12 @@ def train(
         images[kept[: config.calibration_images]],
     )
     step = jax.jit(functools.partial(train_step, config, optimizer), donate_argnums=0)
+    return _epochs(config, state, step, steps, images, labels, kept, held, on_step)
+
+
+def _epochs(
+    config, state, step, steps, images, labels, kept, held, on_step
+) -> Iterator[EpochResult]:
     best = -1.0
     for epoch in range(1, config.epochs + 1):
         order = data.epoch_permutation(len(kept), seed=config.seed, epoch=epoch)
@@ -455,11 +463,12 @@ def train(
         means = StepMetrics(
             *(float(np.mean(column)) for column in zip(*seen, strict=True))
         )
-        params = jax.device_get(state.params)
+        # A copy: the next step is given the state's own memory to write to.
+        params = jax.tree.map(np.array, state.params)
         report = None
         if len(held):
             report = evaluate(
-                network,
+                config.network(),
                 params,
                 images[held],
                 labels[held],

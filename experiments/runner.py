@@ -62,10 +62,11 @@ def _train(asked: options.Options, images: data.Dataset) -> ds.Report:
     with display.showing():
         for result in epochs:
             seconds, start = time.monotonic() - start, time.monotonic()
-            history.append(_row(result) | {"seconds": round(seconds, 2)})
+            row = _row(result)
+            history.append(row | {"seconds": round(seconds, 2)})
             if result.best:
                 best = result
-                notes = {"dataset": images.name, "seed": config.seed} | history[-1]
+                notes = {"dataset": images.name, "seed": config.seed} | row
                 ds.save_weights(weights, network, result.params, notes=notes)
             _append(metrics, history[-1])
             display.on_epoch(result, seconds)

@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 
 import conftest
-import numpy as np
 import pytest
 
 import ds4nn_jax as ds
@@ -64,10 +63,8 @@ def test_resolved_flags_give_the_same_run(smoke_run, tmp_path):
         ["digits", f"--flagfile={out / 'flags.cfg'}", f"--out_dir={tmp_path}"]
     )
     assert again.summary() == report.summary()
-    np.testing.assert_array_equal(
-        (tmp_path / "best.safetensors").read_bytes()[-400:],
-        (out / "best.safetensors").read_bytes()[-400:],
-    )
+    name = "best.safetensors"
+    assert (tmp_path / name).read_bytes() == (out / name).read_bytes()
 
 
 @pytest.mark.parametrize("entry, name", [(mnist, "mnist"), (fashion, "fashion_mnist")])
@@ -151,6 +148,18 @@ def test_an_earlier_run_is_not_overwritten(smoke_run):
             ["digits", flagfile("digits_smoke"), f"--out_dir={out}", "--nooverwrite"]
         )
     assert (out / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_that_cannot_start_leaves_the_earlier_one(smoke_run):
+    out, _ = smoke_run
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    for wrong, message in (
+        ("--batch_size=5000", "batch_size 5000 is larger"),
+        ("--initial_weights=-9:-8,-9:-8", "cannot be made to fire"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            digits.main(["digits", flagfile("digits_smoke"), f"--out_dir={out}", wrong])
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
 
 
 def test_out_dir_that_is_a_file(tmp_path):

@@ -268,12 +268,12 @@ def test_output_potentials_refuses_shapes_that_do_not_fit():
 
 
 def test_spikes_per_layer_prints_its_numbers():
-    (axes,) = plots.spikes_per_layer([1500.4, 20.25, 0], ["64C3", "P2", "10"]).axes
-    assert [bar.get_height() for bar in axes.patches] == [1500.4, 20.25, 0]
-    assert texts(axes) == ["1,500", "20.2", "0.0"]
-    assert ticks(axes.get_xticklabels()) == ("64C3", "P2", "10")
+    (axes,) = plots.spikes_per_layer([20.25, 1500.4, 0], ["input", "64C3", "10"]).axes
+    assert [bar.get_height() for bar in axes.patches] == [20.25, 1500.4, 0]
+    assert texts(axes) == ["20.2", "1,500", "0.0"]
+    assert ticks(axes.get_xticklabels()) == ("input", "64C3", "10")
     assert axes.get_ylabel() == "mean spikes per image"
-    assert "1,521 in all" in axes.get_title()
+    assert "1,500 an image, and 20.2 of the input" in axes.get_title()
     with pytest.raises(ValueError, match="2 counts for 1"):
         plots.spikes_per_layer([1, 2], ["a"])
 
@@ -283,7 +283,7 @@ def test_save_writes_a_png_of_150_dpi(tmp_path):
     plots.save(plots.spikes_per_layer([1, 2], ["a", "b"]), path)
     with Image.open(path) as image:
         assert image.format == "PNG"
-        assert image.size == (675, 570)  # 4.5 by 3.8 inches
+        assert image.size == (900, 570)  # 6 by 3.8 inches
         assert np.asarray(image.convert("L")).std() > 0
     assert os.listdir(tmp_path) == ["figure.png"]
 

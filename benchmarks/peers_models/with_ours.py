@@ -19,7 +19,6 @@ def configuration(engine: str, steps: int) -> ds.TrainConfig:
         engine=engine,
         surrogate="window",
         output_rule="margin",
-        other_time=float(steps),
         firing_rates=(0.25, 0.25, 0.7),
     )
 
