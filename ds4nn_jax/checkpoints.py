@@ -17,6 +17,7 @@ from ds4nn_jax.modules import SpikingNetwork
 
 FORMAT = "ds4nn_jax weights"
 VERSION = 1
+_ENTRY = "ds4nn_jax"  # of the file's metadata: [header as JSON text, SHA-256]
 
 
 class CheckpointError(ValueError):
@@ -75,9 +76,10 @@ def save_weights(
         "notes": dict(notes or {}),
     }
     text = json.dumps(header, sort_keys=True)
-    content = safetensors.numpy.save(
-        tensors, {"header": text, "sha256": _digest(text, tensors)}
-    )
+    # One entry: safetensors writes several in no fixed order, and the same weights
+    # should be the same bytes.
+    signed = json.dumps([text, _digest(text, tensors)])
+    content = safetensors.numpy.save(tensors, {_ENTRY: signed})
     write_atomically(path, content)
 
 
@@ -102,9 +104,9 @@ def load_weights(
         tensors = safetensors.numpy.load(content)
         size = int.from_bytes(content[:8], "little")
         metadata = json.loads(content[8 : 8 + size]).get("__metadata__", {})
-        text = metadata.get("header", "{}")
+        text, digest = json.loads(metadata.get(_ENTRY, '["{}", ""]'))
         header = json.loads(text)
-    except (safetensors.SafetensorError, ValueError) as error:
+    except (safetensors.SafetensorError, ValueError, TypeError) as error:
         raise CheckpointError(
             f"{path} is truncated or no safetensors file: {error}"
         ) from error
@@ -115,7 +117,7 @@ def load_weights(
             f"{path} has format version {header.get('version')}, this library reads "
             f"{VERSION}: use the version of ds4nn_jax that wrote it, or a newer one"
         )
-    if _digest(text, tensors) != metadata.get("sha256"):
+    if _digest(text, tensors) != digest:
         raise CheckpointError(f"{path} is damaged: its checksum does not match")
     stored = {name: header[name] for name in ("num_steps", "threshold", "padding")}
     if isinstance(stored["padding"], list):
