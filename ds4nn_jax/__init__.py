@@ -24,6 +24,7 @@ from ds4nn_jax.losses import (
     temporal_loss,
 )
 from ds4nn_jax.modules import (
+    Activity,
     ConvSpec,
     DenseSpec,
     PoolSpec,
@@ -38,6 +39,7 @@ from ds4nn_jax.modules import (
 )
 from ds4nn_jax.neurons import (
     conv,
+    conv_pool,
     decision_potentials,
     dense,
     earliest_pool,
@@ -63,6 +65,7 @@ from ds4nn_jax.types import SpikeTimes
 __version__ = "0.1.0"
 
 __all__ = [
+    "Activity",
     "CheckpointError",
     "Constant",
     "ConvSpec",
@@ -85,6 +88,7 @@ __all__ = [
     "Window",
     "calibrate",
     "conv",
+    "conv_pool",
     "decide",
     "decision_potentials",
     "decode",

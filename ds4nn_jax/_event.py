@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from jax.experimental.buffer_callback import buffer_callback
 
-from ds4nn_jax._synapse import Dense, Synapse
+from ds4nn_jax._synapse import NO_POOL, Dense, Response, Synapse
 
 _PARTS = 16  # of a batch in the backward pass; fixed, so that sums never reorder
 _PARTIAL_SUMS = 2**24  # weights in all parts together
@@ -48,7 +48,9 @@ def forward(
     threshold: float,
     num_steps: int,
     peaks: bool,
-) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
+    pool: tuple[int, int] = NO_POOL,
+    counts: bool = False,
+) -> Response:
     """Spike times and, if `peaks`, the highest potential up to the spike and its step.
 
     V(t) = V(t−1) + Σ_i w_i·[t_i = t]  (Eq. 2), fires at the first V(t) ≥ θ (Eq. 3).
@@ -56,13 +58,21 @@ def forward(
     """
     require()
     shape = jax.eval_shape(synapse.current, times, kernel).shape
+    batch = shape[0]
+    if pool != NO_POOL:
+        shape = (batch, shape[1] // pool[0], shape[2] // pool[1], shape[3])
     out = jax.ShapeDtypeStruct(shape, times.dtype)
-    host = functools.partial(_host_forward, synapse, threshold, num_steps)
-    call = buffer_callback(
-        host, (out,) * (3 if peaks else 1), vmap_method="expand_dims"
+    rows = 1 if pool == NO_POOL else 2
+    response = Response(
+        out,
+        out if peaks else None,
+        out if peaks else None,
+        None if pool == NO_POOL else out,
+        jax.ShapeDtypeStruct((batch, rows, num_steps), np.int32) if counts else None,
     )
-    results = call(times, kernel)
-    return results if peaks else (*results, None, None)
+    host = functools.partial(_host_forward, synapse, threshold, num_steps, pool)
+    call = buffer_callback(host, response, vmap_method="expand_dims")
+    return call(times, kernel)
 
 
 def backward(
@@ -71,65 +81,77 @@ def backward(
     kernel: jax.Array,
     until: jax.Array,
     delta: jax.Array,
+    member: jax.Array | None = None,
     *,
     num_steps: int,
     silent_inputs: bool,
+    pool: tuple[int, int] = NO_POOL,
 ) -> tuple[jax.Array, jax.Array]:
     """∂E/∂t_i and ∂E/∂w for neurons that listened up to and including `until`.
 
     ∂E/∂w_ji = −Σ δ_j·[t_i ≤ until_j, i fired]  (Eq. 8, 12)
     δ_i      =  Σ_j δ_j·w_ji·[t_i ≤ until_j]    (Eq. 10)
-    A silent input has δ_i = 0, or with `silent_inputs` Σ_j δ_j·w_ji.
+    A silent input has δ_i = 0, or with `silent_inputs` Σ_j δ_j·w_ji. With pooling
+    `until` and `delta` are those of the first members; the others have no error.
     """
     require()
-    host = functools.partial(_host_backward, synapse, num_steps, silent_inputs)
+    host = functools.partial(_host_backward, synapse, num_steps, silent_inputs, pool)
     out = jax.ShapeDtypeStruct(times.shape, times.dtype)
     out_kernel = jax.ShapeDtypeStruct(kernel.shape, times.dtype)
     call = buffer_callback(host, (out, out_kernel), vmap_method="expand_dims")
-    return call(times, kernel, until, delta)
+    return call(times, kernel, until, delta, until if member is None else member)
 
 
-def _host_forward(synapse, threshold, num_steps, context, results, times, kernel):
+def _host_forward(synapse, threshold, num_steps, pool, context, results, times, kernel):
     """`forward` on buffers with any number of leading axes of `vmap`."""
     from ds4nn_jax import _event_kernels
 
     del context
     times, kernel = np.asarray(times), np.asarray(kernel)
-    results = [np.asarray(result) for result in results]
-    peaks = len(results) == 3
+    response = jax.tree.map(np.asarray, results)
     rank, kernel_rank = _ranks(synapse)
     groups = _size(kernel.shape[:-kernel_rank])
     if groups > 1:  # else the mapped axes are but a larger batch
-        lead = results[0].shape[:-rank]
+        lead = response.times.shape[:-rank]
         times = np.broadcast_to(times, lead + times.shape[-rank:])
         kernel = np.broadcast_to(kernel, lead + kernel.shape[-kernel_rank:])
         groups = _size(lead)
     times = _inputs(synapse, times, groups)
-    results = [_images(synapse, result, groups) for result in results]
+    out = [None if x is None else _images(synapse, x, groups) for x in response[:4]]
+    spike_times, potential, until, member = (out[0] if x is None else x for x in out)
     weights, lanes = _blocks(_matrices(kernel, groups), 512 // times.itemsize)
-    run = _event_kernels.forward(lanes, peaks)
+    run = _event_kernels.forward(lanes, response.potential is not None)
+    images = parts(times.shape[1], 8 * workers())
+    rows = parts(spike_times.shape[2], 2 * workers() // (groups * len(images)))
+    # Every part of an image counts for itself.
+    counted = response.counts is not None
+    shape = (times.shape[1], 2, num_steps) if counted else (0, 0, 0)
+    counts = np.zeros((len(rows), groups, *shape), np.int32)
 
     def task(part):
-        group, images, rows = part
+        group, images, row = part
         run(
             times[group],
             weights[group],
             *_geometry(synapse, kernel),
+            pool,
             times.dtype.type(threshold),
             num_steps,
             images,
-            rows,
-            *(results[k if peaks else 0][group] for k in range(3)),
+            rows[row],
+            spike_times.shape[2:],
+            *(x[group].reshape(-1) for x in (spike_times, potential, until, member)),
+            counts[row, group],
         )
 
-    images = parts(times.shape[1], 8 * workers())
-    rows = parts(results[0].shape[2], 2 * workers() // (groups * len(images)))
-    in_parallel(task, itertools.product(range(groups), images, rows))
+    in_parallel(task, itertools.product(range(groups), images, range(len(rows))))
+    if counted:
+        kinds = response.counts.shape[-2]
+        total = counts.sum(axis=0, dtype=np.int32)[:, :, :kinds]
+        response.counts[...] = total.reshape(response.counts.shape)
 
 
-def _host_backward(
-    synapse, num_steps, silent_inputs, context, results, times, kernel, until, delta
-):
+def _host_backward(synapse, num_steps, silent_inputs, pool, context, results, *buffers):
     """`backward` on buffers with any number of leading axes of `vmap`."""
     from ds4nn_jax import _event_kernels
 
@@ -143,8 +165,9 @@ def _host_backward(
         array = np.asarray(buffer)
         return np.broadcast_to(array, lead + array.shape[array.ndim - rank :])
 
-    times, until, delta = (
-        _inputs(synapse, full(buffer, rank), groups) for buffer in (times, until, delta)
+    times, kernel, *taught = buffers
+    times, until, delta, member = (
+        _inputs(synapse, full(buffer, rank), groups) for buffer in (times, *taught)
     )
     d_times = _images(synapse, d_times, groups)
     kernel = full(kernel, kernel_rank)
@@ -161,11 +184,13 @@ def _host_backward(
             times[group],
             weights[group],
             *_geometry(synapse, kernel),
+            pool,
             num_steps,
             silent_inputs,
             images[index],
             until[group],
             delta[group],
+            member[group],
             d_times[group],
             d_weights[group, index],
         )

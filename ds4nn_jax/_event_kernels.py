@@ -11,6 +11,7 @@ import numpy as np
 from numba import njit
 
 from ds4nn_jax._event_lanes import (
+    bits,
     least,
     load,
     multiply_add,
@@ -18,6 +19,7 @@ from ds4nn_jax._event_lanes import (
     some,
     splat,
     store,
+    trailing_zeros,
 )
 
 _SMALL = 32  # up to so many rows of a window, insertion beats counting
@@ -95,6 +97,45 @@ def _add(sums, terms):
 def forward(lanes: int, peaks: bool):
     """Spike times, and with `peaks` the highest potentials, of a range of images."""
 
+    @njit(nogil=True)
+    def _get(array, at, filled, lane):
+        """The first `filled` lanes from a flat array."""
+        if filled == lanes:
+            return load(array, at, lanes)
+        for k in range(filled):
+            lane[k] = array[at + k]
+        return load(lane, 0, lanes)
+
+    @njit(nogil=True)
+    def _put(array, at, filled, lane, value):
+        """The first `filled` lanes to a flat array."""
+        if filled == lanes:
+            store(array, at, value)
+        else:
+            store(lane, 0, value)
+            for k in range(filled):
+                array[at + k] = lane[k]
+
+    @njit(nogil=True)
+    def _count(spike, silent, filled, lane, counts, b, kind):
+        """Counts the spikes of the first `filled` lanes by their steps."""
+        fired = spike < silent
+        store(lane, 0, spike)
+        one = np.uint64(1)
+        left = bits(fired, 0)
+        if filled < 64:  # idle lanes look as if they had fired
+            left &= (one << np.uint64(filled)) - one
+        while left:
+            counts[b, kind, np.intp(lane[trailing_zeros(left)])] += np.int32(1)
+            left &= left - one
+        if filled > 64:
+            left = bits(fired, 1)
+            if filled < 128:
+                left &= (one << np.uint64(filled - 64)) - one
+            while left:
+                counts[b, kind, np.intp(lane[64 + trailing_zeros(left)])] += np.int32(1)
+                left &= left - one
+
     @njit(nogil=True, cache=True)
     def run(
         times,  # [B, H, W, I]
@@ -102,22 +143,28 @@ def forward(lanes: int, peaks: bool):
         window,  # kh, kw
         strides,
         corner,  # rows above and columns left of the image
+        pool,  # rows and columns of a pooling window
         threshold,
         num_steps,
         images,  # first, last + 1
         rows,  # first, last + 1, of the output
-        spike_times,  # [B, H', W', O]
+        out_shape,  # H', W', O, behind the pooling
+        spike_times,  # flat [B, H', W', O]
         potential,
         until,
+        member,
+        counts,  # [B, 2, T] spikes of each step before and behind the pooling, added to
     ):
         kh, kw = window
         _, height, width, features = times.shape
-        _, _, out_width, out_features = spike_times.shape
+        out_height, out_width, out_features = out_shape
+        pooled, last_member = pool != (1, 1), pool[0] * pool[1] - 1
         size = kh * kw * features
         small = size <= _SMALL
+        counted = counts.shape[0] > 0
         scalar = times.dtype.type
         read_events = np.empty((kh, width, features), np.uint64)
-        counts = np.empty((kh, width), np.int64)
+        arrived = np.empty((kh, width), np.int64)
         before = np.empty((kh, width, num_steps), np.uint32)
         columns = np.empty((width, num_steps), np.uint32)  # sums of `before`
         place = np.empty(num_steps, np.uint32)
@@ -126,7 +173,7 @@ def forward(lanes: int, peaks: bool):
         never = scalar(np.inf)
         for b in range(images[0], images[1]):
             read = 0
-            for y in range(rows[0], rows[1]):
+            for y in range(rows[0] * pool[0], rows[1] * pool[0]):
                 top = y * strides[0] - corner[0]
                 bottom = min(top + kh, height)
                 for row in range(max(read, top), bottom):
@@ -134,7 +181,7 @@ def forward(lanes: int, peaks: bool):
                     for x in range(width):
                         found = read_events[slot, x]
                         n = _read_pixel(times[b, row, x], num_steps, lanes, found)
-                        counts[slot, x] = n
+                        arrived[slot, x] = n
                         if not small:
                             _count_before(found[:n], before[slot, x])
                 read = max(read, bottom)
@@ -143,9 +190,10 @@ def forward(lanes: int, peaks: bool):
                         columns[column] = 0
                         for row in range(max(top, 0), bottom):
                             _add(columns[column], before[row % kh, column])
-                for x in range(out_width):
+                for x in range(out_width * pool[1]):
                     left = x * strides[1] - corner[1]
                     right = min(left + kw, width)
+                    index = y % pool[0] * pool[1] + x % pool[1]
                     # The window's events in the order of their steps.
                     if not small:
                         place[:] = 0
@@ -155,7 +203,7 @@ def forward(lanes: int, peaks: bool):
                     for row in range(max(top, 0), bottom):
                         slot = row % kh
                         for column in range(max(left, 0), right):
-                            n = counts[slot, column]
+                            n = arrived[slot, column]
                             found = read_events[slot, column, :n]
                             tap = (row - top) * kw + column - left
                             tap_offset = np.uint64(tap * features * lanes)
@@ -190,13 +238,8 @@ def forward(lanes: int, peaks: bool):
                                 peak = select(higher, v, peak)
                                 peak_step = select(higher, scalar(step), peak_step)
                             fired = peak >= threshold
-                            silent = splat(scalar(num_steps), lanes)
-                            store(lane, 0, select(fired, peak_step, silent))
-                            spike_times[b, y, x, block : block + filled] = lane[:filled]
-                            store(lane, 0, peak)
-                            potential[b, y, x, block : block + filled] = lane[:filled]
-                            store(lane, 0, peak_step)
-                            until[b, y, x, block : block + filled] = lane[:filled]
+                            spike = splat(scalar(num_steps), lanes)
+                            spike = select(fired, peak_step, spike)
                         else:
                             lane[:filled] = num_steps
                             lane[filled:] = -1  # idle lanes are done from the start
@@ -212,8 +255,36 @@ def forward(lanes: int, peaks: bool):
                                     spike = select(fires, earliest, spike)
                                 if not some(spike == scalar(num_steps)):
                                     break
-                            store(lane, 0, spike)
-                            spike_times[b, y, x, block : block + filled] = lane[:filled]
+                        silent = scalar(num_steps)
+                        if counted:
+                            _count(spike, silent, filled, lane, counts, b, 0)
+                        at = ((b * out_height + y // pool[0]) * out_width) + x // pool[
+                            1
+                        ]
+                        at = at * out_features + block
+                        if index == 0:
+                            earlier = spike <= silent
+                        else:
+                            best = _get(spike_times, at, filled, lane)
+                            earlier = spike < best
+                            spike = select(earlier, spike, best)
+                        _put(spike_times, at, filled, lane, spike)
+                        if counted and pooled and index == last_member:
+                            _count(spike, silent, filled, lane, counts, b, 1)
+                        if pooled:
+                            which = splat(scalar(0), lanes)
+                            if index > 0:
+                                which = _get(member, at, filled, lane)
+                                which = select(earlier, scalar(index), which)
+                            _put(member, at, filled, lane, which)
+                        if peaks:
+                            if index > 0:
+                                best = _get(potential, at, filled, lane)
+                                peak = select(earlier, peak, best)
+                                best = _get(until, at, filled, lane)
+                                peak_step = select(earlier, peak_step, best)
+                            _put(potential, at, filled, lane, peak)
+                            _put(until, at, filled, lane, peak_step)
 
     return run
 
@@ -229,40 +300,57 @@ def backward(lanes: int):
         window,
         strides,
         corner,
+        pool,
         num_steps,
         silent_inputs,
         images,  # first, last + 1
-        until,  # [B, H', W', O]
+        until,  # [B, H', W', O], behind the pooling
         delta,
+        member,
         d_times,  # [B, H, W, I], written
         d_weights,  # as weights, added to
     ):
         kh, kw = window
         _, height, width, features = times.shape
         _, out_height, out_width, out_features = delta.shape
+        pooled = pool != (1, 1)
         size = kh * kw * features
         scalar = times.dtype.type
         padded = -(-size // lanes) * lanes
         t_window = np.empty(padded, times.dtype)
         d_window = np.empty(padded, times.dtype)
+        erring = np.empty(out_features, np.int64)
         neurons = np.empty(out_features, np.int64)
         deltas = np.empty(out_features, times.dtype)
         limits = np.empty(out_features, times.dtype)
         zero = splat(scalar(0), lanes)
         for b in range(images[0], images[1]):
             d_times[b] = 0
-            for y in range(out_height):
-                top = y * strides[0] - corner[0]
-                for x in range(out_width):
-                    left = x * strides[1] - corner[1]
+            for place in range(out_height * out_width):
+                row_out, column_out = divmod(place, out_width)
+                errors = delta[b, row_out, column_out]
+                limit = until[b, row_out, column_out]
+                own = member[b, row_out, column_out]
+                found = 0
+                for j in range(out_features):
+                    erring[found] = j
+                    found += int(errors[j] != 0)
+                if found == 0:
+                    continue
+                for index in range(pool[0] * pool[1]):
                     teaching = 0
-                    for j in range(out_features):
+                    for k in range(found):
+                        j = erring[k]
                         neurons[teaching] = j * lanes
-                        deltas[teaching] = delta[b, y, x, j]
-                        limits[teaching] = min(until[b, y, x, j], scalar(num_steps - 1))
-                        teaching += int(delta[b, y, x, j] != 0)
+                        deltas[teaching] = errors[j]
+                        limits[teaching] = min(limit[j], scalar(num_steps - 1))
+                        teaching += int(not pooled or own[j] == scalar(index))
                     if teaching == 0:
                         continue
+                    y = row_out * pool[0] + index // pool[1]
+                    x = column_out * pool[1] + index % pool[1]
+                    top = y * strides[0] - corner[0]
+                    left = x * strides[1] - corner[1]
                     t_window[:] = num_steps
                     first, last = max(left, 0), min(left + kw, width)
                     for row in range(max(top, 0), min(top + kh, height)):

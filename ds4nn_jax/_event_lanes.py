@@ -128,6 +128,35 @@ def some(typing, mask):
     return types.boolean(mask), build
 
 
+@intrinsic(prefer_literal=True)
+def bits(typing, mask, word):
+    """Lanes 64·word … 64·word + 63 of the mask as a uint64, lanes past the end as 0."""
+    first = 64 * word.literal_value
+
+    def build(context, builder, signature, args):
+        integer = ir.IntType(32)
+        # Lanes past the end are taken from a second, empty vector.
+        taken = [min(first + k, mask.count) for k in range(64)]
+        part = builder.shuffle_vector(
+            args[0],
+            ir.Constant(_vector(context, mask), None),
+            ir.Constant(ir.VectorType(integer, 64), [integer(k) for k in taken]),
+        )
+        return builder.bitcast(part, ir.IntType(64))
+
+    return types.uint64(mask, word), build
+
+
+@intrinsic
+def trailing_zeros(typing, word):
+    """Index of the lowest bit set of a uint64 that is not 0."""
+
+    def build(context, builder, signature, args):
+        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.uint64(word), build
+
+
 @intrinsic
 def least(typing, a, b):
     """min(a, b) in each lane of a, b being a scalar."""

@@ -1,9 +1,10 @@
-"""How input spikes become input current: the linear maps that layers are made of."""
+"""What the engines share: the linear maps from spikes to current, and what they answer."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 # Both engines decide by comparing sums with a threshold, so the sums ask for full
@@ -39,6 +40,42 @@ class Conv(NamedTuple):
 
 
 Synapse = Dense | Conv
+
+
+class Response(NamedTuple):
+    """What a layer does with its input; None where it was not asked for.
+
+    With earliest-spike pooling behind the layer (windows side by side) the arrays hold
+    one entry a pooling neuron: of the member of its window that fires first, in row
+    order among equals, which is the only one to be taught.
+
+    Attributes:
+      times: [B, …] spike times.
+      potential: [B, …] highest potential up to the spike (at the spike if there is one).
+      until: [B, …] the first step that reached it.
+      member: [B, …] which member of the window fires first, counted in row order.
+      counts: [B, 1 or 2, T] int32 spikes of each step: of the layer and, where there is
+        pooling, of the pooling neurons.
+    """
+
+    times: jax.Array
+    potential: jax.Array | None = None
+    until: jax.Array | None = None
+    member: jax.Array | None = None
+    counts: jax.Array | None = None
+
+
+NO_POOL = (1, 1)
+
+
+def spikes_per_step(times: jax.Array, num_steps: int) -> jax.Array:
+    """[B, T] int32 spikes of each step, of spike times [B, …]."""
+    steps = times.reshape(len(times), -1).astype(jnp.int32)
+    images = jnp.arange(len(times))[:, None]
+    empty = jnp.zeros((len(times), num_steps), jnp.int32)
+    return empty.at[images, steps].add(1, mode="drop")  # T, silence, drops out
+
+
 Padding = str | Sequence[tuple[int, int]]
 
 

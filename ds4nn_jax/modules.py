@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from ds4nn_jax import _checks, neurons
+from ds4nn_jax._synapse import NO_POOL, Response, explicit_pads, spikes_per_step
 from ds4nn_jax.losses import Normalization, normalize_gradient
 from ds4nn_jax.surrogates import Surrogate, Window, resolve
 from ds4nn_jax.types import SpikeTimes
@@ -59,19 +60,23 @@ class SpikingDense(nn.Module):
     surrogate: str | Surrogate = "constant"
     kernel_init: Initializer | None = None
 
-    @nn.compact
     def __call__(self, times: SpikeTimes) -> SpikeTimes:
+        return self.respond(times).times
+
+    @nn.compact
+    def respond(self, times: SpikeTimes, *, counts: bool = False) -> Response:
+        """Spike times and, if asked for, the spikes of every step."""
         init = self.kernel_init or scaled_weights(self.threshold)
         shape = (times.shape[-1], self.features)
-        kernel = self.param("kernel", init, shape, times.dtype)
-        return neurons.dense(
+        layer, *arrays = neurons.dense_layer(
             times,
-            kernel,
+            self.param("kernel", init, shape, times.dtype),
             threshold=self.threshold,
             num_steps=self.num_steps,
             engine=self.engine,
             surrogate=self.surrogate,
         )
+        return neurons.respond(layer, *arrays, counts=counts)
 
 
 class SpikingConv(nn.Module):
@@ -87,14 +92,23 @@ class SpikingConv(nn.Module):
     surrogate: str | Surrogate = "constant"
     kernel_init: Initializer | None = None
 
-    @nn.compact
     def __call__(self, times: SpikeTimes) -> SpikeTimes:
+        return self.respond(times).times
+
+    @nn.compact
+    def respond(
+        self,
+        times: SpikeTimes,
+        *,
+        pool: tuple[int, int] = NO_POOL,
+        counts: bool = False,
+    ) -> Response:
+        """Spike times behind pooling windows and, if asked for, spikes of each step."""
         init = self.kernel_init or scaled_weights(self.threshold)
         shape = (*self.window, times.shape[-1], self.features)
-        kernel = self.param("kernel", init, shape, times.dtype)
-        return neurons.conv(
+        layer, *arrays = neurons.conv_layer(
             times,
-            kernel,
+            self.param("kernel", init, shape, times.dtype),
             threshold=self.threshold,
             num_steps=self.num_steps,
             strides=self.strides,
@@ -102,6 +116,7 @@ class SpikingConv(nn.Module):
             engine=self.engine,
             surrogate=self.surrogate,
         )
+        return neurons.respond(layer, *arrays, pool=pool, counts=counts)
 
 
 class SpikingPool(nn.Module):
@@ -202,6 +217,20 @@ class Trace(NamedTuple):
     potentials: jax.Array
 
 
+class Activity(NamedTuple):
+    """What a network did with a batch, without the time of every hidden spike.
+
+    Attributes:
+      times: [B, C] output spike times.
+      potentials: [B, C] potential of each output at its spike, or its final one, mV.
+      counts: [B, L+1, T] int32 spikes at each step of the input and of every layer.
+    """
+
+    times: SpikeTimes
+    potentials: jax.Array
+    counts: jax.Array
+
+
 class SpikingNetwork(nn.Module):
     """A feed-forward network of single-spike layers: spike times in, [B, C] out.
 
@@ -260,12 +289,17 @@ class SpikingNetwork(nn.Module):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of all layers, in order: conv1, pool1, conv2, …, dense3."""
+        """Names of all layers, in order: conv1, pool1, conv2, …, dense3.
+
+        Pooling bears the number of the layer in front; a second one there is pool1_2.
+        """
         names, count = [], 0
         for layer in self.layers:
             count += not isinstance(layer, PoolSpec)
             kind = {ConvSpec: "conv", PoolSpec: "pool", DenseSpec: "dense"}[type(layer)]
-            names.append(f"{kind}{count}")
+            name = f"{kind}{count}"
+            before = sum(other.split("_")[0] == name for other in names)
+            names.append(f"{name}_{before + 1}" if before else name)
         return tuple(names)
 
     def __post_init__(self):
@@ -317,34 +351,78 @@ class SpikingNetwork(nn.Module):
 
     def __call__(self, times: SpikeTimes) -> SpikeTimes:
         """Output spike times [B, C] for input spike times [B, H, W, I] or [B, I]."""
-        return self._propagate(times)[-1]
+        return self._propagate(times)[1]
 
     def trace(self, times: SpikeTimes) -> Trace:
         """Spike times of every layer, and the output potentials that break ties."""
-        everything = self._propagate(times)
-        kernel = self.stack[-1].variables["params"]["kernel"]
-        potentials = neurons.decision_potentials(
-            _flat(everything[-2]),
-            kernel,
+        entering, _, everything = self._propagate(times, keep="times")
+        return Trace(tuple(everything), self._potentials(entering))
+
+    def activity(self, times: SpikeTimes) -> Activity:
+        """Output times and potentials, and how many neurons fired when.
+
+        Needs less memory and time than `trace`: of a convolution with pooling behind it
+        only what pooling passes on is kept.
+        """
+        entering, out, counts = self._propagate(times, keep="counts")
+        return Activity(out, self._potentials(entering), jnp.stack(counts, axis=1))
+
+    def _potentials(self, entering: SpikeTimes) -> jax.Array:
+        return neurons.decision_potentials(
+            entering,
+            self.stack[-1].variables["params"]["kernel"],
             threshold=self.threshold,
             num_steps=self.num_steps,
             engine=self.engine,
         )
-        return Trace(everything, potentials)
 
-    def _propagate(self, times: SpikeTimes) -> tuple[SpikeTimes, ...]:
-        times = self._checked_input(times)
-        everything = [times]
-        for layer, following in zip(self.stack, (*self.stack[1:], None), strict=True):
-            if isinstance(layer, SpikingDense):
-                times = _flat(times)
-            times = layer(times)
+    def _propagate(
+        self, times: SpikeTimes, *, keep: Literal["times", "counts"] | None = None
+    ) -> tuple[SpikeTimes, SpikeTimes, list[jax.Array]]:
+        """What enters the output layer, what leaves it, and for the input and every
+        layer its spike times or its spikes of each step."""
+        times = entering = self._checked_input(times)
+        counts = keep == "counts"
+        kept = [spikes_per_step(times, self.num_steps) if counts else times]
+        waiting = list(zip(self.layers, self.stack, strict=True))
+        while waiting:
+            spec, layer = waiting.pop(0)
+            following = waiting[0][0] if waiting else None
+            if isinstance(spec, PoolSpec):
+                times = layer(times)
+                if counts:
+                    kept.append(spikes_per_step(times, self.num_steps))
+            else:
+                entering, options = times, {}
+                if isinstance(spec, DenseSpec):
+                    entering = _flat(times)
+                elif keep != "times" and self._merges(spec, following, times.shape):
+                    options["pool"] = (following.size, following.size)
+                    waiting.pop(0)
+                    following = None
+                times, *_, fired = layer.respond(entering, counts=counts, **options)
+                if counts:
+                    kept += jnp.unstack(fired, axis=1)
             # Pooling hands every error to one input, so all norms are the same on
             # either side of it, and smaller sums give them behind it.
-            if not isinstance(following, SpikingPool):
+            if not isinstance(following, PoolSpec):
                 times = normalize_gradient(times, method=self.normalization)
-            everything.append(times)
-        return tuple(everything)
+            if keep == "times":
+                kept.append(times)
+        return entering, times, kept
+
+    def _merges(
+        self, conv: ConvSpec, following: LayerSpec | None, shape: tuple[int, ...]
+    ) -> bool:
+        """Whether a convolution can be one layer with the pooling behind it."""
+        if not isinstance(following, PoolSpec) or following.size == 1:
+            return False
+        pads = explicit_pads(self.padding, shape[1:3], (conv.size,) * 2, (1, 1))
+        image = [
+            size + sum(pad) - conv.size + 1
+            for size, pad in zip(shape[1:3], pads, strict=True)
+        ]
+        return all(size % following.size == 0 for size in image)
 
     def _checked_input(self, times: SpikeTimes) -> SpikeTimes:
         times = _checks.spike_times(times, self.num_steps)

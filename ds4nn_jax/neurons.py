@@ -1,6 +1,6 @@
 """Layers of single-spike neurons as pure functions from spike times to spike times.
 
-The public functions check and prepare; `_first_spike_times` carries the one custom
+The public functions check and prepare; `_response` carries the one custom
 gradient, written once for both synapses (dense, convolution) and both engines.
 """
 
@@ -12,11 +12,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ds4nn_jax import _checks, _event, _scan
+from ds4nn_jax import _checks, _event, _pool, _scan
 from ds4nn_jax._synapse import (
+    NO_POOL,
     Conv,
     Dense,
     Padding,
+    Response,
     Synapse,
     explicit_pads,
 )
@@ -62,10 +64,8 @@ def dense(
         whole steps in 0 … T, or weights that are not finite.
       ImportError: engine "event" without numba.
     """
-    layer, times, kernel = _dense_layer(
-        times, kernel, threshold, num_steps, engine, surrogate
-    )
-    return _first_spike_times(layer, times, kernel)
+    layer, *arrays = dense_layer(times, kernel, threshold, num_steps, engine, surrogate)
+    return respond(layer, *arrays).times
 
 
 def conv(
@@ -101,10 +101,54 @@ def conv(
       As `dense`; ValueError also for strides < 1, an unknown padding, or a window
       larger than the padded image.
     """
-    layer, times, kernel = _conv_layer(
+    layer, *arrays = conv_layer(
         times, kernel, threshold, num_steps, engine, strides, padding, surrogate
     )
-    return _first_spike_times(layer, times, kernel)
+    return respond(layer, *arrays).times
+
+
+def conv_pool(
+    times: SpikeTimes,
+    kernel: jax.Array,
+    *,
+    window: tuple[int, int] = (2, 2),
+    threshold: float = 100.0,
+    num_steps: int = 100,
+    strides: tuple[int, int] = (1, 1),
+    padding: Padding = "SAME",
+    engine: Engine = "auto",
+    surrogate: str | Surrogate = "constant",
+) -> SpikeTimes:
+    """A convolution and the earliest-spike pooling behind it, as one layer.
+
+    Equals `earliest_pool(conv(times, kernel, …), window=window, strides=window)` in
+    both directions. The event engine keeps only what pooling passes on, which is a
+    quarter of the memory for 2×2 windows, and less time for it.
+
+    Args:
+      times: [B, H, W, I] spike times of the inputs, whole steps 0 … T; T is silent.
+      kernel: [kh, kw, I, O] weights, mV.
+      window: rows and columns of the pooling windows, side by side; the convolution's
+        output must divide into them.
+      threshold, num_steps, strides, padding, engine, surrogate: as for `conv`.
+
+    Returns:
+      [B, H'/rows, W'/columns, O] spike times of the pooling neurons.
+
+    Raises:
+      As `conv`; ValueError also for a window that does not divide the output.
+    """
+    window = _pair("window", window)
+    layer, *arrays = conv_layer(
+        times, kernel, threshold, num_steps, engine, strides, padding, surrogate
+    )
+    shape = jax.eval_shape(layer.synapse.current, *arrays).shape
+    if not divides(window, shape):
+        raise ValueError(
+            f"window {window} does not divide the convolution's output {shape[1:3]}: "
+            "use earliest_pool, which drops what is left over"
+        )
+    return respond(layer, *arrays, pool=window).times
 
 
 def earliest_pool(
@@ -135,25 +179,10 @@ def earliest_pool(
     times = _checks.spike_times(times)
     _checks.rank("times", times, "[B, H, W, I]")
     window, strides = _pair("window", window), _pair("strides", strides)
-    batch, *image, features = times.shape
+    image = times.shape[1:3]
     if window[0] > image[0] or window[1] > image[1]:
-        raise ValueError(f"window {window} is larger than the image {tuple(image)}")
-    starts = [size - extent for size, extent in zip(image, window, strict=True)]
-    members = [
-        lax.slice(
-            times,
-            (0, row, column, 0),
-            (batch, row + starts[0] + 1, column + starts[1] + 1, features),
-            (1, *strides, 1),
-        )
-        for row in range(window[0])
-        for column in range(window[1])
-    ]
-    # A fold of selects: elementwise in both directions, and the strict < leaves a tie,
-    # with its error, to the member that came first.
-    return functools.reduce(
-        lambda earliest, t: jnp.where(t < earliest, t, earliest), members
-    )
+        raise ValueError(f"window {window} is larger than the image {image}")
+    return _pool.earliest(times, window, strides)
 
 
 def membrane_potentials(
@@ -199,11 +228,11 @@ def decision_potentials(
     Returns:
       [B, O] potentials, mV.
     """
-    layer, times, kernel = _dense_layer(times, kernel, threshold, num_steps, engine)
+    layer, times, kernel = dense_layer(times, kernel, threshold, num_steps, engine)
     times, kernel = lax.stop_gradient((times, kernel))
-    out, at_spike, _ = _compiled_forward(layer, times, kernel, peaks=True)
+    response = _compiled_forward(layer, times, kernel, peaks=True)
     final = Dense().current((times < num_steps).astype(times.dtype), kernel)
-    return jnp.where(out < num_steps, at_spike, final)
+    return jnp.where(response.times < num_steps, response.potential, final)
 
 
 def peak_potentials(
@@ -233,15 +262,15 @@ def peak_potentials(
     """
     never = 1e30  # mV: finite, as every threshold, and out of reach
     if jnp.ndim(kernel) == 2:
-        layer, *arrays = _dense_layer(times, kernel, never, num_steps, engine)
+        layer, *arrays = dense_layer(times, kernel, never, num_steps, engine)
     else:
-        layer, *arrays = _conv_layer(
+        layer, *arrays = conv_layer(
             times, kernel, never, num_steps, engine, strides, padding
         )
-    return _compiled_forward(layer, *arrays, peaks=True)[1]
+    return _compiled_forward(layer, *arrays, peaks=True).potential
 
 
-class _Layer(NamedTuple):
+class Layer(NamedTuple):
     """All that is static about a layer."""
 
     synapse: Synapse
@@ -251,9 +280,9 @@ class _Layer(NamedTuple):
     surrogate: Surrogate
 
 
-def _dense_layer(
+def dense_layer(
     times, kernel, threshold, num_steps, engine, surrogate="constant"
-) -> tuple[_Layer, jax.Array, jax.Array]:
+) -> tuple[Layer, jax.Array, jax.Array]:
     layer = _layer(Dense(), threshold, num_steps, engine, surrogate)
     times, kernel = _checks.times_and_kernel(times, kernel, num_steps)
     _checks.rank("times", times, "[B, I]")
@@ -262,9 +291,9 @@ def _dense_layer(
     return layer, times, kernel
 
 
-def _conv_layer(
+def conv_layer(
     times, kernel, threshold, num_steps, engine, strides, padding, surrogate="constant"
-) -> tuple[_Layer, jax.Array, jax.Array]:
+) -> tuple[Layer, jax.Array, jax.Array]:
     _checks.num_steps(num_steps)
     times, kernel = _checks.times_and_kernel(times, kernel, num_steps)
     _checks.rank("times", times, "[B, H, W, I]")
@@ -276,7 +305,7 @@ def _conv_layer(
     return layer, times, kernel
 
 
-def _layer(synapse, threshold, num_steps, engine, surrogate) -> _Layer:
+def _layer(synapse, threshold, num_steps, engine, surrogate) -> Layer:
     _checks.num_steps(num_steps)
     threshold = _checks.threshold(threshold)
     if engine not in ("auto", "scan", "event"):
@@ -285,10 +314,10 @@ def _layer(synapse, threshold, num_steps, engine, surrogate) -> _Layer:
         engine = "scan"
     if engine == "event":
         _event.require()
-    return _Layer(synapse, threshold, int(num_steps), engine, resolve(surrogate))
+    return Layer(synapse, threshold, int(num_steps), engine, resolve(surrogate))
 
 
-def _dispatch(layer: _Layer, function: str, *arrays: jax.Array, **static):
+def _dispatch(layer: Layer, function: str, *arrays: jax.Array, **static):
     """Calls `function` of the engine module that the layer names."""
 
     def of(module) -> Callable:
@@ -304,46 +333,60 @@ def _dispatch(layer: _Layer, function: str, *arrays: jax.Array, **static):
     return of(_scan if layer.engine == "scan" else _event)(*arrays)
 
 
-def _forward(layer: _Layer, times, kernel, *, peaks: bool):
+def _forward(layer: Layer, times, kernel, **asked) -> Response:
     return _dispatch(
-        layer, "forward", times, kernel, threshold=layer.threshold, peaks=peaks
+        layer, "forward", times, kernel, threshold=layer.threshold, **asked
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _spike_times(layer: _Layer, times, kernel) -> SpikeTimes:
-    return _forward(layer, times, kernel, peaks=False)[0]
+def respond(
+    layer: Layer,
+    times: SpikeTimes,
+    kernel: jax.Array,
+    *,
+    pool: tuple[int, int] = NO_POOL,
+    counts: bool = False,
+) -> Response:
+    """Spike times, behind the pooling, and spike counts if asked for."""
+    return _first_spikes(layer, pool, counts, times, kernel)
 
 
-def _spike_times_fwd(layer: _Layer, times, kernel):
-    out, potential, until = _forward(
-        layer, times, kernel, peaks=isinstance(layer.surrogate, Window)
-    )
+def divides(window: tuple[int, int], shape: tuple[int, ...]) -> bool:
+    """Whether pooling windows cover images [B, H, W, O] without a rest."""
+    return shape[1] % window[0] == 0 and shape[2] % window[1] == 0
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _response(layer: Layer, pool, counts: bool, times, kernel) -> Response:
+    found = _forward(layer, times, kernel, peaks=False, pool=pool, counts=counts)
+    return Response(found.times, counts=found.counts)
+
+
+def _response_fwd(layer: Layer, pool, counts: bool, times, kernel):
+    peaks = isinstance(layer.surrogate, Window)
+    found = _forward(layer, times, kernel, peaks=peaks, pool=pool, counts=counts)
     # A fired neuron listened until its spike, which is also where its peak is; a silent
-    # one until T (out) by the constant rule, until its peak by the window rule.
-    return out, (times, kernel, out if until is None else until, potential)
+    # one until T (its time) by the constant rule, until its peak by the window rule.
+    until = found.until if peaks else found.times
+    residuals = (times, kernel, until, found.potential, found.member)
+    return Response(found.times, counts=found.counts), residuals
 
 
-def _spike_times_bwd(layer: _Layer, residuals, delta):
-    times, kernel, until, potential = residuals
+def _response_bwd(layer: Layer, pool, counts: bool, residuals, cotangent: Response):
+    del counts
+    times, kernel, until, potential, member = residuals
     silent_inputs = isinstance(layer.surrogate, Window)
+    delta = cotangent.times
     if silent_inputs:
         delta = delta * layer.surrogate.slope(potential, layer.threshold)
-    return _dispatch(
-        layer,
-        "backward",
-        times,
-        kernel,
-        until,
-        delta,
-        silent_inputs=silent_inputs,
-    )
+    arrays = (times, kernel, until, delta) + (() if member is None else (member,))
+    return _dispatch(layer, "backward", *arrays, silent_inputs=silent_inputs, pool=pool)
 
 
-_spike_times.defvjp(_spike_times_fwd, _spike_times_bwd)
+_response.defvjp(_response_fwd, _response_bwd)
 
 # Compiled once per layer and shape also where the caller does not jit.
-_first_spike_times = jax.jit(_spike_times, static_argnums=0)
+_first_spikes = jax.jit(_response, static_argnums=(0, 1, 2))
 _compiled_forward = jax.jit(_forward, static_argnums=0, static_argnames="peaks")
 
 

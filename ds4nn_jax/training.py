@@ -17,7 +17,7 @@ import optax
 
 from ds4nn_jax import _checks, analysis, data, losses, neurons
 from ds4nn_jax.encoding import encode
-from ds4nn_jax.modules import SpikingNetwork, Trace, parse_spec
+from ds4nn_jax.modules import Activity, SpikingNetwork, parse_spec
 from ds4nn_jax.surrogates import Constant, Window
 from ds4nn_jax.types import SpikeTimes
 
@@ -311,9 +311,11 @@ def init(
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 
-def output_target(config: TrainConfig, trace: Trace, labels: jax.Array) -> SpikeTimes:
+def output_target(
+    config: TrainConfig, activity: Activity, labels: jax.Array
+) -> SpikeTimes:
     """Target spike times [B, C] by the configured output rule."""
-    out = trace.times[-1]
+    out = activity.times
     common = dict(num_steps=config.num_steps)
     if config.output_rule == "fixed":
         return losses.fixed_target(
@@ -326,7 +328,7 @@ def output_target(config: TrainConfig, trace: Trace, labels: jax.Array) -> Spike
     common["offset"] = config.offset
     if config.output_rule == "hinge":
         return losses.hinge_target(
-            out, labels, trace.potentials, threshold=config.threshold, **common
+            out, labels, activity.potentials, threshold=config.threshold, **common
         )
     rules = {
         "relative": losses.relative_target,
@@ -348,19 +350,21 @@ def train_step(
     times = encode(images, num_steps=config.num_steps)
 
     def loss(params: Params):
-        trace = network.apply(params, times, method="trace")
-        target = output_target(config, trace, labels)
-        return jnp.mean(losses.temporal_loss(trace.times[-1], target)), trace
+        activity = network.apply(params, times, method="activity")
+        target = output_target(config, activity, labels)
+        return jnp.mean(losses.temporal_loss(activity.times, target)), activity
 
-    (value, trace), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
+    (value, activity), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
     updates, opt_state = optimizer.update(gradient, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
-    decisions = analysis.decide(trace, num_steps=config.num_steps)
+    decided = analysis.predict(activity.times, activity.potentials)
+    step = jnp.min(activity.times, axis=1)
+    until = jnp.arange(config.num_steps) <= step[:, None, None]
     metrics = StepMetrics(
         loss=value,
-        accuracy=jnp.mean(decisions.label == labels),
-        decision_step=jnp.mean(decisions.step),
-        spikes=jnp.mean(jnp.sum(decisions.spikes[:, 1:], axis=1)),
+        accuracy=jnp.mean(decided == labels),
+        decision_step=jnp.mean(step),
+        spikes=jnp.mean(jnp.sum(activity.counts[:, 1:] * until, axis=(1, 2))),
     )
     return TrainState(state.step + 1, params, opt_state), metrics
 

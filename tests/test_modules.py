@@ -114,6 +114,59 @@ def test_network_equals_layers_by_hand(engine, rng):
     np.testing.assert_array_equal(trace.potentials, potentials)
 
 
+@pytest.mark.parametrize("surrogate", ["constant", "window"])
+@pytest.mark.parametrize(
+    "spec, shape, padding",
+    [
+        ("5C3-P2-6C3-P2-4", (8, 8, 1), "SAME"),
+        ("5C3-P2-6C3-P2-4", (7, 9, 2), "SAME"),  # pooling leaves a rest
+        ("4C2-P3-P2-4", (13, 13, 1), "VALID"),
+        ("P2-3C3-P1-4C3-4", (6, 6, 2), ((2, 0), (1, 1))),
+        ("9-7-4", (9,), "SAME"),
+    ],
+)
+def test_activity_equals_trace(spec, shape, padding, surrogate, engine, rng):
+    """Merging pooling into convolutions changes neither results nor gradients."""
+    network = ds.SpikingNetwork.from_spec(
+        spec,
+        num_steps=T,
+        threshold=4.0,
+        padding=padding,
+        surrogate=surrogate,
+        engine=engine,
+    )
+    times = rng.integers(0, T + 1, (3, *shape)).astype(np.float32)
+    params = jax.tree.map(
+        lambda w: (rng.integers(-8, 25, w.shape) / 8).astype(np.float32),
+        network.init(jax.random.key(0), times),
+    )
+    trace = network.apply(params, times, method="trace")
+    activity = network.apply(params, times, method="activity")
+    np.testing.assert_array_equal(activity.times, trace.times[-1])
+    np.testing.assert_array_equal(activity.potentials, trace.potentials)
+    for k, layer in enumerate(trace.times):
+        layer = np.asarray(layer).reshape(3, -1)
+        counts = (layer[:, :, None] == np.arange(T)).sum(axis=1)
+        np.testing.assert_array_equal(activity.counts[:, k], counts)
+    assert (np.asarray(activity.counts[:, 1:-1]).sum(axis=(0, 2)) > 0).all()
+
+    def error(params, times, method):
+        out = network.apply(params, times, method=method).times
+        out = out[-1] if method == "trace" else out
+        return jnp.sum(out * jnp.arange(4) ** 2)
+
+    whole, merged = (
+        jax.grad(error, argnums=(0, 1))(params, times, method)
+        for method in ("trace", "activity")
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        whole,
+        merged,
+    )
+    assert np.any(whole[0]["params"][network.weighted[0]]["kernel"])
+
+
 def test_network_gradient_by_hand(rng):
     """Two layers, L2 normalisation: Eq. 8–12 layer after layer, in NumPy."""
     network = ds.SpikingNetwork.from_spec("6-8-3", num_steps=T, threshold=2.0)

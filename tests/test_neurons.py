@@ -159,6 +159,53 @@ def test_pool_equals_oracle(window, strides, rng):
     )
 
 
+POOLED = {
+    "2x2": dict(image=(6, 4), kernel=(3, 3, 2, 5), window=(2, 2)),
+    "uneven window": dict(image=(6, 4), kernel=(3, 3, 1, 70), window=(3, 2)),
+    "whole image": dict(image=(3, 3), kernel=(2, 2, 9, 33), window=(3, 3)),
+    "stride": dict(image=(8, 8), kernel=(3, 3, 2, 64), window=(2, 2), strides=(2, 1)),
+    "valid": dict(image=(6, 8), kernel=(3, 3, 5, 130), window=(2, 3), padding="VALID"),
+    "1x1": dict(image=(3, 4), kernel=(3, 3, 1, 3), window=(1, 1)),
+}
+
+
+@pytest.mark.parametrize("surrogate", ["constant", ds.Window(2.0)])
+@pytest.mark.parametrize("name", POOLED)
+def test_pooled_convolution_equals_oracle(name, surrogate, engine, rng):
+    """Forward and both gradients: pooling's error scattered into the convolution's."""
+    case = dict(POOLED[name])
+    image, shape, window = (case.pop(key) for key in ("image", "kernel", "window"))
+    times, kernel = spike_times(rng, (3, *image, shape[2])), dyadic(rng, shape)
+    options = dict(threshold=THETA, num_steps=T, engine=engine, surrogate=surrogate)
+    run = functools.partial(ds.conv_pool, window=window, **case, **options)
+    out, transpose = jax.vjp(run, times, kernel)
+
+    strides = case.get("strides", (1, 1))
+    padding = case.get("padding", "SAME")
+    pads = jax.lax.padtype_to_pads(image, shape[:2], strides, padding)
+    layer = reference.conv(times, kernel, THETA, T, strides, pads)
+    pooled, _ = reference.pool(layer.times, window, window)
+    np.testing.assert_array_equal(out, pooled)
+    delta = cotangent(rng, out.shape)
+    spread = reference.pool_gradient(layer.times, window, window, delta)
+    windowed = surrogate != "constant"
+    until = layer.t_star if windowed else layer.times
+    if windowed:
+        spread = spread * np.maximum(0, 1 - np.abs(layer.potential - THETA) / 2.0)
+    expected = reference.conv_gradients(
+        times, kernel, until, spread, T, strides, pads, silent_inputs=windowed
+    )
+    for got, want in zip(transpose(delta), expected, strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+def test_pooled_convolution_refuses_a_rest():
+    with pytest.raises(ValueError, match=r"\(2, 2\) does not divide .* \(5, 4\)"):
+        ds.conv_pool(jnp.zeros((1, 5, 4, 1)), jnp.ones((3, 3, 1, 2)))
+    with pytest.raises(ValueError, match="window must be two positive whole numbers"):
+        ds.conv_pool(jnp.zeros((1, 4, 4, 1)), jnp.ones((3, 3, 1, 2)), window=2)
+
+
 def one_neuron(times, weights, engine, threshold=THETA, steps=T):
     out = ds.dense(
         np.array([times], np.float32),
