@@ -10,7 +10,7 @@ from jax import lax
 def members(
     x: jax.Array, window: tuple[int, int], strides: tuple[int, int]
 ) -> list[jax.Array]:
-    """The members of all windows in row order, each [B, H', W', O] of x [B, H, W, O]."""
+    """Members of all windows in row order, each [B, H', W', O] of x [B, H, W, O]."""
     batch, height, width, features = x.shape
     rows, columns = height - window[0] + 1, width - window[1] + 1
     return [

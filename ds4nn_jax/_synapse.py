@@ -1,4 +1,4 @@
-"""What the engines share: the linear maps from spikes to current, and what they answer."""
+"""What the engines share: linear maps from spikes to current, and what they answer."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -51,7 +51,7 @@ class Response(NamedTuple):
 
     Attributes:
       times: [B, …] spike times.
-      potential: [B, …] highest potential up to the spike (at the spike if there is one).
+      potential: [B, …] highest potential up to the spike, or at it.
       until: [B, …] the first step that reached it.
       member: [B, …] which member of the window fires first, counted in row order.
       counts: [B, 1 or 2, T] int32 spikes of each step: of the layer and, where there is
