@@ -65,6 +65,8 @@ def _infer(network: SpikingNetwork, times, *kernels) -> Inference:
     sweep = functools.partial(_swept, network)
     if network.engine == "scan" or not _event.available():
         return by_step(times, *kernels)
+    if not _fits(network, _stages(network, times.shape[1:], kernels)):
+        return by_step(times, *kernels)
     if network.engine == "event":
         return sweep(times, *kernels)
     return lax.platform_dependent(times, *kernels, cpu=sweep, default=by_step)
@@ -189,6 +191,14 @@ def _swept(network: SpikingNetwork, times, *kernels) -> Inference:
     return call(times, jnp.concatenate([_padded(kernel) for kernel in kernels]))
 
 
+def _fits(network: SpikingNetwork, stages: list[_Stage]) -> bool:
+    """Whether every spike fits into a word of the sweep."""
+    from ds4nn_jax import _sweep
+
+    neurons = max(math.prod(shape) for s in stages for shape in (s.shape, s.out))
+    return network.num_steps <= _sweep.MOST_STEPS and neurons <= _sweep.MOST_NEURONS
+
+
 def _stride(outputs: int) -> int:
     from ds4nn_jax import _sweep
 
@@ -204,17 +214,19 @@ class _Table(NamedTuple):
     """The layer table of `_sweep`, and the scratch that an image needs."""
 
     lines: np.ndarray
+    order: np.ndarray
     potentials: int
     spent: int
     places: int
     largest: int
+    events: int
 
 
 def _table(stages: list[_Stage]) -> _Table:
     from ds4nn_jax import _sweep
 
-    lines, weights, potentials, spent = [], 0, 0, 0
-    for stage in stages:
+    lines, orders, weights, potentials, spent, events = [], [], 0, 0, 0, 0
+    for stage, behind in zip(stages, (*stages[1:], None), strict=True):
         stride = _stride(stage.out[-1])
         line = dict.fromkeys(_sweep.FIELDS, 1) | dict(top=0, left=0)
         if len(stage.shape) == 3:
@@ -224,6 +236,15 @@ def _table(stages: list[_Stage]) -> _Table:
         else:  # everything to everything: a 1×1 convolution of a one-pixel image
             (line["inputs"],), (line["outputs"],) = stage.shape, stage.out
         positions = math.prod(stage.out[:-1])
+        pooled = behind is not None and behind.synapse is None
+        if stage.synapse is None:
+            orders.append(_windows(stage))
+        elif pooled:  # windows that are pooled together in turn, what is left over last
+            windows = _windows(behind)
+            orders.append(np.argsort(windows % (windows.max() + 2), kind="stable"))
+        else:
+            orders.append(np.arange(positions))
+        line |= dict(order=sum(map(len, orders[:-1])), visits=len(orders[-1]))
         if stage.synapse is None:
             line |= dict(pools=1, potentials=spent)
             spent += positions * stage.out[-1]
@@ -233,14 +254,27 @@ def _table(stages: list[_Stage]) -> _Table:
             line |= dict(pools=0, stride=stride, weights=weights, potentials=potentials)
             weights += line["rows"] * line["columns"] * line["inputs"] * stride
             potentials += positions * stride
+            window = line["rows"] * line["columns"] * line["inputs"]
+            events = max(events, positions * (window + 1))
         lines.append([line[field] for field in _sweep.FIELDS])
     return _Table(
         np.array(lines),
+        np.concatenate(orders),
         potentials,
         spent,
         max(math.prod(stage.out[:-1]) for stage in stages),
         max(math.prod(s) for stage in stages for s in (stage.shape, stage.out)),
+        events,
     )
+
+
+def _windows(pool: _Stage) -> np.ndarray:
+    """The pooling window of each input pixel, −1 for those left over."""
+    (height, width, _), size = pool.shape, pool.spec.size
+    y, x = np.divmod(np.arange(height * width), width)
+    y, x = y // size, x // size
+    inside = (y < pool.out[0]) & (x < pool.out[1])
+    return np.where(inside, y * pool.out[1] + x, -1)
 
 
 def _host_sweep(table, threshold, num_steps, context, results, times, weights):
@@ -256,6 +290,7 @@ def _host_sweep(table, threshold, num_steps, context, results, times, weights):
         _sweep.sweep(
             times[some],
             table.lines,
+            table.order,
             weights,
             weights.dtype.type(threshold),
             num_steps,
@@ -263,6 +298,7 @@ def _host_sweep(table, threshold, num_steps, context, results, times, weights):
             np.empty(table.spent, bool),
             table.places,
             table.largest,
+            table.events,
             label[some],
             step[some],
             spikes[some],
