@@ -31,8 +31,8 @@ _WIDE = 64  # lanes taken at once while there are so many
 _CHUNK = 8  # steps
 _NEVER = -1e30  # mV: where a neuron that has fired is put, out of reach of θ
 
-# A spike is one word: its step, its pixel, its feature. Sorts by step, then in the order
-# in which the full forward pass adds.
+# A spike is one word: its step, its pixel, its feature. It sorts by step, then in the
+# order in which the full forward pass adds.
 _STEP, _PIXEL = np.uint64(48), np.uint64(24)
 _FIELD, _OFFSET = np.uint64(2**24 - 1), np.uint64(2**48 - 1)
 MOST_STEPS, MOST_NEURONS = 2**16 - 2, 2**24  # what fits into a word
