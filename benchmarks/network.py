@@ -118,7 +118,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data_dir", help="where the IDX files of MNIST lie")
     parser.add_argument("--rounds", type=int, default=15, help="timings of each")
-    parser.add_argument("--train_images", type=int, default=12_000)
+    parser.add_argument("--train_images", type=int, default=60_000)
     parser.add_argument("--without_scan", action="store_true", help="minutes less")
     args = parser.parse_args()
     mnist = data.load("mnist", args.data_dir)
@@ -174,9 +174,13 @@ def main() -> None:
         def decide(params, times):
             return ds.decide(network.apply(params, times, method="trace"))
 
+        def activity(params, times):
+            return network.apply(params, times, method="activity")
+
         runs = {
             "output spike times (`apply`)": network.apply,
             "label, step, spikes (`decide` of the `trace`)": decide,
+            "output times and potentials, spikes by step (`activity`)": activity,
             "`infer`": functools.partial(ds.infer, network),
         }
         runs = {
