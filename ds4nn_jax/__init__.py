@@ -21,6 +21,7 @@ from ds4nn_jax.losses import (
     normalize_gradient,
     relative_target,
     s4nn_target,
+    softmax_target,
     temporal_loss,
 )
 from ds4nn_jax.modules import (
@@ -115,6 +116,7 @@ __all__ = [
     "s4nn_target",
     "save_weights",
     "scaled_weights",
+    "softmax_target",
     "temporal_loss",
     "train",
     "train_step",

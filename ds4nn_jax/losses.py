@@ -158,11 +158,7 @@ def hinge_target(
     """
     times, is_label = _outputs(times, labels, num_steps)
     _not_negative("offset", offset)
-    if jnp.shape(potentials) != times.shape:
-        raise ValueError(
-            f"potentials must have the shape of times {times.shape}, "
-            f"got {jnp.shape(potentials)}"
-        )
+    potentials = _potentials(potentials, times)
     if not reach > 0:
         raise ValueError(f"reach must be > 0 mV, got {reach}")
     silent = times == num_steps
@@ -176,6 +172,58 @@ def hinge_target(
         -jnp.where(silent, nearly, close.astype(times.dtype)),
     )
     return times - error
+
+
+def softmax_target(
+    times: SpikeTimes,
+    labels: jax.Array,
+    potentials: jax.Array,
+    *,
+    offset: float,
+    temperature: float,
+    horizon: float = 100.0,
+    num_steps: int = 100,
+    threshold: float = 100.0,
+) -> SpikeTimes:
+    """Errors of a cross-entropy over spike times: target = t − (onehot − p).
+
+    p = softmax(−(ℓ + λ·onehot)/τ)
+
+    with ℓ the spike time or, for a silent output, T + H·(θ − V)/θ. The label counts as
+    λ later than it is, so the errors fade once it leads by λ and some τ. They sum to
+    zero, so no common drift moves all outputs, and are less than a step: use them
+    without `normalize_gradient`, which would make fading errors whole again.
+
+    H trades latency for accuracy: with H = T silence costs nothing where potentials
+    decide as well, and networks become slow; with a small one two silent outputs can
+    never differ by enough, and the label has to fire early.
+
+    Args:
+      times: [B, C] output spike times.
+      labels: [B] classes.
+      potentials: [B, C] potential of each output at its spike, or its final one, mV.
+      offset: λ ≥ 0, time steps.
+      temperature: τ > 0, time steps.
+      horizon: H > 0, how much later than T an output with V = 0 counts, time steps.
+      num_steps: T.
+      threshold: θ, mV.
+
+    Returns:
+      [B, C] target times, less than a step from `times`.
+
+    Raises:
+      As `relative_target`; ValueError also for potentials of another shape, τ ≤ 0 or
+        H ≤ 0.
+    """
+    times, is_label = _outputs(times, labels, num_steps)
+    _not_negative("offset", offset)
+    potentials = _potentials(potentials, times)
+    for name, value in (("temperature", temperature), ("horizon", horizon)):
+        if not value > 0:
+            raise ValueError(f"{name} must be > 0 time steps, got {value}")
+    missing = horizon * (threshold - potentials) / threshold
+    latency = times + jnp.where(times == num_steps, missing, 0) + offset * is_label
+    return times - (is_label - jax.nn.softmax(-latency / temperature, axis=1))
 
 
 def temporal_loss(times: SpikeTimes, target: SpikeTimes) -> jax.Array:
@@ -255,6 +303,15 @@ def _outputs(times, labels, num_steps: int) -> tuple[jax.Array, jax.Array]:
     _checks.rank("times", times, "[B, C]")
     labels = _checks.labels(labels, *times.shape)
     return times, jax.nn.one_hot(labels, times.shape[1], dtype=bool)
+
+
+def _potentials(potentials, times: jax.Array) -> jax.Array:
+    if jnp.shape(potentials) != times.shape:
+        raise ValueError(
+            f"potentials must have the shape of times {times.shape}, "
+            f"got {jnp.shape(potentials)}"
+        )
+    return jax.lax.stop_gradient(jnp.asarray(potentials))
 
 
 def _label_time(times: jax.Array, is_label: jax.Array) -> jax.Array:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ds4nn_jax import _checks, analysis, data, losses, neurons
+from ds4nn_jax import _checks, analysis, augmentation, data, losses, neurons
 from ds4nn_jax.encoding import encode
 from ds4nn_jax.modules import Activity, SpikingNetwork, parse_spec
 from ds4nn_jax.surrogates import Constant, Window
@@ -39,9 +39,11 @@ class TrainConfig:
       engine: "auto", "scan" or "event".
       surrogate: of the hidden layers, "constant" (paper) or "window".
       window_width: β of "window", mV.
-      output_rule: "relative" (Eq. 4), "margin", "s4nn", "hinge" or "fixed"; see
-        `losses`.
+      output_rule: "relative" (Eq. 4), "margin", "softmax", "s4nn", "hinge" or
+        "fixed"; see `losses`.
       offset: λ of Eq. 4 (γ of "s4nn"), time steps.
+      temperature: τ of "softmax", time steps.
+      horizon: H of "softmax", time steps: smaller ones make faster networks.
       label_time: target of the label under "fixed".
       other_time: target of the others under "fixed".
       normalization: of the errors between layers (Eq. 11), "l2", "l1", "sum" or "none".
@@ -59,11 +61,13 @@ class TrainConfig:
       decay_epochs: period of "step".
       weight_norm: "free", or "held": every neuron keeps the L2 norm of its initial
         weights, so that learning turns weight vectors without growing them.
+      shift: training images are moved by up to so many pixels in each direction.
+      flip: whether training images are mirrored left to right, every other one.
       batch_size: images a step; what is left of an epoch is left out.
       epochs: passes over the training images.
       validation: share of the training images held out, stratified, to choose the best
         epoch; 0 trains on all and keeps the last.
-      seed: of the initial weights, the split and the shuffling.
+      seed: of the initial weights, the split, the shuffling and the augmentation.
     """
 
     spec: str = "64C3-P2-128C3-P2-10"
@@ -73,8 +77,12 @@ class TrainConfig:
     engine: neurons.Engine = "auto"
     surrogate: Literal["constant", "window"] = "constant"
     window_width: float = 50.0
-    output_rule: Literal["relative", "margin", "s4nn", "hinge", "fixed"] = "relative"
+    output_rule: Literal["relative", "margin", "softmax", "s4nn", "hinge", "fixed"] = (
+        "relative"
+    )
     offset: float = 10.0
+    temperature: float = 5.0
+    horizon: float = 50.0
     label_time: float = 0.0
     other_time: float = 100.0
     normalization: losses.Normalization = "l2"
@@ -87,6 +95,8 @@ class TrainConfig:
     decay: float = 0.9
     decay_epochs: int = 5
     weight_norm: Literal["free", "held"] = "free"
+    shift: int = 0
+    flip: bool = False
     batch_size: int = 64
     epochs: int = 10
     validation: float = 0.1
@@ -102,9 +112,17 @@ class TrainConfig:
                 )
         for name in ("num_steps", "batch_size", "epochs", "decay_epochs"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("threshold", "window_width", "decay", "calibration_images"):
+        for name in (
+            "threshold",
+            "window_width",
+            "temperature",
+            "horizon",
+            "decay",
+            "calibration_images",
+        ):
             self._require(name, getattr(self, name) > 0, "> 0")
         self._require("offset", self.offset >= 0, "≥ 0")
+        self._require("shift", self.shift >= 0, "≥ 0")
         self._require("validation", 0 <= self.validation < 1, "in [0, 1)")
         if self.output_rule == "fixed":
             for name in ("label_time", "other_time"):
@@ -149,11 +167,19 @@ class TrainConfig:
 
 
 class TrainState(NamedTuple):
-    """What a step changes. A pytree: it can be saved, sharded and vmapped."""
+    """What a step changes. A pytree: it can be saved, sharded and vmapped.
+
+    Attributes:
+      step: steps taken.
+      params: weights.
+      optimizer: optax's state.
+      key: of the augmentation; a step draws from it folded with its number.
+    """
 
     step: jax.Array
     params: Params
     optimizer: optax.OptState
+    key: jax.Array
 
 
 class StepMetrics(NamedTuple):
@@ -308,7 +334,12 @@ def init(
     params = network.init(key, times[:1])
     if config.firing_rates:
         params = calibrate(network, params, times, config.firing_rates)
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        optimizer=optimizer.init(params),
+        key=jax.random.fold_in(key, 1),
+    )
 
 
 def output_target(
@@ -326,9 +357,17 @@ def output_target(
             **common,
         )
     common["offset"] = config.offset
-    if config.output_rule == "hinge":
-        return losses.hinge_target(
-            out, labels, activity.potentials, threshold=config.threshold, **common
+    if config.output_rule in ("hinge", "softmax"):
+        common["threshold"] = config.threshold
+        if config.output_rule == "hinge":
+            return losses.hinge_target(out, labels, activity.potentials, **common)
+        return losses.softmax_target(
+            out,
+            labels,
+            activity.potentials,
+            temperature=config.temperature,
+            horizon=config.horizon,
+            **common,
         )
     rules = {
         "relative": losses.relative_target,
@@ -347,6 +386,7 @@ def train_step(
 ) -> tuple[TrainState, StepMetrics]:
     """One step on a batch of images [B, …] with labels [B]. Pure."""
     network = config.network()
+    images = _augmented(config, jax.random.fold_in(state.key, state.step), images)
     times = encode(images, num_steps=config.num_steps)
 
     def loss(params: Params):
@@ -366,7 +406,18 @@ def train_step(
         decision_step=jnp.mean(step),
         spikes=jnp.mean(jnp.sum(activity.counts[:, 1:] * until, axis=(1, 2))),
     )
-    return TrainState(state.step + 1, params, opt_state), metrics
+    return state._replace(
+        step=state.step + 1, params=params, optimizer=opt_state
+    ), metrics
+
+
+def _augmented(config: TrainConfig, key: jax.Array, images: jax.Array) -> jax.Array:
+    shift_key, flip_key = jax.random.split(key)
+    if config.shift:
+        images = augmentation.shift(shift_key, images, pixels=config.shift)
+    if config.flip:
+        images = augmentation.flip(flip_key, images)
+    return images
 
 
 def fit(

@@ -89,6 +89,7 @@ def parse(argv: Sequence[str], *, dataset: str) -> Options:
 def _define_config(values: flags.FlagValues) -> None:
     helps = _field_helps()
     define = {
+        bool: flags.DEFINE_bool,
         int: flags.DEFINE_integer,
         float: flags.DEFINE_float,
         str: flags.DEFINE_string,

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import ds4nn_jax as ds
+from benchmarks.agreement import disagreements
 from ds4nn_jax import _event, _scan
 from ds4nn_jax._synapse import Conv, Dense
 
@@ -421,3 +423,17 @@ def test_import_leaves_numba_alone_and_its_absence_is_named(monkeypatch):
     monkeypatch.setattr(_event, "available", lambda: False)
     with pytest.raises(ImportError, match="pip install numba"):
         forward(Dense(), jnp.zeros((1, 1)), jnp.zeros((1, 1)))
+
+
+@pytest.mark.parametrize("grid", [None, 0.1])
+def test_disagreements_on_real_weights_are_rounding_at_the_threshold(grid, images, rng):
+    """On multiples of 0.1, none of them a float, sums land on θ over and over."""
+    network = ds.SpikingNetwork.from_spec("8C3-P2-10", threshold=1.0)
+    times = np.asarray(ds.encode(images[0][:20]))
+    kernel = rng.normal(0.1, 0.3, (3, 3, 1, 8))
+    if grid is not None:
+        kernel = np.round(kernel / grid) * grid
+    neurons, found = disagreements(network, kernel.astype(np.float32), times)
+    assert neurons == 8 * times.size
+    assert all(each.distance <= each.bound < 1e-4 for each in found)
+    assert bool(found) == (grid is not None)

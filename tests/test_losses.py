@@ -67,6 +67,34 @@ def test_hinge_target_by_hand():
     )
 
 
+def test_softmax_target_by_hand():
+    """λ = 5, τ = 10, H = 50: the label 5 steps later, silence extrapolated from V."""
+    times = np.array([[20, 35, 100], [100, 100, 90]], np.float32)
+    potentials = np.array([[100, 110, 90], [80, 98, 100]], np.float32)
+    latency = np.array([[20 + 5, 35, 105], [110, 101 + 5, 90]])
+    odds = np.exp(-latency / 10)
+    error = [[1, 0, 0], [0, 1, 0]] - odds / odds.sum(axis=1, keepdims=True)
+    target = ds.softmax_target(
+        times, np.array([0, 1]), potentials, offset=5, temperature=10, horizon=50
+    )
+    np.testing.assert_allclose(times - target, error, atol=1e-5)
+    np.testing.assert_allclose(np.sum(times - target, axis=1), 0, atol=1e-4)
+
+
+def test_softmax_error_is_the_gradient_of_a_cross_entropy():
+    times = np.array([[20.0, 35, 25], [5, 60, 98]], np.float32)
+    labels = np.array([1, 0])
+
+    def cross_entropy(times):
+        late = times + 5 * jax.nn.one_hot(labels, 3)
+        return -jnp.sum(jax.nn.log_softmax(-late / 10)[jnp.arange(2), labels])
+
+    target = ds.softmax_target(times, labels, times, offset=5, temperature=10)
+    np.testing.assert_allclose(
+        times - target, 10 * jax.grad(cross_entropy)(times), atol=1e-5
+    )
+
+
 def test_loss_and_its_gradient():
     """E = ½Σe² (Eq. 6), ∂E/∂t = e (Eq. 9), none through the target."""
     target = ds.relative_target(TIMES, LABELS, offset=10)
@@ -126,6 +154,9 @@ RULES = {
     "s4nn": lambda t, y, **k: ds.s4nn_target(t, y, offset=1, **k),
     "fixed": lambda t, y, **k: ds.fixed_target(t, y, label_time=0, other_time=1, **k),
     "hinge": lambda t, y, **k: ds.hinge_target(t, y, jnp.zeros_like(t), offset=1, **k),
+    "softmax": lambda t, y, **k: ds.softmax_target(
+        t, y, jnp.zeros_like(t), offset=1, temperature=1, **k
+    ),
 }
 
 
@@ -165,6 +196,12 @@ def test_other_refusals():
         ds.hinge_target(TIMES, LABELS, TIMES, offset=1, reach=0)
     with pytest.raises(ValueError, match="potentials must have the shape"):
         ds.hinge_target(TIMES, LABELS, TIMES[:, :2], offset=1)
+    with pytest.raises(ValueError, match="potentials must have the shape"):
+        ds.softmax_target(TIMES, LABELS, TIMES[:, :2], offset=1, temperature=1)
+    for name in ("temperature", "horizon"):
+        settings = dict(offset=1, temperature=1) | {name: 0}
+        with pytest.raises(ValueError, match=f"{name} must be > 0"):
+            ds.softmax_target(TIMES, LABELS, TIMES, **settings)
     with pytest.raises(ValueError, match="method must be"):
         ds.normalize_gradient(TIMES, method="max")
     with pytest.raises(ValueError, match="differ in shape"):

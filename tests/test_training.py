@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -41,7 +42,9 @@ def test_learns_and_repeats(digits):
     assert other[-1].train != first[-1].train
 
 
-@pytest.mark.parametrize("rule", ["relative", "margin", "s4nn", "hinge", "fixed"])
+@pytest.mark.parametrize(
+    "rule", ["relative", "margin", "softmax", "s4nn", "hinge", "fixed"]
+)
 @pytest.mark.parametrize("surrogate", ["constant", "window"])
 def test_every_rule_learns(rule, surrogate, digits):
     """Far above the 10 % of chance after 150 steps on 300 images."""
@@ -60,6 +63,25 @@ def test_every_rule_learns(rule, surrogate, digits):
     assert all(r.validation is None and r.best for r in results)
     accuracies = [r.train.accuracy for r in results]
     assert accuracies[0] < accuracies[-1] and accuracies[-1] > 0.4, accuracies
+
+
+def test_augmentation_is_drawn_anew_every_step_and_repeats(digits):
+    """Two steps on one batch see different images; the same run again, the same."""
+    images, labels = digits[0][:10], digits[1][:10]
+    config = ds.TrainConfig(**SMALL | dict(shift=1, learning_rates=(1e-9,)))
+    plain = dataclasses.replace(config, shift=0)
+
+    def losses(config):
+        optimizer = ds.make_optimizer(config, 1)
+        state = training.init(config, optimizer, jax.random.key(0), images)
+        for _ in range(3):
+            state, metrics = ds.train_step(config, optimizer, state, images, labels)
+            yield float(metrics.loss)
+
+    moved = list(losses(config))
+    assert len(set(moved)) == 3
+    assert moved == list(losses(config))
+    assert len(set(losses(plain))) == 1
 
 
 def test_best_epoch_is_by_validation(digits):
@@ -216,7 +238,7 @@ def test_evaluate_does_not_depend_on_batch_size(digits):
         (dict(window_width=-1.0), "window_width must be > 0"),
         (dict(offset=-1.0), "offset must be ≥ 0"),
         (dict(surrogate="relu"), "surrogate must be one of constant, window"),
-        (dict(output_rule="softmax"), "output_rule must be one of relative"),
+        (dict(output_rule="soft"), "output_rule must be one of relative"),
         (dict(normalization="max"), "normalization must be one of"),
         (dict(schedule="linear"), "schedule must be one of"),
         (dict(engine="gpu"), "engine must be one of"),
@@ -230,6 +252,9 @@ def test_evaluate_does_not_depend_on_batch_size(digits):
         ),
         (dict(firing_rates=(0.5, 1.5)), r"firing_rates must be in \(0, 1\)"),
         (dict(initial_weights=((0, 1),)), "each of the 2 layers with weights, got 1"),
+        (dict(shift=-1), "shift must be ≥ 0, got -1"),
+        (dict(temperature=0.0), "temperature must be > 0"),
+        (dict(horizon=-1.0), "horizon must be > 0"),
         (dict(batch_size=0), "batch_size must be at least 1"),
         (dict(epochs=0), "epochs must be at least 1"),
         (dict(validation=1.0), r"validation must be in \[0, 1\)"),

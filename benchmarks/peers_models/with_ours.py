@@ -50,7 +50,9 @@ class Model:
         }
         # Every step starts from these weights: the work depends on who fires.
         step = jax.numpy.zeros((), jax.numpy.int32)
-        self.state = training.TrainState(step, params, optimizer.init(params))
+        self.state = training.TrainState(
+            step, params, optimizer.init(params), jax.random.key(0)
+        )
         self.step = jax.jit(functools.partial(training.train_step, config, optimizer))
         self.network = config.network()
         self.compiled = None

@@ -1,0 +1,43 @@
+"""Random changes of training images that keep their labels. Pure, in a key."""
+
+import jax
+import jax.numpy as jnp
+
+from ds4nn_jax import _checks
+
+
+def shift(key: jax.Array, images: jax.Array, *, pixels: int) -> jax.Array:
+    """Moves every image by its own whole number of pixels, black coming in.
+
+    Args:
+      key: random key.
+      images: [B, H, W, C].
+      pixels: largest shift in each direction, ≥ 0.
+
+    Returns:
+      Images of the same shape and type.
+
+    Raises:
+      ValueError: pixels < 0, or images of another rank.
+    """
+    _checks.rank("images", images, "[B, H, W, C]")
+    if pixels < 0:
+        raise ValueError(f"pixels must be ≥ 0, got {pixels}")
+    padded = jnp.pad(images, ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0)))
+    corners = jax.random.randint(key, (len(images), 2), 0, 2 * pixels + 1)
+
+    def cut(image: jax.Array, corner: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice(image, (*corner, 0), images.shape[1:])
+
+    return jax.vmap(cut)(padded, corners)
+
+
+def flip(key: jax.Array, images: jax.Array) -> jax.Array:
+    """Mirrors every other image, on average, left to right: [B, H, W, C].
+
+    Raises:
+      ValueError: images of another rank.
+    """
+    _checks.rank("images", images, "[B, H, W, C]")
+    mirrored = jax.random.bernoulli(key, shape=(len(images), 1, 1, 1))
+    return jnp.where(mirrored, images[:, :, ::-1], images)

@@ -1,0 +1,48 @@
+import jax
+import numpy as np
+import pytest
+
+from ds4nn_jax import augmentation
+
+
+@pytest.fixture
+def batch(rng):
+    return rng.integers(1, 256, (40, 5, 6, 2), dtype=np.uint8)
+
+
+def test_shift_moves_each_image_by_one_of_all_offsets(batch):
+    """Every result is one of the nine slices of the padded image; all nine occur."""
+    moved = np.asarray(augmentation.shift(jax.random.key(0), batch, pixels=1))
+    assert moved.dtype == np.uint8 and moved.shape == batch.shape
+    padded = np.pad(batch, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    slices = {
+        (y, x): padded[:, y : y + 5, x : x + 6] for y in range(3) for x in range(3)
+    }
+    offsets = [
+        [where for where, images in slices.items() if (images[i] == image).all()]
+        for i, image in enumerate(moved)
+    ]
+    assert all(len(found) == 1 for found in offsets)
+    assert {found[0] for found in offsets} == set(slices)
+
+
+def test_shift_by_nothing(batch):
+    np.testing.assert_array_equal(
+        augmentation.shift(jax.random.key(0), batch, pixels=0), batch
+    )
+
+
+def test_flip_mirrors_about_half(batch):
+    flipped = np.asarray(augmentation.flip(jax.random.key(0), batch))
+    mirrored = (flipped == batch[:, :, ::-1]).all(axis=(1, 2, 3))
+    same = (flipped == batch).all(axis=(1, 2, 3))
+    assert (mirrored ^ same).all() and 10 < mirrored.sum() < 30
+
+
+def test_refusals(batch):
+    key = jax.random.key(0)
+    with pytest.raises(ValueError, match="pixels must be ≥ 0, got -1"):
+        augmentation.shift(key, batch, pixels=-1)
+    for change in (augmentation.flip, lambda *a: augmentation.shift(*a, pixels=1)):
+        with pytest.raises(ValueError, match=r"4 axes \[B, H, W, C\]"):
+            change(key, batch[0])
