@@ -60,7 +60,8 @@ class TrainConfig:
       decay: factor of "step".
       decay_epochs: period of "step".
       weight_norm: "free", or "held": every neuron keeps the L2 norm of its initial
-        weights, so that learning turns weight vectors without growing them.
+        weights, so that learning turns weight vectors without growing them; or
+        "hidden", so for all layers but the output's.
       shift: training images are moved by up to so many pixels in each direction.
       flip: whether training images are mirrored left to right, every other one.
       batch_size: images a step; what is left of an epoch is left out.
@@ -94,7 +95,7 @@ class TrainConfig:
     schedule: Literal["step", "cosine", "constant"] = "step"
     decay: float = 0.9
     decay_epochs: int = 5
-    weight_norm: Literal["free", "held"] = "free"
+    weight_norm: Literal["free", "held", "hidden"] = "free"
     shift: int = 0
     flip: bool = False
     batch_size: int = 64
@@ -191,6 +192,39 @@ class StepMetrics(NamedTuple):
     spikes: jax.Array
 
 
+class Snapshot(NamedTuple):
+    """Where a training run stands, all that it needs to go on: a pytree of arrays.
+
+    Attributes:
+      state: after `state.step` steps.
+      epoch: int32, how many epochs are complete, validation and all.
+      seen: [steps of an epoch, 4] `StepMetrics` of the epoch under way, a row a step;
+        the steps still to come are zero.
+      best: float32, highest validation accuracy so far, −1 before the first.
+    """
+
+    state: TrainState
+    epoch: jax.Array
+    seen: np.ndarray
+    best: jax.Array
+
+
+class Step(NamedTuple):
+    """What `train` tells `on_step`.
+
+    Attributes:
+      number: of the step in its epoch, from 1.
+      steps: of an epoch.
+      metrics: of the step.
+      snapshot: copies what the run needs to go on after this step.
+    """
+
+    number: int
+    steps: int
+    metrics: StepMetrics
+    snapshot: Callable[[], Snapshot]
+
+
 class EpochResult(NamedTuple):
     """What `train` yields after every epoch.
 
@@ -201,6 +235,7 @@ class EpochResult(NamedTuple):
       validation: report on the held-out images, None without any.
       best: whether it is the best epoch so far: highest strict validation accuracy, the
         later of equals, whose steps were smaller; without validation every one is.
+      snapshot: where the run stands after the epoch.
     """
 
     epoch: int
@@ -208,6 +243,7 @@ class EpochResult(NamedTuple):
     train: StepMetrics
     validation: analysis.Report | None
     best: bool
+    snapshot: Snapshot
 
 
 def calibrate(
@@ -286,6 +322,13 @@ def make_optimizer(
             }
         }
 
+    last = names[-1]
+    held = {
+        name: config.weight_norm == "held"
+        or config.weight_norm == "hidden"
+        and name != last
+        for name in names
+    }
     total = config.epochs * steps_per_epoch
     schedules = {
         "step": lambda: optax.exponential_decay(
@@ -301,7 +344,7 @@ def make_optimizer(
         else optax.identity(),
         optax.stateless(per_layer),
         optax.scale_by_learning_rate(schedules[config.schedule]()),
-        hold_norms() if config.weight_norm == "held" else optax.identity(),
+        optax.masked(hold_norms(), {"params": held}),
     )
 
 
@@ -464,61 +507,117 @@ def train(
     images: np.ndarray,
     labels: np.ndarray,
     *,
-    on_step: Callable[[int, int, StepMetrics], None] | None = None,
+    start: Snapshot | None = None,
+    on_step: Callable[[Step], None] | None = None,
 ) -> Iterator[EpochResult]:
     """Trains on images in host memory, yielding after every epoch.
 
     Everything is checked, and the weights are initialised, before this returns; the
     first epoch starts with the first `next`. The shuffling of an epoch depends on
-    (seed, epoch) alone. Best parameters are those of the last result whose `best` is
-    true.
+    (seed, epoch) alone and the augmentation of a step on (seed, step), so a run that
+    starts from a snapshot of another gives the same bits. Best parameters are those of
+    the last result whose `best` is true.
 
     Args:
       config: the run.
       images: [n, …] uint8, or floating in [0, 1].
       labels: [n] integers 0 … C−1.
-      on_step: called after each step with its number in the epoch from 1, the steps of
-        an epoch, and the step's metrics.
+      start: a snapshot of this same run to go on from; None: from the beginning.
+      on_step: called after each step.
 
     Raises:
       ValueError, TypeError: images or labels do not fit each other, the network or the
-        batch size, or the initial weights cannot be scaled.
+        batch size, the initial weights cannot be scaled, or the snapshot is of another
+        network, optimizer or number of images.
     """
-    network = config.network()
-    classes = network.layers[-1].features
-    _check_pairs(images, labels, classes)
+    run = _prepared(config, images, labels)
+    if start is None:
+        start = run.beginning()
+    else:
+        _check_snapshot(start, jax.eval_shape(run.beginning))
+    return _epochs(config, run, start, images, labels, on_step)
+
+
+def first_snapshot(
+    config: TrainConfig, images: np.ndarray, labels: np.ndarray
+) -> Snapshot:
+    """What `train` starts from: initial weights, no step taken.
+
+    Arguments and errors as `train`.
+    """
+    return _prepared(config, images, labels).beginning()
+
+
+class _Prepared(NamedTuple):
+    """A run of which everything has been checked, and nothing computed."""
+
+    kept: np.ndarray
+    held: np.ndarray
+    optimizer: optax.GradientTransformation
+    beginning: Callable[[], Snapshot]
+
+
+def _prepared(config: TrainConfig, images: np.ndarray, labels: np.ndarray) -> _Prepared:
+    _check_pairs(images, labels, config.network().layers[-1].features)
     kept, held = np.arange(len(labels)), np.arange(0)
     if config.validation:
         kept, held = data.stratified_split(labels, config.validation, seed=config.seed)
     steps = _steps_per_epoch(len(kept), config.batch_size)
     optimizer = make_optimizer(config, steps)
-    state = init(
-        config,
-        optimizer,
-        jax.random.key(config.seed),
-        images[kept[: config.calibration_images]],
+
+    def beginning() -> Snapshot:
+        some = images[kept[: config.calibration_images]]
+        state = init(config, optimizer, jax.random.key(config.seed), some)
+        seen = np.zeros((steps, len(StepMetrics._fields)), np.float32)
+        return Snapshot(state, np.array(0, np.int32), seen, np.array(-1, np.float32))
+
+    return _Prepared(kept, held, optimizer, beginning)
+
+
+def _check_snapshot(start: Snapshot, expected: Snapshot) -> None:
+    def kinds(snapshot: Snapshot) -> dict:
+        leaves = jax.tree_util.tree_leaves_with_path(snapshot)
+        return {
+            jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
+            for path, leaf in leaves
+        }
+
+    given, wanted = kinds(start), kinds(expected)
+    for name in sorted(given.keys() | wanted.keys()):
+        if given.get(name) != wanted.get(name):
+            raise ValueError(
+                f"the snapshot is not one of this run: its {name} is "
+                f"{given.get(name, 'missing')}, expected {wanted.get(name, 'none')}"
+            )
+
+
+def _epochs(config, run, start, images, labels, on_step) -> Iterator[EpochResult]:
+    kept, held = run.kept, run.held
+    step = jax.jit(
+        functools.partial(train_step, config, run.optimizer), donate_argnums=0
     )
-    step = jax.jit(functools.partial(train_step, config, optimizer), donate_argnums=0)
-    return _epochs(config, state, step, steps, images, labels, kept, held, on_step)
+    # Copies, here and in snapshots: each step writes to the memory of its own state.
+    state = _copied(start.state)
+    seen, best = np.array(start.seen), np.array(start.best)
+    steps = len(seen)
+    done = int(state.step) - int(start.epoch) * steps
 
+    def snapshot(complete: int) -> Snapshot:
+        return Snapshot(
+            _copied(state), np.array(complete, np.int32), seen.copy(), np.array(best)
+        )
 
-def _epochs(
-    config, state, step, steps, images, labels, kept, held, on_step
-) -> Iterator[EpochResult]:
-    best = -1.0
-    for epoch in range(1, config.epochs + 1):
+    for epoch in range(int(start.epoch) + 1, config.epochs + 1):
         order = data.epoch_permutation(len(kept), seed=config.seed, epoch=epoch)
-        seen = []
-        for i in range(steps):
+        for i in range(done, steps):
             batch = kept[order[i * config.batch_size : (i + 1) * config.batch_size]]
             state, metrics = step(state, images[batch], labels[batch])
-            seen.append(jax.device_get(metrics))
+            metrics = jax.device_get(metrics)
+            seen[i] = metrics
             if on_step is not None:
-                on_step(i + 1, steps, seen[-1])
-        means = StepMetrics(
-            *(float(np.mean(column)) for column in zip(*seen, strict=True))
-        )
-        # A copy: the next step is given the state's own memory to write to.
+                here = functools.partial(snapshot, epoch - 1)
+                on_step(Step(i + 1, steps, metrics, here))
+        means = StepMetrics(*(float(np.mean(column)) for column in seen.T.copy()))
         params = jax.tree.map(np.array, state.params)
         report = None
         if len(held):
@@ -530,9 +629,14 @@ def _epochs(
                 batch_size=config.batch_size,
             )
         score = math.inf if report is None else report.accuracy
-        better = score >= best
-        best = max(best, score)
-        yield EpochResult(epoch, params, means, report, better)
+        better = bool(np.float32(score) >= best)
+        best = np.maximum(best, np.float32(score))
+        seen, done = np.zeros_like(seen), 0
+        yield EpochResult(epoch, params, means, report, better, snapshot(epoch))
+
+
+def _copied(state: TrainState) -> TrainState:
+    return jax.tree.map(lambda x: x.copy(), state)
 
 
 def evaluate(

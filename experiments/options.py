@@ -24,6 +24,8 @@ class Options(typing.NamedTuple):
       out_dir: where results go.
       train_limit: how many of the training images are used, from the first; 0 is all.
       overwrite: whether results already in `out_dir` may be replaced.
+      resume: whether the run in `out_dir` is to go on from its latest snapshot.
+      snapshot_minutes: time between snapshots within an epoch; 0 is none.
       evaluate: weights to evaluate instead of training, None to train.
       resolved: all flags as the text of a flagfile.
     """
@@ -33,6 +35,8 @@ class Options(typing.NamedTuple):
     out_dir: str
     train_limit: int
     overwrite: bool
+    resume: bool
+    snapshot_minutes: float
     evaluate: str | None
     resolved: str
 
@@ -62,6 +66,19 @@ def parse(argv: Sequence[str], *, dataset: str) -> Options:
     flags.DEFINE_bool(
         "overwrite", False, "Replace the results of an earlier run in out_dir.", **here
     )
+    flags.DEFINE_bool(
+        "resume",
+        False,
+        "Go on from the latest snapshot in out_dir; without one, from the beginning.",
+        **here,
+    )
+    flags.DEFINE_float(
+        "snapshot_minutes",
+        5.0,
+        "Time between snapshots within an epoch, beside those at its end; 0: none.",
+        lower_bound=0.0,
+        **here,
+    )
     flags.DEFINE_string(
         "evaluate", None, "Evaluate this .safetensors file instead of training.", **here
     )
@@ -72,6 +89,10 @@ def parse(argv: Sequence[str], *, dataset: str) -> Options:
             raise SystemExit(values.get_help())
         if len(rest) > 1:
             raise ValueError(f"unexpected argument {rest[1]!r}: flags begin with --")
+        if values.resume and values.overwrite:
+            raise ValueError("--resume and --overwrite contradict each other")
+        if values.resume and values.evaluate is not None:
+            raise ValueError("--resume and --evaluate contradict each other")
         config = _config(values)
     except (flags.Error, ValueError) as error:
         raise SystemExit(f"experiments.{dataset}: {error}") from error
@@ -81,6 +102,8 @@ def parse(argv: Sequence[str], *, dataset: str) -> Options:
         values.out_dir,
         values.train_limit,
         values.overwrite,
+        values.resume,
+        values.snapshot_minutes,
         values.evaluate,
         values.flags_into_string(),
     )

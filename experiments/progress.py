@@ -12,7 +12,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from ds4nn_jax.training import EpochResult, StepMetrics
+from ds4nn_jax.training import EpochResult, Step, StepMetrics
 
 _SMOOTHING = 0.9  # of the running means beside the bar
 
@@ -20,12 +20,12 @@ _SMOOTHING = 0.9  # of the running means beside the bar
 class Display:
     """Shows steps and epochs; use `on_step` and `on_epoch` inside `showing`."""
 
-    def __init__(self, epochs: int):
+    def __init__(self, epochs: int, *, first: int = 1):
         self._epochs = epochs
         self._console = Console(highlight=False, soft_wrap=True)
         self._bar: Progress | None = None
         self._task = None
-        self._epoch = 1
+        self._epoch = first
         self._means: StepMetrics | None = None
 
     @contextlib.contextmanager
@@ -44,21 +44,21 @@ class Display:
             self._task = self._bar.add_task("", epoch="", metrics="compiling …")
             yield self
 
-    def on_step(self, step: int, steps: int, metrics: StepMetrics) -> None:
+    def on_step(self, step: Step) -> None:
         if self._bar is None:
             return
         if self._means is None:
-            self._means = metrics
+            self._means = step.metrics
         self._means = StepMetrics(
             *(
                 _SMOOTHING * mean + (1 - _SMOOTHING) * new
-                for mean, new in zip(self._means, metrics, strict=True)
+                for mean, new in zip(self._means, step.metrics, strict=True)
             )
         )
         self._bar.update(
             self._task,
-            completed=step,
-            total=steps,
+            completed=step.number,
+            total=step.steps,
             epoch=f"{self._epoch}/{self._epochs}",
             metrics=_cost(
                 self._means.accuracy, self._means.decision_step, self._means.spikes

@@ -3,20 +3,27 @@
 Under `out_dir`:
   flags.cfg          every flag as it was resolved; a flagfile to run the same again
   metrics.jsonl      a line an epoch, and one for the test set at the end
+  snapshots          with which --resume goes on
   best.safetensors   weights of the best epoch on the validation images
   *.png              figures
 """
 
+import contextlib
 import json
+import shutil
+import signal
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 import ds4nn_jax as ds
 from ds4nn_jax import data
+from ds4nn_jax.checkpoints import write_atomically
+from ds4nn_jax.snapshots import Snapshots
 from experiments import options, progress
 
 
@@ -40,42 +47,92 @@ def main(argv: Sequence[str] | None, dataset: str) -> ds.Report:
 
 def _train(asked: options.Options, images: data.Dataset) -> ds.Report:
     config, out = asked.config, Path(asked.out_dir)
-    out.mkdir(parents=True, exist_ok=True)
-    metrics = out / "metrics.jsonl"
-    if metrics.exists() and not asked.overwrite:
+    metrics, weights = out / "metrics.jsonl", out / "best.safetensors"
+    if metrics.exists() and not (asked.overwrite or asked.resume):
         raise ValueError(
-            f"{out} already holds a run: choose another --out_dir, or --overwrite"
+            f"{out} already holds a run: choose another --out_dir, --resume it, or "
+            "--overwrite it"
         )
-    network = config.network()
     limit = asked.train_limit or None
-    display = progress.Display(config.epochs)
+    training = images.train_images[:limit], images.train_labels[:limit]
+    start = ds.first_snapshot(config, *training)
+    out.mkdir(parents=True, exist_ok=True)
+    if not asked.resume:
+        shutil.rmtree(out / "snapshots", ignore_errors=True)
+    store = Snapshots(
+        out / "snapshots", config, dataset=images.name, images=len(training[0])
+    )
+    saved = store.latest(start) if asked.resume else None
+    if saved is None:
+        store.save(start)
+        history = []
+    else:
+        start = saved
+        history = _rows(metrics)[: int(start.epoch)]
+        print(f"going on after step {int(start.state.step)}, epoch {int(start.epoch)}")
+    (out / "flags.cfg").write_text(asked.resolved)
+    _write_rows(metrics, history)
+
+    display = progress.Display(config.epochs, first=int(start.epoch) + 1)
+    stopping = _Stopping(store, asked.snapshot_minutes)
     epochs = ds.train(
         config,
-        images.train_images[:limit],
-        images.train_labels[:limit],
-        on_step=display.on_step,
+        *training,
+        start=start,
+        on_step=lambda step: (display.on_step(step), stopping.on_step(step)),
     )
-    weights = out / "best.safetensors"
-    (out / "flags.cfg").write_text(asked.resolved)
-    metrics.write_text("")
-    history, start = [], time.monotonic()
-    with display.showing():
+    network, clock = config.network(), time.monotonic()
+    with stopping.listening(), display.showing():
         for result in epochs:
-            seconds, start = time.monotonic() - start, time.monotonic()
+            seconds, clock = time.monotonic() - clock, time.monotonic()
             row = _row(result)
-            history.append(row | {"seconds": round(seconds, 2)})
             if result.best:
-                best = result
                 notes = {"dataset": images.name, "seed": config.seed} | row
                 ds.save_weights(weights, network, result.params, notes=notes)
-            _append(metrics, history[-1])
+            history.append(row | {"seconds": round(seconds, 2)})
+            _write_rows(metrics, history)
+            store.save(result.snapshot)
             display.on_epoch(result, seconds)
-    test = ds.evaluate(network, best.params, images.test_images, images.test_labels)
-    _append(metrics, {"best_epoch": best.epoch, **_prefixed("test", test.summary())})
-    _print_report(test, f"best epoch {best.epoch}")
-    _figures(out, network, best.params, images, test, history)
+    _, params, notes = ds.load_weights(weights, network=network)
+    test = ds.evaluate(network, params, images.test_images, images.test_labels)
+    last = {"best_epoch": notes["epoch"], **_prefixed("test", test.summary())}
+    _write_rows(metrics, [*history, last])
+    _print_report(test, f"best epoch {notes['epoch']}")
+    _figures(out, network, params, images, test, history)
     print(f"results in {out}")
     return test
+
+
+class _Stopping:
+    """Snapshots every few minutes, and one before SIGTERM ends the run."""
+
+    def __init__(self, store: Snapshots, minutes: float):
+        self._store, self._seconds = store, 60 * minutes
+        self._last, self._asked = time.monotonic(), False
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield  # signals are for the main thread
+            return
+        before = signal.signal(signal.SIGTERM, self._ask)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def _ask(self, *_) -> None:
+        self._asked = True
+
+    def on_step(self, step: ds.Step) -> None:
+        due = self._seconds and time.monotonic() - self._last > self._seconds
+        if not (due or self._asked):
+            return
+        self._store.save(step.snapshot())
+        self._last = time.monotonic()
+        if self._asked:
+            print("stopped by SIGTERM; --resume goes on from here", flush=True)
+            raise SystemExit(128 + signal.SIGTERM)
 
 
 def _evaluate(asked: options.Options, images: data.Dataset) -> ds.Report:
@@ -96,9 +153,14 @@ def _prefixed(prefix: str, numbers: dict) -> dict:
     return {f"{prefix}_{name}": value for name, value in numbers.items()}
 
 
-def _append(path: Path, row: dict) -> None:
-    with path.open("a") as file:
-        file.write(json.dumps(row) + "\n")
+def _rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _write_rows(path: Path, rows: list[dict]) -> None:
+    """All of them: a line is never half written, doubled or missing."""
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    write_atomically(path, text.encode())
 
 
 def _print_report(test: ds.Report, which: str) -> None:

@@ -152,14 +152,18 @@ def test_an_earlier_run_is_not_overwritten(smoke_run):
 
 def test_a_run_that_cannot_start_leaves_the_earlier_one(smoke_run):
     out, _ = smoke_run
-    before = {path: path.read_bytes() for path in out.iterdir()}
+
+    def contents():
+        return {f: f.read_bytes() for f in out.rglob("*") if f.is_file()}
+
+    before = contents()
     for wrong, message in (
         ("--batch_size=5000", "batch_size 5000 is larger"),
         ("--initial_weights=-9:-8,-9:-8", "cannot be made to fire"),
     ):
         with pytest.raises(SystemExit, match=message):
             digits.main(["digits", flagfile("digits_smoke"), f"--out_dir={out}", wrong])
-    assert {path: path.read_bytes() for path in out.iterdir()} == before
+    assert contents() == before
 
 
 def test_out_dir_that_is_a_file(tmp_path):

@@ -96,11 +96,48 @@ def test_best_epoch_is_by_validation(digits):
 def test_on_step_sees_every_step(digits):
     seen = []
     config = ds.TrainConfig(**SMALL)
-    results = list(ds.train(config, *digits, on_step=lambda *a: seen.append(a)))
+    results = list(ds.train(config, *digits, on_step=seen.append))
     steps = 270 // 10
-    assert [(i, n) for i, n, _ in seen] == 2 * [(i, steps) for i in range(1, steps + 1)]
-    mean = np.mean([m.accuracy for _, _, m in seen[:steps]])
+    assert [(step.number, step.steps) for step in seen] == 2 * [
+        (i, steps) for i in range(1, steps + 1)
+    ]
+    mean = np.mean([step.metrics.accuracy for step in seen[:steps]])
     assert results[0].train.accuracy == pytest.approx(mean)
+
+
+@pytest.mark.parametrize("stop", [1, 13, 27, 28, 54])
+def test_a_snapshot_goes_on_bit_for_bit(stop, digits):
+    """After the first step, within an epoch, and on both sides of its end."""
+    config = ds.TrainConfig(**SMALL | dict(epochs=3, shift=1))
+    taken = []
+
+    def take(step):
+        taken.append(step.snapshot())
+
+    whole = list(ds.train(config, *digits, on_step=take))
+    later = list(ds.train(config, *digits, start=taken[stop - 1]))
+    assert [r.epoch for r in later] == [r.epoch for r in whole][-len(later) :]
+    assert len(later) == (3 if stop <= 27 else 2)
+    for a, b in zip(whole[-len(later) :], later, strict=True):
+        assert (a.train, a.validation.accuracy, a.best) == (
+            b.train,
+            b.validation.accuracy,
+            b.best,
+        )
+        jax.tree.map(np.testing.assert_array_equal, a.params, b.params)
+    first_two = list(ds.train(config, *digits, start=whole[0].snapshot))[:2]
+    assert [r.train for r in first_two] == [r.train for r in whole[1:]]
+
+
+def test_a_snapshot_of_another_run_is_refused(digits):
+    config = ds.TrainConfig(**SMALL)
+    snapshot = next(ds.train(config, *digits)).snapshot
+    for other, what in (
+        (dict(spec="64-21-10"), r"dense1.*\[64, 20\], expected float32\[64, 21\]"),
+        (dict(batch_size=9), r"seen is float32\[27, 4\], expected float32\[30, 4\]"),
+    ):
+        with pytest.raises(ValueError, match=f"not one of this run: .*{what}"):
+            ds.train(ds.TrainConfig(**SMALL | other), *digits, start=snapshot)
 
 
 def test_vmap_over_seeds_equals_single_runs(digits):

@@ -1,0 +1,143 @@
+"""Snapshots of a training run on disk, with which a run goes on after it was stopped.
+
+orbax writes them: each under a name of its own that it only gets once it is whole, so a
+run may be killed at any moment. Nothing that is read is executed.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from ds4nn_jax.checkpoints import CheckpointError
+from ds4nn_jax.training import Snapshot, TrainConfig
+
+FORMAT = "ds4nn_jax snapshot"
+VERSION = 1
+_KEPT = 2
+
+
+class Snapshots:
+    """The snapshots of one run in one directory; the latest two are kept."""
+
+    def __init__(self, directory: str | os.PathLike, config: TrainConfig, **data):
+        """
+        Args:
+          directory: made if it is missing.
+          config: of the run. A snapshot of another one is refused.
+          data: what else determines the run, as values JSON can hold: the data set, how
+            many images of it.
+
+        Raises:
+          CheckpointError: the directory cannot be made or read.
+        """
+        self._directory = Path(directory).absolute()
+        run = dataclasses.asdict(config) | data
+        self._run = json.loads(json.dumps(run))  # tuples as the lists they come back as
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=_KEPT,
+            enable_async_checkpointing=False,
+            cleanup_tmp_directories=True,
+        )
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            self._manager = ocp.CheckpointManager(self._directory, options=options)
+        except OSError as error:
+            raise CheckpointError(
+                f"{directory} cannot hold snapshots: {error}"
+            ) from error
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Writes a snapshot, whole or not at all; older ones stay until it is there.
+
+        Raises:
+          CheckpointError: it cannot be written (the disk is full, say).
+        """
+        about = {
+            "format": FORMAT,
+            "version": VERSION,
+            "run": self._run,
+            "sha256": _digest(snapshot),
+        }
+        # An epoch may end without a step since the last snapshot: still the later one.
+        latest = self._manager.latest_step()
+        step = max(int(snapshot.state.step), -1 if latest is None else latest + 1)
+        items = dict(
+            snapshot=ocp.args.StandardSave(snapshot._asdict()),
+            about=ocp.args.JsonSave(about),
+        )
+        try:
+            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+        except Exception as error:  # orbax and tensorstore raise many kinds
+            raise CheckpointError(
+                f"no snapshot could be written to {self._directory}: {_line(error)}; "
+                f"whole ones there: {self._manager.all_steps(read=True) or 'none'}"
+            ) from error
+
+    def latest(self, like: Snapshot) -> Snapshot | None:
+        """The latest snapshot, or None if there is none.
+
+        Args:
+          like: one of the same run, as `training.first_snapshot` gives it.
+
+        Raises:
+          CheckpointError: it is damaged, of a newer format, or of another run; the
+            message says which.
+        """
+        step = self._manager.latest_step()
+        if step is None:
+            return None
+        where = self._directory / str(step)
+        damaged = f"{where} is damaged"
+        remedy = "remove it to go on from an older one"
+        about = self._read(damaged, step, about=ocp.args.JsonRestore())["about"]
+        if not isinstance(about, dict) or about.get("format") != FORMAT:
+            raise CheckpointError(f"{where} holds no snapshot of ds4nn_jax")
+        if about.get("version") != VERSION:
+            raise CheckpointError(
+                f"{where} has format version {about.get('version')}, this library "
+                f"reads {VERSION}"
+            )
+        stored = about.get("run", {})
+        for name in sorted(stored.keys() | self._run.keys()):
+            if stored.get(name) != self._run.get(name):
+                raise CheckpointError(
+                    f"{where} is of another run: its {name} is {stored.get(name)!r}, "
+                    f"expected {self._run.get(name)!r}"
+                )
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like._asdict())
+        restore = ocp.args.StandardRestore(abstract)
+        items = self._read(damaged, step, snapshot=restore)["snapshot"]
+        snapshot = Snapshot(**items)
+        if _digest(snapshot) != about.get("sha256"):
+            raise CheckpointError(f"{damaged}: its checksum does not match; {remedy}")
+        return snapshot
+
+    def _read(self, damaged: str, step: int, **items):
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+        except Exception as error:  # orbax and tensorstore raise many kinds
+            raise CheckpointError(
+                f"{damaged}: {_line(error)}; remove it to go on from an older one"
+            ) from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _digest(snapshot: Snapshot) -> str:
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(snapshot):
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        array = np.asarray(leaf)
+        name = jax.tree_util.keystr(path)
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

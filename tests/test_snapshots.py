@@ -1,0 +1,186 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import ds4nn_jax as ds
+from ds4nn_jax import data, snapshots
+from ds4nn_jax.checkpoints import CheckpointError
+from ds4nn_jax.snapshots import Snapshots
+from experiments import digits
+
+CONFIG = ds.TrainConfig(
+    spec="64-20-10",
+    surrogate="window",
+    output_rule="softmax",
+    normalization="none",
+    firing_rates=(0.4, 0.7),
+    rate_unit="rms",
+    shift=1,
+    batch_size=10,
+    epochs=3,
+)
+FLAGS = (
+    "--spec=64-20-10 --surrogate=window --output_rule=softmax --normalization=none "
+    "--firing_rates=0.4,0.7 --rate_unit=rms --learning_rates=0.05 --batch_size=10 "
+    "--epochs=3 --shift=1 --train_limit=300"
+).split()
+
+
+@pytest.fixture(scope="module")
+def images():
+    dataset = data.load("digits")
+    return dataset.train_images[:100], dataset.train_labels[:100]
+
+
+@pytest.fixture(scope="module")
+def taken(images):
+    """The beginning, one after every step of an epoch, and one after the epoch."""
+    kept = [ds.first_snapshot(CONFIG, *images)]
+    run = ds.train(CONFIG, *images, on_step=lambda step: kept.append(step.snapshot()))
+    after = next(run).snapshot
+    return [*kept, after]
+
+
+def same(a, b):
+    def equal(x, y):
+        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            x, y = jax.random.key_data(x), jax.random.key_data(y)
+        np.testing.assert_array_equal(x, y)
+        assert x.dtype == y.dtype
+
+    jax.tree.map(equal, a, b)
+
+
+def test_the_latest_comes_back(tmp_path, taken):
+    store = Snapshots(tmp_path / "run" / "snapshots", CONFIG)
+    assert store.latest(taken[0]) is None
+    for snapshot in taken:
+        store.save(snapshot)
+    again = Snapshots(tmp_path / "run" / "snapshots", CONFIG)
+    same(again.latest(taken[0]), taken[-1])
+    assert len(list((tmp_path / "run" / "snapshots").iterdir())) == 2
+
+
+def test_the_end_of_an_epoch_follows_its_last_step(tmp_path, taken):
+    """Both have taken the same steps, but only one has been validated."""
+    of_step, of_epoch = taken[-2:]
+    assert [int(s.epoch) for s in (of_step, of_epoch)] == [0, 1]
+    store = Snapshots(tmp_path, CONFIG)
+    store.save(of_step)
+    store.save(of_epoch)
+    same(store.latest(taken[0]), of_epoch)
+
+
+def test_another_run_is_refused(tmp_path, taken):
+    Snapshots(tmp_path, CONFIG, dataset="digits").save(taken[0])
+    other = ds.TrainConfig(**vars(CONFIG) | dict(shift=0))
+    with pytest.raises(
+        CheckpointError, match="another run: its shift is 1, expected 0"
+    ):
+        Snapshots(tmp_path, other, dataset="digits").latest(taken[0])
+    with pytest.raises(CheckpointError, match="its dataset is 'digits', expected 'mni"):
+        Snapshots(tmp_path, CONFIG, dataset="mnist").latest(taken[0])
+
+
+def test_a_newer_format_is_refused(tmp_path, taken, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(snapshots, "VERSION", 2)
+        Snapshots(tmp_path, CONFIG).save(taken[0])
+    with pytest.raises(CheckpointError, match="format version 2, this library reads 1"):
+        Snapshots(tmp_path, CONFIG).latest(taken[0])
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip"])
+def test_damage_is_refused_and_the_one_before_remains(tmp_path, taken, damage):
+    """Every file of the snapshot that holds data, cut short or with one bit flipped."""
+    store = Snapshots(tmp_path, CONFIG)
+    store.save(taken[0])
+    store.save(taken[1])
+    refused = 0
+    for file in sorted((tmp_path / "1").rglob("*")):
+        content = file.read_bytes() if file.is_file() else b""
+        if len(content) < 2:
+            continue
+        middle = len(content) // 2
+        bad = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+        file.write_bytes(content[:middle] if damage == "cut" else bad)
+        try:
+            same(Snapshots(tmp_path, CONFIG).latest(taken[0]), taken[1])
+        except CheckpointError as error:
+            assert "remove it to go on from an older one" in str(error)
+            refused += 1
+        file.write_bytes(content)
+    assert refused >= 2
+    same(Snapshots(tmp_path, CONFIG).latest(taken[0]), taken[1])
+
+
+def test_a_full_disk_leaves_the_last_one(tmp_path, taken, monkeypatch):
+    store = Snapshots(tmp_path, CONFIG)
+    store.save(taken[0])
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store._manager, "save", full)
+    message = r"No space left on device; whole ones there: \[0\]"
+    with pytest.raises(CheckpointError, match=message):
+        store.save(taken[1])
+    same(Snapshots(tmp_path, CONFIG).latest(taken[0]), taken[0])
+
+
+def test_a_place_that_is_no_directory(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="cannot hold snapshots"):
+        Snapshots(tmp_path / "file" / "snapshots", CONFIG)
+
+
+def without_seconds(out):
+    rows = [json.loads(row) for row in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole")
+    digits.main(["x", *FLAGS, f"--out_dir={out}"])
+    return out
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_run_goes_on(end, tmp_path, undisturbed):
+    """Stopped in the second epoch, resumed: weights byte for byte, metrics whole."""
+    command = [sys.executable, "-m", "experiments.digits", *FLAGS]
+    command += [f"--out_dir={tmp_path}", "--snapshot_minutes=0.00001"]
+    env = os.environ | {"PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as run:
+        lines = []
+        for line in run.stdout:
+            lines.append(line)
+            if line.startswith("epoch"):
+                run.send_signal(end)
+                break
+        lines += run.stdout.readlines()
+    assert run.returncode == (143 if end == signal.SIGTERM else -signal.SIGKILL)
+    assert any("--resume goes on" in x for x in lines) == (end == signal.SIGTERM)
+    assert len(without_seconds(tmp_path)) < 4
+    digits.main(["x", *FLAGS, f"--out_dir={tmp_path}", "--resume"])
+    best = "best.safetensors"
+    assert (tmp_path / best).read_bytes() == (undisturbed / best).read_bytes()
+    assert without_seconds(tmp_path) == without_seconds(undisturbed)
+
+
+def test_resuming_a_complete_run_changes_nothing(undisturbed):
+    before = without_seconds(undisturbed)
+    digits.main(["x", *FLAGS, f"--out_dir={undisturbed}", "--resume"])
+    assert without_seconds(undisturbed) == before
+
+
+def test_resuming_with_other_flags_is_refused(undisturbed):
+    with pytest.raises(SystemExit, match="another run: its seed is 0, expected 1"):
+        digits.main(["x", *FLAGS, f"--out_dir={undisturbed}", "--resume", "--seed=1"])
