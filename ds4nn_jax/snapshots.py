@@ -64,6 +64,7 @@ class Snapshots:
             "run": self._run,
             "sha256": _digest(snapshot),
         }
+        about |= {"seal": _seal(about)}
         # An epoch may end without a step since the last snapshot: still the later one.
         latest = self._manager.latest_step()
         step = max(int(snapshot.state.step), -1 if latest is None else latest + 1)
@@ -93,11 +94,10 @@ class Snapshots:
         if step is None:
             return None
         where = self._directory / str(step)
-        damaged = f"{where} is damaged"
-        remedy = "remove it to go on from an older one"
+        damaged, remedy = f"{where} is damaged", "remove it to go on from an older one"
         about = self._read(damaged, step, about=ocp.args.JsonRestore())["about"]
-        if not isinstance(about, dict) or about.get("format") != FORMAT:
-            raise CheckpointError(f"{where} holds no snapshot of ds4nn_jax")
+        if not isinstance(about, dict) or about.pop("seal", None) != _seal(about):
+            raise CheckpointError(f"{damaged}, or no snapshot of ds4nn_jax; {remedy}")
         if about.get("version") != VERSION:
             raise CheckpointError(
                 f"{where} has format version {about.get('version')}, this library "
@@ -125,6 +125,10 @@ class Snapshots:
             raise CheckpointError(
                 f"{damaged}: {_line(error)}; remove it to go on from an older one"
             ) from error
+
+
+def _seal(about: dict) -> str:
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
 def _line(error: Exception) -> str:
