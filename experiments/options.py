@@ -105,8 +105,15 @@ def parse(argv: Sequence[str], *, dataset: str) -> Options:
         values.resume,
         values.snapshot_minutes,
         values.evaluate,
-        values.flags_into_string(),
+        _repeating(values),
     )
+
+
+def _repeating(values: flags.FlagValues) -> str:
+    """A flagfile for the same run, from its beginning and in a place of its own."""
+    lines = values.flags_into_string().splitlines(keepends=True)
+    once = {f"--{no}{name}\n" for no in ("", "no") for name in ("resume", "overwrite")}
+    return "".join(line for line in lines if line not in once)
 
 
 def _define_config(values: flags.FlagValues) -> None:

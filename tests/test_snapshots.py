@@ -176,6 +176,7 @@ def test_a_stopped_run_goes_on(end, tmp_path, undisturbed):
     assert any("--resume goes on" in x for x in lines) == (end == signal.SIGTERM)
     assert len(without_seconds(tmp_path)) < 4
     digits.main(["x", *FLAGS, f"--out_dir={tmp_path}", "--resume"])
+    assert "resume" not in (tmp_path / "flags.cfg").read_text()
     best = "best.safetensors"
     assert (tmp_path / best).read_bytes() == (undisturbed / best).read_bytes()
     assert without_seconds(tmp_path) == without_seconds(undisturbed)
