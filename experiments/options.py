@@ -26,7 +26,8 @@ class Options(typing.NamedTuple):
       overwrite: whether results already in `out_dir` may be replaced.
       resume: whether the run in `out_dir` is to go on from its latest snapshot.
       snapshot_minutes: time between snapshots within an epoch; 0 is none.
-      evaluate: weights to evaluate instead of training, None to train.
+      evaluate: weights to evaluate instead of training, "pretrained" for those of the
+        library; None to train.
       resolved: all flags as the text of a flagfile.
     """
 
@@ -80,7 +81,10 @@ def parse(argv: Sequence[str], *, dataset: str) -> Options:
         **here,
     )
     flags.DEFINE_string(
-        "evaluate", None, "Evaluate this .safetensors file instead of training.", **here
+        "evaluate",
+        None,
+        'Evaluate this .safetensors file, or "pretrained", instead of training.',
+        **here,
     )
     _define_config(values)
     try:

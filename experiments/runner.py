@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 import ds4nn_jax as ds
-from ds4nn_jax import data
+from ds4nn_jax import data, pretrained
 from ds4nn_jax.checkpoints import write_atomically
 from ds4nn_jax.snapshots import Snapshots
 from experiments import options, progress
@@ -136,7 +136,10 @@ class _Stopping:
 
 
 def _evaluate(asked: options.Options, images: data.Dataset) -> ds.Report:
-    network, params, _ = ds.load_weights(asked.evaluate)
+    if asked.evaluate == "pretrained":
+        network, params, _ = pretrained.load(images.name)
+    else:
+        network, params, _ = ds.load_weights(asked.evaluate)
     test = ds.evaluate(network, params, images.test_images, images.test_labels)
     _print_report(test, asked.evaluate)
     return test
