@@ -2,10 +2,12 @@
 
 Functions from spike times to spike times (`conv`, `dense`, `earliest_pool`), output
 rules, Flax modules and training for DS4NN (Mirsadeghi, Shalchian, Kheradpisheh 2023).
-Data sets (`ds4nn_jax.data`) and figures (`ds4nn_jax.plots`) are imported by name.
+Trained networks are in `pretrained`; data sets (`ds4nn_jax.data`), figures
+(`ds4nn_jax.plots`) and estimates of energy (`ds4nn_jax.energy`) are imported by name.
 """
 
-from ds4nn_jax.analysis import Decisions, Report, decide, predict, report
+from ds4nn_jax import pretrained
+from ds4nn_jax.analysis import Decisions, Report, decide, predict, predict_by, report
 from ds4nn_jax.checkpoints import (
     CheckpointError,
     Weights,
@@ -116,6 +118,8 @@ __all__ = [
     "parse_spec",
     "peak_potentials",
     "predict",
+    "predict_by",
+    "pretrained",
     "raster",
     "relative_target",
     "report",

@@ -49,6 +49,39 @@ def predict(times: SpikeTimes, potentials: jax.Array | None = None) -> jax.Array
     )
 
 
+def predict_by(times: SpikeTimes, potentials: jax.Array) -> jax.Array:
+    """What would be decided if one stopped after step t, for every t.
+
+    The strict decision once an output has fired; before that the class of the highest
+    potential so far.
+
+    Args:
+      times: [B, C] output spike times.
+      potentials: [T, B, C] their potentials after each step, without a reset, mV
+        (`membrane_potentials`).
+
+    Returns:
+      [T, B] int32 classes; the last row is `predict`.
+
+    Raises:
+      ValueError: times are not [B, C], or potentials not [T, B, C].
+    """
+    times, potentials = jnp.asarray(times), jnp.asarray(potentials)
+    _checks.rank("times", times, "[B, C]")
+    if potentials.ndim != 3 or potentials.shape[1:] != times.shape:
+        raise ValueError(
+            f"potentials must be [T, B, C] with times [B, C] = {times.shape}, "
+            f"got {potentials.shape}"
+        )
+    num_steps, images, _ = potentials.shape
+    first = jnp.min(times, axis=1).astype(jnp.int32)
+    last = jnp.minimum(first, num_steps - 1)
+    decided = predict(times, potentials[last, jnp.arange(images)])
+    fired = jnp.arange(num_steps)[:, None] >= first
+    so_far = jnp.argmax(potentials, axis=2).astype(jnp.int32)
+    return jnp.where(fired, decided, so_far)
+
+
 class Decisions(NamedTuple):
     """What a network did with each image of a batch.
 

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 _BLACK, _ORANGE, _SKY, _GREEN, _YELLOW, _BLUE, _VERMILION, _PURPLE = (
     "#000000",
@@ -182,6 +182,7 @@ def output_potentials(
     label: int,
     class_names: Sequence[str],
     decision_step: float,
+    spikes_by_step: np.ndarray | None = None,
 ) -> Figure:
     """Potentials of the output neurons for one image (Fig. 3).
 
@@ -195,12 +196,19 @@ def output_potentials(
       label: the true class.
       class_names: C names.
       decision_step: marked by a dashed line.
+      spikes_by_step: [T] spikes of the whole network at each step; a second panel shows
+        how many are still unsent at the decision.
 
     Raises:
       ValueError: the shapes do not fit each other.
     """
     potentials, times = np.asarray(potentials, float), np.asarray(times)
     steps, classes = len(potentials), len(class_names)
+    if spikes_by_step is not None and np.shape(spikes_by_step) != (steps,):
+        raise ValueError(
+            f"spikes_by_step must be [{steps}], as potentials have that many steps, "
+            f"got {np.shape(spikes_by_step)}"
+        )
     if potentials.shape != (steps, classes) or times.shape != (classes,) or not steps:
         raise ValueError(
             f"expected potentials [T, {classes}] and times [{classes}], got "
@@ -210,8 +218,13 @@ def output_potentials(
     rivals = potentials[min(int(first), steps - 1)]
     winner = int(np.argmax(np.where(times == first, rivals, -np.inf)))
 
-    figure = Figure(figsize=(8, 4.2), layout="constrained")
-    axes = figure.subplots()
+    if spikes_by_step is None:
+        figure = Figure(figsize=(8, 4.2), layout="constrained")
+        axes = figure.subplots()
+    else:
+        figure = Figure(figsize=(8, 5.6), layout="constrained")
+        axes, below = figure.subplots(2, sharex=True, height_ratios=(3, 1))
+        _cumulative_spikes(below, np.asarray(spikes_by_step), decision_step)
     for k, name in enumerate(class_names):
         colour, line = _LINES[k % len(_LINES)]
         axes.plot(
@@ -242,7 +255,7 @@ def output_potentials(
             1.1 * np.clip(potentials.min(), floor, -0.1 * threshold),
             1.1 * np.clip(potentials.max(), 1.2 * threshold, 3 * threshold),
         ),
-        xlabel="time step",
+        xlabel="time step" if spikes_by_step is None else None,
         ylabel="membrane potential (mV)",
         title=f"Image of ‘{class_names[label]}’: "
         + (
@@ -316,15 +329,129 @@ def spikes_per_layer(counts: Sequence[float], layer_names: Sequence[str]) -> Fig
     return figure
 
 
+def accuracy_by_step(
+    accuracy: np.ndarray, decided: np.ndarray, *, decision_step: float | None = None
+) -> Figure:
+    """What is known if one stops at step t, and for how many images it is final.
+
+    Args:
+      accuracy: [T] share of the images that `predict_by` gets right at each step.
+      decided: [T] share of the images for which an output has fired by then.
+      decision_step: mean decision step, marked by a dotted line.
+
+    Raises:
+      ValueError: not two curves of the same length.
+    """
+    accuracy, decided = np.asarray(accuracy, float), np.asarray(decided, float)
+    if accuracy.ndim != 1 or accuracy.shape != decided.shape or not accuracy.size:
+        raise ValueError(
+            f"expected two curves [T], got {accuracy.shape} and {decided.shape}"
+        )
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    axes = figure.subplots()
+    steps = np.arange(len(accuracy))
+    axes.plot(steps, 100 * accuracy, color=_BLUE, label="correct if stopped here")
+    axes.plot(steps, 100 * decided, "--", color=_VERMILION, label="an output has fired")
+    if decision_step is not None:
+        axes.axvline(
+            decision_step,
+            color=_BLACK,
+            linestyle=":",
+            label=f"mean decision step {decision_step:.1f}",
+        )
+    axes.set(
+        title=f"Stopping early: {100 * accuracy[-1]:.2f} % when all have decided",
+        xlabel="time step",
+        ylabel="share of the images (%)",
+        xlim=(0, len(accuracy) - 1),
+        ylim=(0, 101),
+    )
+    axes.legend(loc="lower right")
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def accuracy_against_spikes(
+    points: Sequence[tuple[str, float, float, bool]], *, title: str
+) -> Figure:
+    """Accuracy against spikes per image; a line joins the Pareto front of all points.
+
+    Args:
+      points: (name, mean spikes per image, accuracy in 0 … 1, whether it is ours).
+      title: of the figure.
+
+    Raises:
+      ValueError: there is no point, or one with less than one spike.
+    """
+    if not points or min(spikes for _, spikes, _, _ in points) < 1:
+        raise ValueError("expected points of at least one spike each")
+    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
+    axes = figure.subplots()
+    markers = iter("osD^vPX*<>" * (1 + len(points) // 10))
+    colours = iter([c for c, _ in _LINES] * (1 + len(points) // 10))
+    for name, spikes, accuracy, ours in points:
+        axes.plot(
+            spikes,
+            100 * accuracy,
+            next(markers),
+            color=next(colours) if ours else _BLACK,
+            markerfacecolor=None if ours else "none",
+            markersize=8,
+            linestyle="none",
+            label=name if ours else f"{name} (published)",
+        )
+    front, best = [], -np.inf
+    for _, spikes, accuracy, _ in sorted(points, key=lambda p: (p[1], -p[2])):
+        if accuracy > best:
+            front.append((spikes, 100 * accuracy))
+            best = accuracy
+    axes.plot(*zip(*front, strict=True), color="grey", linewidth=1, zorder=0)
+    axes.set(
+        xscale="log",
+        xlabel="mean spikes per image up to the decision",
+        ylabel="accuracy on the test images (%)",
+        title=title,
+    )
+    axes.xaxis.set_major_formatter(_THOUSANDS)
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
+    axes.margins(0.12)
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize="small")
+    return figure
+
+
 def save(figure: Figure, path: str | os.PathLike) -> None:
-    """Writes a PNG of 150 dots per inch; the file appears whole or not at all."""
+    """Writes a .png of 150 dots per inch or a .svg, whole or not at all.
+
+    Raises:
+      ValueError: another kind of file.
+    """
     path = Path(path)
+    kind = path.suffix.removeprefix(".")
+    if kind not in ("png", "svg"):
+        raise ValueError(f"figures are saved as .png or .svg, not as {path.name!r}")
     unfinished = path.with_name(f"{path.name}.{os.getpid()}")
     try:
-        figure.savefig(unfinished, format="png", dpi=150)
+        figure.savefig(unfinished, format=kind, dpi=150)
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _cumulative_spikes(axes: Axes, spikes: np.ndarray, decision_step: float) -> None:
+    sent = np.cumsum(spikes)
+    unsent = sent[-1] - sent[min(int(decision_step), len(sent) - 1)]
+    axes.step(np.arange(len(sent)), sent, where="post", color=_BLUE)
+    axes.axvline(decision_step, color=_BLACK, linestyle="--", linewidth=1)
+    axes.set_title(
+        f"{unsent:,.0f} of {sent[-1]:,.0f} spikes unsent at the decision",
+        fontsize="medium",
+        loc="left",
+    )
+    axes.set(xlabel="time step", ylabel="spikes sent")
+    axes.yaxis.set_major_formatter(_THOUSANDS)
+    axes.grid(alpha=0.3)
 
 
 def _number(value: float) -> str:

@@ -18,8 +18,6 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-
 import ds4nn_jax as ds
 from ds4nn_jax import data, pretrained
 from ds4nn_jax.checkpoints import write_atomically
@@ -188,39 +186,13 @@ def _figures(
     test: ds.Report,
     history: list[dict],
 ) -> None:
-    from ds4nn_jax import plots  # matplotlib takes a second to import
+    # Here: matplotlib takes a second to import, and evaluating does without.
+    from ds4nn_jax import plots
+    from experiments import figures
 
-    # The first test image, whatever the network makes of it: not the best looking one.
-    steps, image, label = network.num_steps, images.test_images[:1], images.test_labels
-    times = ds.encode(image, num_steps=steps)
-    trace = network.apply(params, times, method="trace")
-    step = int(np.min(trace.times[-1]))
-    kernel = params["params"][network.names[-1]]["kernel"]
-    potentials = ds.membrane_potentials(
-        trace.times[-2].reshape(1, -1), kernel, num_steps=steps
-    )
-    layers = ("input", *network.names)
-    figures = {
+    drawn = {
         "learning_curve": plots.learning_curve(history),
-        "confusion": plots.confusion(test.confusion, images.class_names),
-        "raster": plots.raster(
-            [
-                (name, np.asarray(t).reshape(-1))
-                for name, t in zip(layers, trace.times, strict=True)
-            ],
-            steps,
-            decision_step=step,
-        ),
-        "output_potentials": plots.output_potentials(
-            np.asarray(potentials[:, 0]),
-            np.asarray(trace.times[-1][0]),
-            threshold=network.threshold,
-            label=int(label[0]),
-            class_names=images.class_names,
-            decision_step=step,
-        ),
-        "firing_times": plots.firing_times(test.firing_times, images.class_names),
-        "spikes_per_layer": plots.spikes_per_layer(test.layer_spikes, layers),
+        **figures.of_network(network, params, images, test),
     }
-    for name, figure in figures.items():
+    for name, figure in drawn.items():
         plots.save(figure, out / f"{name}.png")

@@ -33,6 +33,22 @@ def test_predict_refuses():
         ds.predict(np.zeros((2, 3)), np.zeros((2, 2)))
 
 
+def test_predict_by_waits_for_the_first_spike():
+    """One image, θ = 100: output 2 leads early, output 1 fires first, at step 2."""
+    potentials = np.array([[10, 0, 50], [60, 90, 50], [70, 120, 50], [300, 120, 50.0]])
+    times = np.array([[3.0, 2.0, 4.0]])
+    decided = ds.predict_by(times, potentials[:, None])
+    np.testing.assert_array_equal(decided[:, 0], [2, 1, 1, 1])
+
+
+def test_predict_by_ends_in_the_strict_decision():
+    potentials = np.repeat(np.array(VOLTS)[None], T, axis=0)
+    decided = ds.predict_by(np.array(TIMES), potentials)
+    np.testing.assert_array_equal(decided[-1], [0, 2, 0, 1])
+    with pytest.raises(ValueError, match=r"potentials must be \[T, B, C\]"):
+        ds.predict_by(np.array(TIMES), np.array(VOLTS))
+
+
 def worked_trace():
     hidden = [[0.0, 3, 4, T], [4.0, 9, 1, T], [T, T, T, T], [9.0, T, T, T]]
     inputs = [[0.0, 9], [1, 2], [2, T], [0, 0]]

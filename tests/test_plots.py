@@ -264,6 +264,58 @@ def test_output_potentials_refuses_shapes_that_do_not_fit():
             draw_potentials(potentials, times, decision_step=0)
 
 
+def test_output_potentials_counts_what_is_still_unsent():
+    figure = plots.output_potentials(
+        RISING,
+        np.array([2, 1, 4]),
+        threshold=100,
+        label=1,
+        class_names=NAMES,
+        decision_step=1,
+        spikes_by_step=np.array([5, 3, 2, 0]),
+    )
+    axes, below = figure.axes
+    np.testing.assert_array_equal(below.lines[0].get_ydata(), [5, 8, 10, 10])
+    assert is_vertical_at(below.lines[1], 1)
+    assert below.get_title("left") == "2 of 10 spikes unsent at the decision"
+    assert below.get_xlabel() == "time step" and not axes.get_xlabel()
+    with pytest.raises(ValueError, match=r"spikes_by_step must be \[4\]"):
+        draw_potentials(RISING, [2, 1, 4], decision_step=1, spikes_by_step=[1])
+
+
+# accuracy_by_step and accuracy_against_spikes
+
+
+def test_accuracy_by_step_draws_both_shares_and_the_mean_decision():
+    (axes,) = plots.accuracy_by_step(
+        [0.1, 0.5, 0.9], [0, 0.4, 1], decision_step=1.5
+    ).axes
+    correct, decided, mean = axes.lines
+    np.testing.assert_allclose(correct.get_ydata(), [10, 50, 90])
+    np.testing.assert_allclose(decided.get_ydata(), [0, 40, 100])
+    np.testing.assert_allclose(mean.get_xdata(), 1.5)
+    assert "90.00 %" in axes.get_title() and "%" in axes.get_ylabel()
+    with pytest.raises(ValueError, match="two curves"):
+        plots.accuracy_by_step([0.1, 0.5], [0.1])
+
+
+def test_accuracy_against_spikes_joins_the_front_alone():
+    points = [
+        ("cheap", 100.0, 0.90, True),
+        ("worse and dearer", 300.0, 0.85, True),
+        ("paper", 1000.0, 0.99, False),
+    ]
+    figure = plots.accuracy_against_spikes(points, title="Both")
+    (axes,) = figure.axes
+    *dots, front = axes.lines
+    np.testing.assert_allclose(front.get_xydata(), [[100, 90], [1000, 99]])
+    np.testing.assert_allclose([dot.get_xdata()[0] for dot in dots], [100, 300, 1000])
+    assert ticks(figure.legends[0].texts)[2] == "paper (published)"
+    assert axes.get_xscale() == "log" and axes.get_title() == "Both"
+    with pytest.raises(ValueError, match="at least one spike"):
+        plots.accuracy_against_spikes([("none", 0.0, 0.1, True)], title="")
+
+
 # spikes_per_layer and save
 
 
@@ -286,6 +338,15 @@ def test_save_writes_a_png_of_150_dpi(tmp_path):
         assert image.size == (900, 570)  # 6 by 3.8 inches
         assert np.asarray(image.convert("L")).std() > 0
     assert os.listdir(tmp_path) == ["figure.png"]
+
+
+def test_save_writes_an_svg_and_nothing_else(tmp_path):
+    figure = plots.spikes_per_layer([1, 2], ["a", "b"])
+    plots.save(figure, tmp_path / "figure.svg")
+    assert "<svg" in (tmp_path / "figure.svg").read_text(encoding="utf-8")
+    with pytest.raises(ValueError, match="saved as .png or .svg, not as 'figure.jpg'"):
+        plots.save(figure, tmp_path / "figure.jpg")
+    assert os.listdir(tmp_path) == ["figure.svg"]
 
 
 def test_save_leaves_the_old_file_when_it_fails(tmp_path):

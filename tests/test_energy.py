@@ -1,0 +1,34 @@
+import pytest
+
+import ds4nn_jax as ds
+from ds4nn_jax import energy
+
+
+def test_by_hand():
+    network = ds.SpikingNetwork.from_spec("4C3-P2-10")
+    # 8×8×1 → 8×8×4 → 4×4×4 = 64 → 10
+    assert energy.multiply_accumulates(network, (8, 8, 1)) == 64 * 9 * 4 + 64 * 10
+    # An input spike reaches 9·4 synapses, a pooled one 10; what pooling takes in, none.
+    spikes = (5, 1000, 7, 1)
+    assert energy.synaptic_operations(network, (8, 8, 1), spikes) == 5 * 36 + 7 * 10
+
+
+def test_fully_connected_and_valid_padding():
+    network = ds.SpikingNetwork.from_spec("6-3-2")
+    assert energy.multiply_accumulates(network, (6,)) == 6 * 3 + 3 * 2
+    assert energy.synaptic_operations(network, (6,), (4, 2, 1)) == 4 * 3 + 2 * 2
+    valid = ds.SpikingNetwork.from_spec("4C3-10", padding="VALID")
+    assert energy.multiply_accumulates(valid, (8, 8, 1)) == 36 * 36 + 36 * 4 * 10
+
+
+def test_every_spike_of_every_neuron_costs_a_relu_network_s_operations():
+    """With all neurons firing, additions are as many as multiplications, dense."""
+    network = ds.SpikingNetwork.from_spec("6-3-2")
+    everything = energy.synaptic_operations(network, (6,), (6, 3, 2))
+    assert everything == energy.multiply_accumulates(network, (6,))
+
+
+def test_wrong_number_of_layers():
+    network = ds.SpikingNetwork.from_spec("4C3-P2-10")
+    with pytest.raises(ValueError, match="layer_spikes must hold 4 numbers"):
+        energy.synaptic_operations(network, (8, 8, 1), (1, 2, 3))
