@@ -61,7 +61,8 @@ class TrainConfig:
       decay_epochs: period of "step".
       weight_norm: "free", or "held": every neuron keeps the L2 norm of its initial
         weights, so that learning turns weight vectors without growing them; or
-        "hidden", so for all layers but the output's.
+        "hidden", so for all layers but the output's; or "learned": norms follow their
+        gradient, but do not grow by turning.
       shift: training images are moved by up to so many pixels in each direction.
       flip: whether training images are mirrored left to right, every other one.
       batch_size: images a step; what is left of an epoch is left out.
@@ -95,7 +96,7 @@ class TrainConfig:
     schedule: Literal["step", "cosine", "constant"] = "step"
     decay: float = 0.9
     decay_epochs: int = 5
-    weight_norm: Literal["free", "held", "hidden"] = "free"
+    weight_norm: Literal["free", "held", "hidden", "learned"] = "free"
     shift: int = 0
     flip: bool = False
     batch_size: int = 64
@@ -344,7 +345,9 @@ def make_optimizer(
         else optax.identity(),
         optax.stateless(per_layer),
         optax.scale_by_learning_rate(schedules[config.schedule]()),
-        optax.masked(hold_norms(), {"params": held}),
+        learn_norms()
+        if config.weight_norm == "learned"
+        else optax.masked(hold_norms(), {"params": held}),
     )
 
 
@@ -363,6 +366,31 @@ def hold_norms() -> optax.GradientTransformation:
         return moved * (norm(weights) / jnp.where(length == 0, 1, length)) - weights
 
     return optax.stateless(lambda updates, params: jax.tree.map(held, updates, params))
+
+
+def learn_norms() -> optax.GradientTransformation:
+    """Norms follow their own gradient: ‖w + u‖ becomes ‖w‖ + w·u/‖w‖.
+
+    A step across a weight vector makes it longer by ‖u‖²/2‖w‖, whatever its sign. With
+    steps on the scale of the weights that grows without end, and in a network of
+    spiking neurons larger weights fire earlier; this takes it out and leaves the part
+    of the step along the vector. The last link of an optax chain, weights as in
+    `hold_norms`.
+    """
+
+    def learned(update: jax.Array, weights: jax.Array) -> jax.Array:
+        axes = tuple(range(weights.ndim - 1))
+        moved = weights + update
+        norm = functools.partial(jnp.linalg.vector_norm, axis=axes, keepdims=True)
+        before, length = norm(weights), norm(moved)
+        along = jnp.sum(weights * update, axes, keepdims=True)
+        wanted = before + along / jnp.where(before == 0, 1, before)
+        scale = jnp.maximum(wanted, 0) / jnp.where(length == 0, 1, length)
+        return jnp.where(before == 0, update, moved * scale - weights)
+
+    return optax.stateless(
+        lambda updates, params: jax.tree.map(learned, updates, params)
+    )
 
 
 def init(

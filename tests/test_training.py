@@ -255,6 +255,32 @@ def test_held_norms(rng):
     )
 
 
+def test_learned_norms_by_hand():
+    """w = (3, 4): a step across leaves its norm at 5, one along it of 1 makes it 6."""
+    weights = jnp.array([[3.0], [4.0]])
+    tx = ds.learn_norms()
+    for update, expected in (
+        ([[-4.0], [3.0]], np.array([[-1.0], [7.0]]) * 5 / 50**0.5),
+        ([[0.6], [0.8]], [[3.6], [4.8]]),
+        ([[-6.0], [-8.0]], [[0.0], [0.0]]),  # never through zero
+    ):
+        learned, _ = tx.update(jnp.array(update), tx.init(weights), weights)
+        np.testing.assert_allclose(weights + learned, expected, atol=1e-5)
+
+
+def test_learned_norms_do_not_grow_by_turning(rng):
+    """Steps of random signs: plain addition would double the norm."""
+    start = jnp.asarray(rng.normal(size=(3, 3, 8, 4)), jnp.float32)
+    weights, added, tx = start, start, ds.learn_norms()
+    for _ in range(100):
+        step = 0.2 * jnp.asarray(rng.normal(size=start.shape), jnp.float32)
+        learned, _ = tx.update(step, tx.init(weights), weights)
+        weights, added = weights + learned, added + step
+    sizes = [float(jnp.linalg.norm(w)) for w in (start, weights, added)]
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.25)
+    assert sizes[2] > 1.8 * sizes[0]
+
+
 def test_evaluate_does_not_depend_on_batch_size(digits):
     network = ds.TrainConfig(**SMALL).network()
     params = network.init(jax.random.key(0), ds.encode(digits[0][:1]))
