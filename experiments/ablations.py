@@ -15,7 +15,8 @@ from pathlib import Path
 import ds4nn_jax as ds
 from ds4nn_jax import data
 from ds4nn_jax.checkpoints import write_atomically
-from experiments import options
+
+from . import options
 
 _HERE = Path(__file__).parent
 _IMAGES, _EPOCHS = 10_000, 5

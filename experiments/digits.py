@@ -6,7 +6,8 @@ python -m experiments.digits --flagfile=experiments/flagfiles/digits_smoke.cfg
 from collections.abc import Sequence
 
 import ds4nn_jax as ds
-from experiments import runner
+
+from . import runner
 
 
 def main(argv: Sequence[str] | None = None) -> ds.Report:

@@ -20,6 +20,7 @@ class Options(typing.NamedTuple):
 
     Attributes:
       config: the training run.
+      dataset: its name.
       data_dir: where the data set lies, None for the usual places.
       out_dir: where results go.
       train_limit: how many of the training images are used, from the first; 0 is all.
@@ -32,6 +33,7 @@ class Options(typing.NamedTuple):
     """
 
     config: TrainConfig
+    dataset: str
     data_dir: str | None
     out_dir: str
     train_limit: int
@@ -45,6 +47,10 @@ class Options(typing.NamedTuple):
 def parse(argv: Sequence[str], *, dataset: str) -> Options:
     """Flags (and flagfiles) of `argv`, program name first.
 
+    Args:
+      argv: as `sys.argv`.
+      dataset: that of the experiment, unless --dataset names another.
+
     Raises:
       SystemExit: after --help, or with a message for a flag that is unknown or wrong.
     """
@@ -52,10 +58,16 @@ def parse(argv: Sequence[str], *, dataset: str) -> Options:
     here = dict(flag_values=values)
     flags.DEFINE_bool("help", False, "Show this help.", short_name="h", **here)
     flags.DEFINE_string(
+        "dataset", dataset, "digits, or any image data set that TFDS knows.", **here
+    )
+    flags.DEFINE_string(
         "data_dir", None, "Where the data set lies; empty: the usual places.", **here
     )
     flags.DEFINE_string(
-        "out_dir", f"runs/{dataset}", "Where weights, metrics and figures go.", **here
+        "out_dir",
+        None,
+        "Where weights, metrics and figures go; empty: runs/DATASET.",
+        **here,
     )
     flags.DEFINE_integer(
         "train_limit",
@@ -102,8 +114,9 @@ def parse(argv: Sequence[str], *, dataset: str) -> Options:
         raise SystemExit(f"experiments.{dataset}: {error}") from error
     return Options(
         config,
+        values.dataset,
         values.data_dir,
-        values.out_dir,
+        values.out_dir or f"runs/{values.dataset}",
         values.train_limit,
         values.overwrite,
         values.resume,

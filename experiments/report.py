@@ -23,7 +23,8 @@ import numpy as np
 import ds4nn_jax as ds
 from ds4nn_jax import data, energy, plots, pretrained
 from ds4nn_jax.checkpoints import CheckpointError, write_atomically
-from experiments import figures, options, published
+
+from . import figures, options, published
 
 _HERE = Path(__file__).parent
 _TITLES = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "digits": "Digits"}

@@ -22,11 +22,16 @@ import ds4nn_jax as ds
 from ds4nn_jax import data, pretrained
 from ds4nn_jax.checkpoints import write_atomically
 from ds4nn_jax.snapshots import Snapshots
-from experiments import options, progress
+
+from . import options, progress
 
 
 def main(argv: Sequence[str] | None, dataset: str) -> ds.Report:
     """Runs the experiment that `argv` asks for; returns the report on the test set.
+
+    Args:
+      argv: as `sys.argv`, which is taken if it is None.
+      dataset: that of the experiment, unless --dataset names another.
 
     Raises:
       SystemExit: with a message, for flags or data that cannot be used, or an out_dir
@@ -34,8 +39,8 @@ def main(argv: Sequence[str] | None, dataset: str) -> ds.Report:
     """
     asked = options.parse(sys.argv if argv is None else argv, dataset=dataset)
     try:
-        images = data.load(dataset, asked.data_dir)
-        print(f"{dataset}: {images.source}", flush=True)
+        images = data.load(asked.dataset, asked.data_dir)
+        print(f"{asked.dataset}: {images.source}", flush=True)
         if asked.evaluate is not None:
             return _evaluate(asked, images)
         return _train(asked, images)
@@ -85,7 +90,13 @@ def _train(asked: options.Options, images: data.Dataset) -> ds.Report:
             seconds, clock = time.monotonic() - clock, time.monotonic()
             row = _row(result)
             if result.best:
-                notes = {"dataset": images.name, "seed": config.seed} | row
+                notes = {
+                    "dataset": images.name,
+                    "class_names": list(images.class_names),
+                    "input_shape": list(images.train_images.shape[1:]),
+                    "seed": config.seed,
+                    **row,
+                }
                 ds.save_weights(weights, network, result.params, notes=notes)
             history.append(row | {"seconds": round(seconds, 2)})
             _write_rows(metrics, history)
@@ -188,7 +199,8 @@ def _figures(
 ) -> None:
     # Here: matplotlib takes a second to import, and evaluating does without.
     from ds4nn_jax import plots
-    from experiments import figures
+
+    from . import figures
 
     drawn = {
         "learning_curve": plots.learning_curve(history),

@@ -57,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     card = {
         **notes,
         **test.summary(),
+        "class_names": list(images.class_names),
+        "input_shape": list(images.test_images.shape[1:]),
         "spec": network.spec,
         "num_steps": network.num_steps,
         "epochs": len(rows) - 1,
