@@ -27,6 +27,12 @@ class Options(typing.NamedTuple):
       overwrite: whether results already in `out_dir` may be replaced.
       resume: whether the run in `out_dir` is to go on from its latest snapshot.
       snapshot_minutes: time between snapshots within an epoch; 0 is none.
+      num_devices: that share out every batch; 0 is the default device, or all of a
+        distributed run.
+      distributed: whether to take part in a run of several processes.
+      coordinator: "host:port" of process 0, None to find it in the environment.
+      num_processes: of the run, None as the coordinator.
+      process_id: of this one, None as the coordinator.
       evaluate: weights to evaluate instead of training, "pretrained" for those of the
         library; None to train.
       resolved: all flags as the text of a flagfile.
@@ -40,6 +46,11 @@ class Options(typing.NamedTuple):
     overwrite: bool
     resume: bool
     snapshot_minutes: float
+    num_devices: int
+    distributed: bool
+    coordinator: str | None
+    num_processes: int | None
+    process_id: int | None
     evaluate: str | None
     resolved: str
 
@@ -92,6 +103,24 @@ def parse(argv: Sequence[str], *, dataset: str) -> Options:
         lower_bound=0.0,
         **here,
     )
+    flags.DEFINE_integer(
+        "num_devices",
+        0,
+        "Devices that share out every batch; 0: the default one, or, with "
+        "--distributed, all.",
+        lower_bound=0,
+        **here,
+    )
+    flags.DEFINE_bool(
+        "distributed",
+        False,
+        "Take part in a run of several processes, as the environment (TPU pod, SLURM, "
+        "…) or the next three flags describe it.",
+        **here,
+    )
+    flags.DEFINE_string("coordinator", None, "host:port of process 0.", **here)
+    flags.DEFINE_integer("num_processes", None, "Of the run.", lower_bound=1, **here)
+    flags.DEFINE_integer("process_id", None, "Of this one.", lower_bound=0, **here)
     flags.DEFINE_string(
         "evaluate",
         None,
@@ -109,6 +138,11 @@ def parse(argv: Sequence[str], *, dataset: str) -> Options:
             raise ValueError("--resume and --overwrite contradict each other")
         if values.resume and values.evaluate is not None:
             raise ValueError("--resume and --evaluate contradict each other")
+        if values.distributed and values.evaluate is not None:
+            raise ValueError("--distributed and --evaluate contradict each other")
+        for name in ("coordinator", "num_processes", "process_id"):
+            if values[name].value is not None and not values.distributed:
+                raise ValueError(f"--{name} needs --distributed")
         config = _config(values)
     except (flags.Error, ValueError) as error:
         raise SystemExit(f"experiments.{dataset}: {error}") from error
@@ -121,6 +155,11 @@ def parse(argv: Sequence[str], *, dataset: str) -> Options:
         values.overwrite,
         values.resume,
         values.snapshot_minutes,
+        values.num_devices,
+        values.distributed,
+        values.coordinator,
+        values.num_processes,
+        values.process_id,
         values.evaluate,
         _repeating(values),
     )

@@ -18,20 +18,26 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import jax
+from jax.experimental import multihost_utils
+
 import ds4nn_jax as ds
-from ds4nn_jax import data, pretrained
+from ds4nn_jax import data, parallel, pretrained
 from ds4nn_jax.checkpoints import write_atomically
 from ds4nn_jax.snapshots import Snapshots
 
 from . import options, progress
 
 
-def main(argv: Sequence[str] | None, dataset: str) -> ds.Report:
-    """Runs the experiment that `argv` asks for; returns the report on the test set.
+def main(argv: Sequence[str] | None, dataset: str) -> ds.Report | None:
+    """Runs the experiment that `argv` asks for.
 
     Args:
       argv: as `sys.argv`, which is taken if it is None.
       dataset: that of the experiment, unless --dataset names another.
+
+    Returns:
+      The report on the test images; None from all but the first of several processes.
 
     Raises:
       SystemExit: with a message, for flags or data that cannot be used, or an out_dir
@@ -39,6 +45,10 @@ def main(argv: Sequence[str] | None, dataset: str) -> ds.Report:
     """
     asked = options.parse(sys.argv if argv is None else argv, dataset=dataset)
     try:
+        if asked.distributed:
+            jax.distributed.initialize(
+                asked.coordinator, asked.num_processes, asked.process_id
+            )
         images = data.load(asked.dataset, asked.data_dir)
         print(f"{asked.dataset}: {images.source}", flush=True)
         if asked.evaluate is not None:
@@ -48,81 +58,122 @@ def main(argv: Sequence[str] | None, dataset: str) -> ds.Report:
         raise SystemExit(f"experiments.{dataset}: {error}") from error
 
 
-def _train(asked: options.Options, images: data.Dataset) -> ds.Report:
+def _train(asked: options.Options, images: data.Dataset) -> ds.Report | None:
     config, out = asked.config, Path(asked.out_dir)
-    metrics, weights = out / "metrics.jsonl", out / "best.safetensors"
-    if metrics.exists() and not (asked.overwrite or asked.resume):
+    lead = jax.process_index() == 0  # of several processes, the one that writes
+    if (out / "metrics.jsonl").exists() and not (asked.overwrite or asked.resume):
         raise ValueError(
             f"{out} already holds a run: choose another --out_dir, --resume it, or "
             "--overwrite it"
         )
+    mesh = None
+    if asked.num_devices or asked.distributed:
+        mesh = parallel.data_mesh(asked.num_devices or None)
     limit = asked.train_limit or None
     training = images.train_images[:limit], images.train_labels[:limit]
     start = ds.first_snapshot(config, *training)
-    out.mkdir(parents=True, exist_ok=True)
-    if not asked.resume:
-        shutil.rmtree(out / "snapshots", ignore_errors=True)
-    store = Snapshots(
-        out / "snapshots", config, dataset=images.name, images=len(training[0])
-    )
-    saved = store.latest(start) if asked.resume else None
-    if saved is None:
-        store.save(start)
-        history = []
-    else:
-        start = saved
-        history = _rows(metrics)[: int(start.epoch)]
-        print(f"going on after step {int(start.state.step)}, epoch {int(start.epoch)}")
-    (out / "flags.cfg").write_text(asked.resolved)
-    _write_rows(metrics, history)
+    record = None
+    if lead:
+        record = _Record(out, asked, images, len(training[0]))
+        start = record.beginning(start)
+    if jax.process_count() > 1:
+        start = parallel.from_first(start)
 
     display = progress.Display(config.epochs, first=int(start.epoch) + 1)
-    stopping = _Stopping(store, asked.snapshot_minutes)
-    epochs = ds.train(
-        config,
-        *training,
-        start=start,
-        on_step=lambda step: (display.on_step(step), stopping.on_step(step)),
-    )
-    network, clock = config.network(), time.monotonic()
-    with stopping.listening(), display.showing():
+    stopping = _Stopping(record, asked.snapshot_minutes)
+
+    def on_step(step: ds.Step) -> None:
+        if lead:
+            display.on_step(step)
+        stopping.on_step(step)
+
+    epochs = ds.train(config, *training, start=start, on_step=on_step, mesh=mesh)
+    with stopping.listening(), display.showing() if lead else contextlib.nullcontext():
+        clock = time.monotonic()
         for result in epochs:
             seconds, clock = time.monotonic() - clock, time.monotonic()
-            row = _row(result)
-            if result.best:
-                notes = {
-                    "dataset": images.name,
-                    "class_names": list(images.class_names),
-                    "input_shape": list(images.train_images.shape[1:]),
-                    "seed": config.seed,
-                    **row,
-                }
-                ds.save_weights(weights, network, result.params, notes=notes)
-            history.append(row | {"seconds": round(seconds, 2)})
-            _write_rows(metrics, history)
-            store.save(result.snapshot)
-            display.on_epoch(result, seconds)
-    _, params, notes = ds.load_weights(weights, network=network)
-    test = ds.evaluate(network, params, images.test_images, images.test_labels)
-    last = {"best_epoch": notes["epoch"], **_prefixed("test", test.summary())}
-    _write_rows(metrics, [*history, last])
-    _print_report(test, f"best epoch {notes['epoch']}")
-    _figures(out, network, params, images, test, history)
-    print(f"results in {out}")
-    return test
+            if record is not None:
+                record.add(result, seconds)
+                display.on_epoch(result, seconds)
+    return None if record is None else record.finish()
+
+
+class _Record:
+    """The files of a run under its out_dir."""
+
+    def __init__(
+        self, out: Path, asked: options.Options, images: data.Dataset, used: int
+    ):
+        self._out, self._asked, self._images = out, asked, images
+        self._metrics, self._weights = out / "metrics.jsonl", out / "best.safetensors"
+        self._history: list[dict] = []
+        out.mkdir(parents=True, exist_ok=True)
+        if not asked.resume:
+            shutil.rmtree(out / "snapshots", ignore_errors=True)
+        self._store = Snapshots(
+            out / "snapshots", asked.config, dataset=images.name, images=used
+        )
+
+    def beginning(self, first: ds.Snapshot) -> ds.Snapshot:
+        """Where the run goes on: the latest snapshot, or the first."""
+        saved = self._store.latest(first) if self._asked.resume else None
+        if saved is None:
+            self._store.save(first)
+        else:
+            self._history = _rows(self._metrics)[: int(saved.epoch)]
+            step, epoch = int(saved.state.step), int(saved.epoch)
+            print(f"going on after step {step}, epoch {epoch}")
+        (self._out / "flags.cfg").write_text(self._asked.resolved)
+        _write_rows(self._metrics, self._history)
+        return first if saved is None else saved
+
+    def save(self, snapshot: ds.Snapshot) -> None:
+        self._store.save(snapshot)
+
+    def add(self, result: ds.EpochResult, seconds: float) -> None:
+        """Weights and metrics of an epoch first: a run that goes on from its snapshot
+        has them."""
+        row = _row(result)
+        if result.best:
+            notes = {
+                "dataset": self._images.name,
+                "class_names": list(self._images.class_names),
+                "input_shape": list(self._images.train_images.shape[1:]),
+                "seed": self._asked.config.seed,
+                **row,
+            }
+            network = self._asked.config.network()
+            ds.save_weights(self._weights, network, result.params, notes=notes)
+        self._history.append(row | {"seconds": round(seconds, 2)})
+        _write_rows(self._metrics, self._history)
+        self._store.save(result.snapshot)
+
+    def finish(self) -> ds.Report:
+        """The best epoch on the test images, and figures."""
+        images, network = self._images, self._asked.config.network()
+        _, params, notes = ds.load_weights(self._weights, network=network)
+        test = ds.evaluate(network, params, images.test_images, images.test_labels)
+        last = {"best_epoch": notes["epoch"], **_prefixed("test", test.summary())}
+        _write_rows(self._metrics, [*self._history, last])
+        _print_report(test, f"best epoch {notes['epoch']}")
+        _figures(self._out, network, params, images, test, self._history)
+        print(f"results in {self._out}")
+        return test
 
 
 class _Stopping:
     """Snapshots every few minutes, and one before SIGTERM ends the run."""
 
-    def __init__(self, store: Snapshots, minutes: float):
-        self._store, self._seconds = store, 60 * minutes
+    def __init__(self, record: _Record | None, minutes: float):
+        self._record, self._seconds = record, 60 * minutes
         self._last, self._asked = time.monotonic(), False
+        self._alone = jax.process_count() == 1
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        if threading.current_thread() is not threading.main_thread():
-            yield  # signals are for the main thread
+        main = threading.current_thread() is threading.main_thread()
+        if not (main and self._alone):
+            yield  # signals are for the main thread; of several processes JAX listens
             return
         before = signal.signal(signal.SIGTERM, self._ask)
         try:
@@ -134,11 +185,13 @@ class _Stopping:
         self._asked = True
 
     def on_step(self, step: ds.Step) -> None:
+        if not self._alone:  # all processes stop after the same step
+            total = int(step.snapshot().state.step)
+            self._asked = multihost_utils.reached_preemption_sync_point(total)
         due = self._seconds and time.monotonic() - self._last > self._seconds
-        if not (due or self._asked):
-            return
-        self._store.save(step.snapshot())
-        self._last = time.monotonic()
+        if (due or self._asked) and self._record is not None:
+            self._record.save(step.snapshot())
+            self._last = time.monotonic()
         if self._asked:
             print("stopped by SIGTERM; --resume goes on from here", flush=True)
             raise SystemExit(128 + signal.SIGTERM)

@@ -255,6 +255,17 @@ def test_held_norms(rng):
     )
 
 
+def test_damp_common_by_hand():
+    """Each of two neurons: the mean of its three weights' steps is kept to a tenth."""
+    update = jnp.array([[1.0, 2.0], [4.0, 2.0], [7.0, 2.0]])
+    tx = ds.damp_common(0.1)
+    damped, _ = tx.update(update, tx.init(update))
+    expected = [[0.4 - 3, 0.2], [0.4, 0.2], [0.4 + 3, 0.2]]
+    np.testing.assert_allclose(damped, expected, atol=1e-6)
+    undamped, _ = ds.damp_common(1.0).update(update, tx.init(update))
+    np.testing.assert_array_equal(undamped, update)
+
+
 def test_learned_norms_by_hand():
     """w = (3, 4): a step across leaves its norm at 5, one along it of 1 makes it 6."""
     weights = jnp.array([[3.0], [4.0]])

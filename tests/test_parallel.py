@@ -1,0 +1,118 @@
+"""Training on several devices, in one process and in two."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ds4nn_jax import parallel
+
+ROOT = Path(__file__).parents[1]
+# Batches of 32 on 8 devices: parts of 4. Weights and metrics after two epochs.
+RUN = """
+import json, sys
+import jax, numpy as np
+import ds4nn_jax as ds
+from ds4nn_jax import data, parallel
+
+config = ds.TrainConfig(
+    spec="8C3-P2-10", surrogate="window", output_rule="softmax", normalization="none",
+    firing_rates=(0.3, 0.7), learning_rates=(0.02,), rate_unit="rms", schedule="cosine",
+    shift=1, flip=True, batch_size=32, epochs=2, validation=0.2,
+)
+
+def trained(mesh, limit=400):
+    digits = data.load("digits")
+    *_, last = ds.train(
+        config, digits.train_images[:limit], digits.train_labels[:limit], mesh=mesh
+    )
+    return last
+
+def numbers(result):
+    leaves = jax.tree.leaves(result.params)
+    return [*np.concatenate([leaf.ravel() for leaf in leaves]).tolist(),
+            result.train.loss, result.train.accuracy, result.validation.accuracy]
+"""
+
+
+def run(code, *args, **env):
+    return subprocess.Popen(
+        [sys.executable, "-c", RUN + code, *args],
+        env=os.environ | {"JAX_PLATFORMS": "cpu", **env},
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finished(process):
+    with process:
+        try:
+            out, error = process.communicate(timeout=300)
+        finally:
+            process.kill()
+    assert process.returncode == 0, error
+    return json.loads(out.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return finished(run("print(json.dumps(numbers(trained(None))))"))
+
+
+def test_eight_devices_do_as_one(alone):
+    shared = finished(
+        run(
+            "print(json.dumps(numbers(trained(parallel.data_mesh(8)))))",
+            XLA_FLAGS="--xla_force_host_platform_device_count=8",
+        )
+    )
+    np.testing.assert_allclose(shared, alone, rtol=1e-4, atol=1e-3)
+
+
+def test_two_processes_do_as_one(alone):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    code = f"""
+jax.distributed.initialize("localhost:{port}", 2, int(sys.argv[1]))
+assert jax.process_count() == 2
+print(json.dumps(numbers(trained(parallel.data_mesh()))))
+"""
+    with run(code, "0") as first, run(code, "1") as second:
+        first, second = finished(first), finished(second)
+    assert first == second
+    np.testing.assert_allclose(first, alone, rtol=1e-4, atol=1e-3)
+
+
+def test_refuses():
+    with pytest.raises(ValueError, match="num_devices must be in 1 … 1, .*got 2"):
+        parallel.data_mesh(2)
+    with pytest.raises(ValueError, match="num_devices must be in 1 … 1, .*got 0"):
+        parallel.data_mesh(0)
+    mesh = parallel.data_mesh(1)
+    assert parallel.shared_out(mesh, np.ones((3, 2))).shape == (3, 2)
+
+
+def test_refuses_batches_that_cannot_be_shared_out():
+    code = """
+for attempt in (
+    lambda: trained(parallel.data_mesh(3)),
+    lambda: parallel.shared_out(parallel.data_mesh(3), np.ones((32, 1))),
+):
+    try:
+        attempt()
+    except ValueError as error:
+        print(json.dumps(str(error)))
+"""
+    with run(code, XLA_FLAGS="--xla_force_host_platform_device_count=3") as process:
+        out, error = process.communicate(timeout=300)
+    first, second = map(json.loads, out.splitlines())
+    assert "batch_size must be a multiple of the 3 devices, got 32" in first, error
+    assert "batch of 32 cannot be shared out to 3 devices" in second
