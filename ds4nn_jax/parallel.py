@@ -50,20 +50,30 @@ def replicated(mesh: Mesh, tree: Any) -> Any:
     return jax.tree.map(everywhere, tree)
 
 
-def from_first(tree: Any) -> Any:
-    """What process 0 holds, in every process: arrays of the same shapes everywhere."""
+def to_host(tree: Any) -> Any:
+    """The same tree of NumPy arrays, random keys as the numbers behind them."""
 
-    def unwrapped(leaf):
+    def bare(leaf):
         is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
 
-    def wrapped(leaf, like):
-        if jax.dtypes.issubdtype(like.dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(like))
-        return leaf if isinstance(like, np.ndarray) else jax.numpy.asarray(leaf)
+    return jax.tree.map(bare, tree)
 
-    sent = multihost_utils.broadcast_one_to_all(jax.tree.map(unwrapped, tree))
-    return jax.tree.map(wrapped, sent, tree)
+
+def from_host(tree: Any, like: Any) -> Any:
+    """What `to_host` made of a tree, with the types of leaves that `like` has."""
+
+    def dressed(leaf, model):
+        if jax.dtypes.issubdtype(model.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(model))
+        return leaf if isinstance(model, np.ndarray) else jax.numpy.asarray(leaf)
+
+    return jax.tree.map(dressed, tree, like)
+
+
+def from_first(tree: Any) -> Any:
+    """What process 0 holds, in every process: arrays of the same shapes everywhere."""
+    return from_host(multihost_utils.broadcast_one_to_all(to_host(tree)), tree)
 
 
 def shared_out(mesh: Mesh, batch: np.ndarray) -> jax.Array:

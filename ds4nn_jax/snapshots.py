@@ -11,9 +11,9 @@ import os
 from pathlib import Path
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
+from ds4nn_jax import parallel
 from ds4nn_jax.checkpoints import CheckpointError
 from ds4nn_jax.training import Snapshot, TrainConfig
 
@@ -42,7 +42,14 @@ class Snapshots:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=_KEPT,
             enable_async_checkpointing=False,
+            create=False,
             cleanup_tmp_directories=True,
+            # Whoever makes this writes alone, also as one of several processes.
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                primary_host=jax.process_index(),
+                active_processes={jax.process_index()},
+                barrier_sync_key_prefix="ds4nn_jax",
+            ),
         )
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
@@ -69,7 +76,7 @@ class Snapshots:
         latest = self._manager.latest_step()
         step = max(int(snapshot.state.step), -1 if latest is None else latest + 1)
         items = dict(
-            snapshot=ocp.args.StandardSave(snapshot._asdict()),
+            snapshot=ocp.args.StandardSave(parallel.to_host(snapshot)._asdict()),
             about=ocp.args.JsonSave(about),
         )
         try:
@@ -110,10 +117,9 @@ class Snapshots:
                     f"{where} is of another run: its {name} is {stored.get(name)!r}, "
                     f"expected {self._run.get(name)!r}"
                 )
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like._asdict())
-        restore = ocp.args.StandardRestore(abstract)
+        restore = ocp.args.StandardRestore(parallel.to_host(like)._asdict())
         items = self._read(damaged, step, snapshot=restore)["snapshot"]
-        snapshot = Snapshot(**items)
+        snapshot = parallel.from_host(Snapshot(**items), like)
         if _digest(snapshot) != about.get("sha256"):
             raise CheckpointError(f"{damaged}: its checksum does not match; {remedy}")
         return snapshot
@@ -137,10 +143,7 @@ def _line(error: Exception) -> str:
 
 def _digest(snapshot: Snapshot) -> str:
     digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(snapshot):
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)
-        array = np.asarray(leaf)
+    for path, array in jax.tree_util.tree_leaves_with_path(parallel.to_host(snapshot)):
         name = jax.tree_util.keystr(path)
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
         digest.update(array.tobytes())

@@ -61,6 +61,12 @@ def finished(process):
     return json.loads(out.splitlines()[-1])
 
 
+def free_port():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
 @pytest.fixture(scope="module")
 def alone():
     return finished(run("print(json.dumps(numbers(trained(None))))"))
@@ -77,9 +83,7 @@ def test_eight_devices_do_as_one(alone):
 
 
 def test_two_processes_do_as_one(alone):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     code = f"""
 jax.distributed.initialize("localhost:{port}", 2, int(sys.argv[1]))
 assert jax.process_count() == 2
@@ -116,3 +120,51 @@ for attempt in (
     first, second = map(json.loads, out.splitlines())
     assert "batch_size must be a multiple of the 3 devices, got 32" in first, error
     assert "batch of 32 cannot be shared out to 3 devices" in second
+
+
+def test_a_run_of_two_processes_goes_on_in_one(tmp_path, monkeypatch):
+    """Both are killed in the second epoch; one process ends what they began."""
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    flags = (
+        "--spec=64-20-10 --surrogate=window --output_rule=softmax "
+        "--normalization=none --firing_rates=0.4,0.7 --rate_unit=rms "
+        "--learning_rates=0.05 --schedule=cosine --shift=1 --batch_size=10 "
+        "--epochs=3 --train_limit=600"
+    ).split()
+
+    def started(out, *more):
+        command = [sys.executable, "-m", "experiments.digits", *flags]
+        return subprocess.Popen(
+            [*command, f"--out_dir={out}", *more],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def rows(out):
+        lines = (out / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+    def ended(process):
+        with process:
+            text, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, text
+
+    port, together, alone = free_port(), tmp_path / "together", tmp_path / "alone"
+    two = ["--distributed", f"--coordinator=localhost:{port}", "--num_processes=2"]
+    first = started(together, *two, "--process_id=0")
+    second = started(together, *two, "--process_id=1")
+    with first, second:
+        for line in first.stdout:
+            if line.startswith("epoch   1/3"):
+                break
+        first.kill()
+        second.kill()
+    assert len(rows(together)) == 1
+    ended(started(together, "--resume"))
+    ended(started(alone))
+    for a, b in zip(rows(together), rows(alone), strict=True):
+        assert a.keys() == b.keys()
+        for name in a.keys() - {"seconds"}:
+            assert a[name] == pytest.approx(b[name], rel=1e-3), name
