@@ -182,12 +182,14 @@ def softmax_target(
     offset: float,
     temperature: float,
     horizon: float = 100.0,
+    anchor: float = 0.0,
+    label_time: float = 0.0,
     num_steps: int = 100,
     threshold: float = 100.0,
 ) -> SpikeTimes:
-    """Errors of a cross-entropy over spike times: target = t − (onehot − p).
+    """Errors of a cross-entropy over spike times: target = t − (onehot·(1 + a) − p).
 
-    p = softmax(−(ℓ + λ·onehot)/τ)
+    p = softmax(−(ℓ + λ·onehot)/τ);  a = κ·clip((ℓ − t*)/T, −1, 1)
 
     with ℓ the spike time or, for a silent output, T + H·(θ − V)/θ. The label counts as
     λ later than it is, so the errors fade once it leads by λ and some τ. They sum to
@@ -198,6 +200,10 @@ def softmax_target(
     decide as well, and networks become slow; with a small one two silent outputs can
     never differ by enough, and the label has to fire early.
 
+    Errors that sum to zero leave it to chance when all of an image's outputs fire, and
+    over many steps a network of several layers drifts to step 0 or into silence. The
+    anchor κ > 0 draws the label towards t*, from both sides, and holds it there.
+
     Args:
       times: [B, C] output spike times.
       labels: [B] classes.
@@ -205,15 +211,17 @@ def softmax_target(
       offset: λ ≥ 0, time steps.
       temperature: τ > 0, time steps.
       horizon: H > 0, how much later than T an output with V = 0 counts, time steps.
+      anchor: κ ≥ 0, the label's error when it is T steps from t*, time steps.
+      label_time: t*, 0 … T.
       num_steps: T.
       threshold: θ, mV.
 
     Returns:
-      [B, C] target times, less than a step from `times`.
+      [B, C] target times, less than 1 + κ steps from `times`.
 
     Raises:
-      As `relative_target`; ValueError also for potentials of another shape, τ ≤ 0 or
-        H ≤ 0.
+      As `relative_target`; ValueError also for potentials of another shape, τ ≤ 0,
+        H ≤ 0, κ < 0 or t* outside 0 … T.
     """
     times, is_label = _outputs(times, labels, num_steps)
     _not_negative("offset", offset)
@@ -221,9 +229,14 @@ def softmax_target(
     for name, value in (("temperature", temperature), ("horizon", horizon)):
         if not value > 0:
             raise ValueError(f"{name} must be > 0 time steps, got {value}")
+    _not_negative("anchor", anchor)
+    if not 0 <= label_time <= num_steps:
+        raise ValueError(f"label_time must lie in 0 … {num_steps}, got {label_time}")
     missing = horizon * (threshold - potentials) / threshold
-    latency = times + jnp.where(times == num_steps, missing, 0) + offset * is_label
-    return times - (is_label - jax.nn.softmax(-latency / temperature, axis=1))
+    latency = times + jnp.where(times == num_steps, missing, 0)
+    p = jax.nn.softmax(-(latency + offset * is_label) / temperature, axis=1)
+    drawn = anchor * jnp.clip((latency - label_time) / num_steps, -1, 1)
+    return times - (is_label * (1 + drawn) - p)
 
 
 def temporal_loss(times: SpikeTimes, target: SpikeTimes) -> jax.Array:

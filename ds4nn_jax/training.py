@@ -44,7 +44,9 @@ class TrainConfig:
       offset: λ of Eq. 4 (γ of "s4nn"), time steps.
       temperature: τ of "softmax", time steps.
       horizon: H of "softmax", time steps: smaller ones make faster networks.
-      label_time: target of the label under "fixed".
+      anchor: κ of "softmax", time steps: how strongly the label is drawn to
+        `label_time`.
+      label_time: target of the label under "fixed", t* of "softmax".
       other_time: target of the others under "fixed".
       normalization: of the errors between layers (Eq. 11), "l2", "l1", "sum" or "none".
       initial_weights: (low, high) mV for each layer with weights; empty: by fan-in.
@@ -87,6 +89,7 @@ class TrainConfig:
     offset: float = 10.0
     temperature: float = 5.0
     horizon: float = 50.0
+    anchor: float = 0.0
     label_time: float = 0.0
     other_time: float = 100.0
     normalization: losses.Normalization = "l2"
@@ -128,9 +131,10 @@ class TrainConfig:
             self._require(name, getattr(self, name) > 0, "> 0")
         self._require("common_step", 0 <= self.common_step <= 1, "in [0, 1]")
         self._require("offset", self.offset >= 0, "≥ 0")
+        self._require("anchor", self.anchor >= 0, "≥ 0")
         self._require("shift", self.shift >= 0, "≥ 0")
         self._require("validation", 0 <= self.validation < 1, "in [0, 1)")
-        if self.output_rule == "fixed":
+        if self.output_rule in ("fixed", "softmax"):
             for name in ("label_time", "other_time"):
                 holds = 0 <= getattr(self, name) <= self.num_steps
                 self._require(name, holds, f"in 0 … T = {self.num_steps}")
@@ -460,6 +464,8 @@ def output_target(
             activity.potentials,
             temperature=config.temperature,
             horizon=config.horizon,
+            anchor=config.anchor,
+            label_time=config.label_time,
             **common,
         )
     rules = {

@@ -81,6 +81,20 @@ def test_softmax_target_by_hand():
     np.testing.assert_allclose(np.sum(times - target, axis=1), 0, atol=1e-4)
 
 
+def test_softmax_anchor_by_hand():
+    """κ = 2, t* = 40, T = 100, H = 50: 20 early, 61 late (silent with V = 98)."""
+    times = np.array([[20, 35, 100], [100, 100, 90], [100, 10, 10]], np.float32)
+    potentials = np.array([[100, 110, 90], [80, 98, 100], [-100, 0, 0]], np.float32)
+    asked = dict(offset=5, temperature=10, horizon=50)
+    labels = np.array([0, 1, 0])
+    free = ds.softmax_target(times, labels, potentials, **asked)
+    held = ds.softmax_target(
+        times, labels, potentials, **asked, anchor=2, label_time=40
+    )
+    drawn = [[2 * -0.2, 0, 0], [0, 2 * 0.61, 0], [2 * 1, 0, 0]]  # 200 counts as 140
+    np.testing.assert_allclose(free - held, drawn, atol=1e-4)
+
+
 def test_softmax_error_is_the_gradient_of_a_cross_entropy():
     times = np.array([[20.0, 35, 25], [5, 60, 98]], np.float32)
     labels = np.array([1, 0])
@@ -201,6 +215,13 @@ def test_other_refusals():
     for name in ("temperature", "horizon"):
         settings = dict(offset=1, temperature=1) | {name: 0}
         with pytest.raises(ValueError, match=f"{name} must be > 0"):
+            ds.softmax_target(TIMES, LABELS, TIMES, **settings)
+    for name, value, message in (
+        ("anchor", -1, "anchor must be ≥ 0"),
+        ("label_time", 101, "label_time must lie in 0 … 100, got 101"),
+    ):
+        settings = dict(offset=1, temperature=1) | {name: value}
+        with pytest.raises(ValueError, match=message):
             ds.softmax_target(TIMES, LABELS, TIMES, **settings)
     with pytest.raises(ValueError, match="method must be"):
         ds.normalize_gradient(TIMES, method="max")

@@ -1,0 +1,80 @@
+"""A training run killed again and again, and what it ends with.
+
+    python -m benchmarks.kills [--kills=20] [--seed=0]
+
+Trains on the embedded digits once undisturbed, and once killed by SIGKILL at random
+moments and resumed each time, until it was killed often enough and may end. Both must
+leave the same weights, byte for byte, and the same metrics but for the seconds.
+"""
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+FLAGS = (
+    "--spec=16C3-P2-32C3-10 --surrogate=window --output_rule=softmax "
+    "--normalization=none --firing_rates=0.25,0.25,0.7 --rate_unit=rms "
+    "--learning_rates=0.02 --weight_norm=hidden --shift=1 --batch_size=16 --epochs=40"
+).split()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    asked = parser.parse_args()
+    moments = random.Random(asked.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        whole, killed = Path(folder, "whole"), Path(folder, "killed")
+        began = time.monotonic()
+        if _started(whole).wait() != 0:
+            sys.exit("the undisturbed run failed")
+        took = time.monotonic() - began
+        print("| kill | after (s) | steps on disk |\n|---:|---:|---:|")
+        done = 0
+        while done < asked.kills:
+            run, patience = _started(killed, "--resume"), moments.uniform(0, took / 3)
+            try:
+                run.wait(timeout=patience)
+            except subprocess.TimeoutExpired:
+                run.kill()
+                run.wait()
+                done += 1
+                print(f"| {done} | {patience:.1f} | {_steps(killed)} |", flush=True)
+            else:
+                sys.exit(f"the run ended after {done} kills: ask for fewer")
+        if _started(killed, "--resume").wait() != 0:
+            sys.exit(f"the run could not go on after {done} kills")
+        same = (whole / "best.safetensors").read_bytes() == (
+            killed / "best.safetensors"
+        ).read_bytes()
+        rows = _rows(whole) == _rows(killed)
+    print(f"\nweights equal, byte for byte: {same}; metrics equal: {rows}")
+    sys.exit(not (same and rows))
+
+
+def _started(out: Path, *more: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "experiments.digits", *FLAGS]
+    command += [f"--out_dir={out}", "--snapshot_minutes=0.02", *more]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL)
+
+
+def _steps(out: Path) -> int:
+    whole = [int(p.name) for p in (out / "snapshots").glob("*") if p.name.isdigit()]
+    return max(whole, default=0)
+
+
+def _rows(out: Path) -> list[dict]:
+    rows = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+if __name__ == "__main__":
+    main()
