@@ -1,0 +1,292 @@
+"""Networks as NIR graphs (Pedersen et al. 2024), and back. Needs the extra `nir`.
+
+NIR knows integrate-and-fire neurons that fire as often as they reach their threshold. A
+neuron that fires once is one whose reset lies so far below that all that can still
+arrive does not lift it again: `v_reset` is minus the largest sum of positive weights.
+A simulator that does not take `v_reset` from the graph lets neurons fire again and
+gives other times: snnTorch, Norse, Sinabs and spyx ignore it, SpikingJelly 2.0
+takes it.
+That times are equal is tested on a plain executor of the graph, not on any of them.
+
+    layer                 nodes
+    64C3                  Conv2d (no bias) → IF
+    P2                    SumPool2d → IF with threshold 1: fires with its first input
+    10                    Flatten, the first time → Linear → IF
+
+NIR fires at v > v_threshold, these networks at V ≥ θ: `v_threshold` is the float32 just
+below θ, which makes the two the same. NIR has no notion of a last step: T is not in the
+graph. Axes are channels first, as NIR wants them.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from ds4nn_jax import neurons
+from ds4nn_jax.modules import ConvSpec, PoolSpec, SpikingNetwork
+
+try:
+    import nir
+except ImportError as error:
+    raise ImportError("ds4nn_jax.nir needs NIR: pip install ds4nn_jax[nir]") from error
+
+
+def to_nir(
+    network: SpikingNetwork, params: dict, input_shape: Sequence[int]
+) -> nir.NIRGraph:
+    """The network as a graph for `nir.write`.
+
+    Args:
+      network: what is described.
+      params: its parameters.
+      input_shape: of one image, (H, W, C), or (I,) for a fully connected network.
+
+    Returns:
+      A chain of nodes from "input" to "output", named as the network's layers; the
+      nodes that only weigh or sum are called LAYER_in.
+
+    Raises:
+      ValueError: parameters or input do not fit, a padding differs between two sides,
+        or pooling windows do not divide what they pool: NIR cannot say these.
+    """
+    silent = np.full((1, *input_shape), network.num_steps, np.float32)
+    trace = jax.eval_shape(lambda p: network.apply(p, silent, method="trace"), params)
+    shapes = [times.shape[1:] for times in trace.times]
+    before = shapes[0]
+    nodes = {"input": nir.Input({"input": np.array(_channels_first(before))})}
+    for name, layer, shape in zip(
+        network.names, network.layers, shapes[1:], strict=True
+    ):
+        threshold = network.threshold
+        if isinstance(layer, PoolSpec):
+            if not neurons.divides((layer.size, layer.size), (1, *before)):
+                raise ValueError(
+                    f"{name}: windows of {layer.size} leave a rest of {before[:2]}, "
+                    "which NIR's pooling would drop"
+                )
+            size = np.array([layer.size] * 2)
+            nodes[f"{name}_in"] = nir.SumPool2d(size, size, np.zeros(2, int))
+            threshold, most = 1.0, layer.size**2
+        elif isinstance(layer, ConvSpec):
+            kernel = _kernel(params, name)
+            pads = neurons.explicit_pads(
+                network.padding, before[:2], kernel.shape[:2], (1, 1)
+            )
+            if any(low != high for low, high in pads):
+                raise ValueError(
+                    f"{name} pads {pads}: NIR pads both sides alike, so choose odd "
+                    "kernels or padding VALID"
+                )
+            nodes[f"{name}_in"] = nir.Conv2d(
+                input_shape=before[:2],
+                weight=kernel.transpose(3, 2, 0, 1),
+                stride=(1, 1),
+                padding=tuple(low for low, _ in pads),
+                dilation=(1, 1),
+                groups=1,
+                bias=np.zeros(kernel.shape[-1], np.float32),
+            )
+            most = _most(kernel)
+        else:
+            kernel = _kernel(params, name)
+            if len(before) == 3:
+                nodes["flatten"] = nir.Flatten(
+                    {"input": np.array(_channels_first(before))}, start_dim=0
+                )
+                kernel = kernel.reshape(*before, -1).transpose(2, 0, 1, 3)
+                kernel = kernel.reshape(-1, kernel.shape[-1])
+            nodes[f"{name}_in"] = nir.Linear(kernel.T)
+            most = _most(kernel)
+        neuron = np.ones(_channels_first(shape), np.float32)
+        below = np.nextafter(np.float32(threshold), np.float32(0))
+        nodes[name] = nir.IF(
+            r=neuron, v_threshold=below * neuron, v_reset=-most * neuron
+        )
+        before = shape
+    nodes["output"] = nir.Output({"output": np.array(before)})
+    names = list(nodes)
+    return nir.NIRGraph(nodes, list(zip(names, names[1:], strict=False)))
+
+
+def from_nir(
+    graph: nir.NIRGraph, *, num_steps: int = 100, **attributes
+) -> tuple[SpikingNetwork, dict]:
+    """The network that a graph describes, and its parameters.
+
+    Args:
+      graph: a chain of the nodes that `to_nir` makes, in any order.
+      num_steps: T.
+      **attributes: others of `SpikingNetwork`: surrogate, normalization, engine.
+
+    Returns:
+      (network, parameters); `to_nir` inverts it.
+
+    Raises:
+      ValueError: the graph is no chain, has a node that is not among these, or neurons
+        that single-spike integrate-and-fire neurons are not (a bias, r ≠ 1, a threshold
+        that differs within the network, a reset from which they could fire again).
+    """
+    tokens: list[str] = []
+    params: dict = {}
+    thresholds: dict[str, float] = {}
+    paddings: dict[str, tuple] = {}
+    current: _Current | None = None
+    chain = _chain(graph)
+    first = shape = tuple(int(size) for size in chain[0][1].input_type["input"])
+    for name, node in chain[1:-1]:
+        if isinstance(node, nir.IF):
+            if current is None:
+                raise ValueError(f"{name}: an IF needs Conv2d, SumPool2d or Linear")
+            threshold = _threshold(name, node, current.most)
+            if current.kernel is None and threshold != 1:
+                raise ValueError(
+                    f"{name}: a pooling neuron fires with its first input, so its "
+                    f"threshold is 1, got {threshold}"
+                )
+            if current.kernel is not None:
+                params[f"{current.kind}{len(params) + 1}"] = {"kernel": current.kernel}
+                thresholds[name] = threshold
+            tokens.append(current.token)
+            shape, current = node.v_threshold.shape, None
+        elif current is not None:
+            raise ValueError(f"{name}: the node in front of it needs an IF")
+        elif isinstance(node, nir.Conv2d):
+            current = _convolution(name, node)
+            paddings[name] = _pads(node, shape, current.kernel)
+        elif isinstance(node, nir.SumPool2d):
+            current = _pooling(name, node)
+        elif isinstance(node, nir.Linear):
+            current = _linear(node, shape)
+        elif not isinstance(node, nir.Flatten):
+            raise ValueError(f"{name}: {type(node).__name__} is no single-spike layer")
+    if current is not None:
+        raise ValueError("the last node needs an IF")
+    if len(set(thresholds.values())) != 1:
+        raise ValueError(f"layers must share one threshold, got {thresholds}")
+    network = SpikingNetwork.from_spec(
+        "-".join([str(first[0])] * (len(first) == 1) + tokens),
+        num_steps=num_steps,
+        threshold=next(iter(thresholds.values())),
+        padding=_padding(paddings, params),
+        **attributes,
+    )
+    return network, {"params": params}
+
+
+class _Current(NamedTuple):
+    """What flows into the next neurons: a layer but for its threshold."""
+
+    kind: str
+    token: str
+    kernel: np.ndarray | None
+    most: float
+
+
+def _convolution(name: str, node: nir.Conv2d) -> _Current:
+    if np.any(node.bias) or node.groups != 1 or _pair(node.dilation) != (1, 1):
+        raise ValueError(f"{name}: a Conv2d must have no bias, groups or dilation")
+    if _pair(node.stride) != (1, 1):
+        raise ValueError(f"{name}: stride must be 1, got {node.stride}")
+    kernel = np.ascontiguousarray(np.asarray(node.weight).transpose(2, 3, 1, 0))
+    if kernel.shape[0] != kernel.shape[1]:
+        raise ValueError(f"{name}: kernel must be square, got {kernel.shape[:2]}")
+    return _Current(
+        "conv", f"{kernel.shape[3]}C{kernel.shape[0]}", kernel, _most(kernel)
+    )
+
+
+def _pads(node: nir.Conv2d, shape: tuple, kernel: np.ndarray) -> tuple:
+    if isinstance(node.padding, str):
+        padding = node.padding.upper()
+    else:
+        padding = tuple((side, side) for side in _pair(node.padding))
+    return neurons.explicit_pads(padding, shape[1:], kernel.shape[:2], (1, 1))
+
+
+def _pooling(name: str, node: nir.SumPool2d) -> _Current:
+    sizes = {*_pair(node.kernel_size), *_pair(node.stride)}
+    if len(sizes) != 1 or _pair(node.padding) != (0, 0):
+        raise ValueError(
+            f"{name}: pooling windows must be square, side by side and unpadded"
+        )
+    (size,) = sizes
+    return _Current("pool", f"P{size}", None, size**2)
+
+
+def _linear(node: nir.Linear, shape: tuple) -> _Current:
+    kernel = np.asarray(node.weight).T
+    if len(shape) == 3:
+        kernel = kernel.reshape(*shape, -1).transpose(1, 2, 0, 3)
+    kernel = np.ascontiguousarray(kernel.reshape(-1, kernel.shape[-1]))
+    return _Current("dense", str(kernel.shape[1]), kernel, _most(kernel))
+
+
+def _kernel(params: dict, name: str) -> np.ndarray:
+    return np.asarray(params["params"][name]["kernel"], np.float32)
+
+
+def _most(kernel: np.ndarray) -> float:
+    """The most that a neuron can receive: all its positive weights [..., O]."""
+    axes = tuple(range(kernel.ndim - 1))
+    return float(np.maximum(kernel, 0).sum(axes, dtype=np.float64).max())
+
+
+def _channels_first(shape: Sequence[int]) -> tuple[int, ...]:
+    return (shape[2], *shape[:2]) if len(shape) == 3 else tuple(shape)
+
+
+def _pair(value) -> tuple[int, int]:
+    return tuple(int(v) for v in np.broadcast_to(value, 2))
+
+
+def _threshold(name: str, node: nir.IF, most: float) -> float:
+    """θ of neurons that can receive at most so much."""
+    if np.any(node.r != 1):
+        raise ValueError(f"{name}: r must be 1, scale the weights instead")
+    if np.ptp(node.v_threshold) != 0:
+        raise ValueError(f"{name}: its neurons must share one threshold")
+    below = np.float32(node.v_threshold.flat[0])
+    again = float(np.max(node.v_reset)) + most > below
+    if again:
+        raise ValueError(
+            f"{name}: neurons could fire again, their v_reset of "
+            f"{np.max(node.v_reset):g} must be {-most:g} or less"
+        )
+    return float(np.nextafter(below, np.float32(np.inf)))
+
+
+def _padding(paddings: dict[str, tuple], params: dict):
+    sizes = [layer["kernel"].shape[0] for layer in params.values()]
+    seen = list(paddings.values())
+    if all(
+        pads == (((size - 1) // 2,) * 2,) * 2
+        for pads, size in zip(seen, sizes, strict=False)
+    ):
+        return "SAME"
+    if all(pads == ((0, 0), (0, 0)) for pads in seen):
+        return "VALID"
+    if len(set(seen)) != 1:
+        raise ValueError(f"convolutions must pad alike, got {paddings}")
+    return seen[0]
+
+
+def _chain(graph: nir.NIRGraph) -> list[tuple[str, nir.NIRNode]]:
+    """Nodes from input to output."""
+    after = dict(graph.edges)
+    starts = [name for name, node in graph.nodes.items() if isinstance(node, nir.Input)]
+    targets = set(after.values())
+    if (
+        len(starts) != 1
+        or len(after) != len(graph.edges)
+        or len(targets) != len(graph.edges)
+    ):
+        raise ValueError("the graph must be a chain from one input to one output")
+    chain, name = [], starts[0]
+    while name is not None:
+        chain.append((name, graph.nodes[name]))
+        name = after.pop(name, None)
+    if len(chain) != len(graph.nodes) or not isinstance(chain[-1][1], nir.Output):
+        raise ValueError("the graph must be a chain from one input to one output")
+    return chain

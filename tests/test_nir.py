@@ -1,0 +1,176 @@
+"""Graphs executed step by step in NumPy: the same spike times as the network's."""
+
+import dataclasses
+
+import jax
+import nir
+import numpy as np
+import pytest
+
+import ds4nn_jax as ds
+from ds4nn_jax import pretrained
+from ds4nn_jax.nir import from_nir, to_nir
+
+CASES = [
+    ("3C3-P2-4C3-P2-5", (8, 8, 2), "SAME"),
+    ("3C2-P3-6-4", (7, 10, 1), "VALID"),
+    ("4C3-P2-P2-3", (6, 8, 1), ((2, 2), (1, 1))),
+    ("12-7-3", (12,), "SAME"),
+]
+
+
+def network_of(spec, shape, padding, seed=0):
+    """Weights on a dyadic grid, so that sums are exact in any order."""
+    network = ds.SpikingNetwork.from_spec(
+        spec, num_steps=20, threshold=8.0, padding=padding
+    )
+    times = np.full((1, *shape), 20, np.float32)
+    params = network.init(jax.random.key(seed), times)
+    draw = np.random.default_rng(seed)
+    return network, jax.tree.map(
+        lambda w: (draw.integers(-8, 24, w.shape) / 4).astype(np.float32), params
+    )
+
+
+def conv2d(node, spikes):
+    pads = [(side, side) for side in node.padding]
+    padded = np.pad(spikes, [(0, 0), *pads])
+    windows = np.lib.stride_tricks.sliding_window_view(
+        padded, node.weight.shape[2:], axis=(1, 2)
+    )
+    return np.tensordot(node.weight, windows, ((1, 2, 3), (0, 3, 4)))
+
+
+def pool2d(node, spikes):
+    windows = np.lib.stride_tricks.sliding_window_view(
+        spikes, node.kernel_size, axis=(1, 2)
+    )
+    down, right = node.stride
+    return windows[:, ::down, ::right].sum((3, 4))
+
+
+def executed(graph, times, num_steps):
+    """First spike of every IF, and how often any fired: NIR as it is defined."""
+    after = dict(graph.edges)
+    potentials = {
+        name: np.zeros(node.v_threshold.shape)
+        for name, node in graph.nodes.items()
+        if isinstance(node, nir.IF)
+    }
+    first = {name: np.full(v.shape, num_steps) for name, v in potentials.items()}
+    fired = {name: np.zeros(v.shape, int) for name, v in potentials.items()}
+    for step in range(num_steps):
+        flow, name = (times == step).astype(float), "input"
+        while name is not None:
+            node = graph.nodes[name]
+            if isinstance(node, nir.Conv2d):
+                flow = conv2d(node, flow)
+            elif isinstance(node, nir.SumPool2d):
+                flow = pool2d(node, flow)
+            elif isinstance(node, nir.Linear):
+                flow = node.weight @ flow
+            elif isinstance(node, nir.Flatten):
+                flow = flow.reshape(-1)
+            elif isinstance(node, nir.IF):
+                potentials[name] += node.r * flow
+                flow = potentials[name] > node.v_threshold
+                potentials[name][flow] = node.v_reset[flow]
+                first[name][flow & (fired[name] == 0)] = step
+                fired[name] += flow
+            name = after.get(name)
+    return first, max(int(count.max()) for count in fired.values())
+
+
+def channels_first(image):
+    return np.moveaxis(image, -1, 0) if image.ndim == 3 else image
+
+
+@pytest.mark.parametrize("spec, shape, padding", CASES)
+def test_the_graph_fires_as_the_network(spec, shape, padding):
+    network, params = network_of(spec, shape, padding)
+    images = np.random.default_rng(1).integers(0, 21, (6, *shape)).astype(np.float32)
+    trace = network.apply(params, images, method="trace")
+    graph = to_nir(network, params, shape)
+    spikes = 0
+    for number, image in enumerate(images):
+        first, most = executed(graph, channels_first(image), 20)
+        assert most == 1, "every neuron fires at most once"
+        for name, times in zip(network.names, trace.times[1:], strict=True):
+            expected = channels_first(np.asarray(times[number]))
+            np.testing.assert_array_equal(first[name], expected, err_msg=name)
+            spikes += int((expected < 20).sum())
+    assert spikes > 30
+
+
+@pytest.mark.parametrize("spec, shape, padding", CASES)
+def test_there_and_back(spec, shape, padding, tmp_path):
+    network, params = network_of(spec, shape, padding)
+    nir.write(tmp_path / "net.nir", to_nir(network, params, shape))
+    again, found = from_nir(nir.read(tmp_path / "net.nir"), num_steps=20)
+    assert (again.spec, again.threshold) == (network.spec, 8.0)
+    jax.tree.map(np.testing.assert_array_equal, found, params)
+    times = np.random.default_rng(2).integers(0, 21, (3, *shape)).astype(np.float32)
+    np.testing.assert_array_equal(
+        again.apply(found, times), network.apply(params, times)
+    )
+
+
+def test_a_shipped_network_decides_the_same(tmp_path):
+    network, params, card = pretrained.load("mnist")
+    shape = tuple(card["input_shape"])
+    nir.write(tmp_path / "mnist.nir", to_nir(network, params, shape))
+    again, found = from_nir(nir.read(tmp_path / "mnist.nir"))
+    jax.tree.map(np.testing.assert_array_equal, found, params)
+    assert (again.spec, again.padding) == (network.spec, network.padding)
+
+
+def test_what_nir_cannot_say():
+    network, params = network_of("3C2-4", (6, 6, 1), "SAME")
+    with pytest.raises(ValueError, match="conv1 pads .*: NIR pads both sides alike"):
+        to_nir(network, params, (6, 6, 1))
+    network, params = network_of("3C3-P2-4", (7, 6, 1), "SAME")
+    with pytest.raises(ValueError, match=r"pool1: windows of 2 leave a rest of \(7, 6"):
+        to_nir(network, params, (7, 6, 1))
+
+
+def changed(graph, name, **fields):
+    nodes = graph.nodes | {name: dataclasses.replace(graph.nodes[name], **fields)}
+    return nir.NIRGraph(nodes, graph.edges, type_check=False)
+
+
+@pytest.mark.parametrize(
+    "name, fields, message",
+    [
+        ("conv1", dict(v_reset=np.zeros((3, 8, 8))), "conv1: neurons could fire again"),
+        ("conv1", dict(r=np.full((3, 8, 8), 2.0)), "conv1: r must be 1"),
+        ("conv1_in", dict(bias=np.ones(3)), "conv1_in: .* no bias"),
+        ("conv1_in", dict(stride=(2, 2)), "conv1_in: stride must be 1"),
+        ("pool1_in", dict(stride=np.array([1, 1])), "pool1_in: pooling windows"),
+        ("pool1", dict(v_threshold=np.full((3, 4, 4), 2.0)), "its threshold is 1"),
+        ("dense2", dict(v_threshold=np.full(4, 3.0)), "share one threshold"),
+        ("dense2", dict(v_threshold=np.arange(4.0)), "neurons must share one"),
+    ],
+)
+def test_other_neurons_are_refused(name, fields, message):
+    network, params = network_of("3C3-P2-4", (8, 8, 1), "SAME")
+    with pytest.raises(ValueError, match=message):
+        from_nir(changed(to_nir(network, params, (8, 8, 1)), name, **fields))
+
+
+def test_other_graphs_are_refused():
+    network, params = network_of("3C3-4", (6, 6, 1), "SAME")
+    graph = to_nir(network, params, (6, 6, 1))
+    nodes, edges = graph.nodes, graph.edges
+    torn = nir.NIRGraph(nodes, edges[1:], type_check=False)
+    with pytest.raises(ValueError, match="must be a chain"):
+        from_nir(torn)
+    forked = nir.NIRGraph(nodes, [*edges, ("conv1", "output")], type_check=False)
+    with pytest.raises(ValueError, match="must be a chain"):
+        from_nir(forked)
+    leaky = nir.LI(*[np.ones((3, 6, 6))] * 3)
+    other = nir.NIRGraph(nodes | {"conv1": leaky}, edges, type_check=False)
+    with pytest.raises(ValueError, match="conv1: the node in front of it needs an IF"):
+        from_nir(other)
+    bare = [nodes[name] for name in ("input", "conv1_in", "output")]
+    with pytest.raises(ValueError, match="the last node needs an IF"):
+        from_nir(nir.NIRGraph.from_list(*bare, type_check=False))
