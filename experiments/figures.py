@@ -30,27 +30,29 @@ def of_network(
     names = images.class_names
     layers = ("input", *network.names)
     times, potentials, trace = _first_image(network, params, images)
-    flat = [np.asarray(t).reshape(-1) for t in trace.times]
-    step = int(np.min(times))
-    every = np.concatenate(flat[1:]).astype(int)
+    every = np.concatenate([np.ravel(t) for t in trace.times[1:]]).astype(int)
     emitted = np.bincount(every, minlength=network.num_steps)[: network.num_steps]
     return {
         "confusion": plots.confusion(test.confusion, names),
-        "raster": plots.raster(
-            list(zip(layers, flat, strict=True)), network.num_steps, decision_step=step
-        ),
+        "raster": _raster(network, trace),
         "output_potentials": plots.output_potentials(
             potentials,
             times,
             threshold=network.threshold,
             label=int(images.test_labels[0]),
             class_names=names,
-            decision_step=step,
+            decision_step=int(np.min(times)),
             spikes_by_step=emitted,
         ),
         "firing_times": plots.firing_times(test.firing_times, names),
         "spikes_per_layer": plots.spikes_per_layer(test.layer_spikes, layers),
     }
+
+
+def raster(network: ds.SpikingNetwork, params: dict, image: np.ndarray) -> Figure:
+    """All spikes of one image [H, W, C]."""
+    times = ds.encode(image[None], num_steps=network.num_steps)
+    return _raster(network, network.apply(params, times, method="trace"))
 
 
 def stopping(
@@ -79,6 +81,15 @@ def stopping(
         chosen = slice(start, start + batch_size)
         sums += np.array(batch(images[chosen], labels[chosen]))
     return Stopping(*(sums / len(labels)))
+
+
+def _raster(network: ds.SpikingNetwork, trace: ds.Trace) -> Figure:
+    flat = [np.asarray(times).reshape(-1) for times in trace.times]
+    return plots.raster(
+        list(zip(("input", *network.names), flat, strict=True)),
+        network.num_steps,
+        decision_step=int(flat[-1].min()),
+    )
 
 
 def _first_image(network, params, images):

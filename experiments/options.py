@@ -27,6 +27,7 @@ class Options(typing.NamedTuple):
       overwrite: whether results already in `out_dir` may be replaced.
       resume: whether the run in `out_dir` is to go on from its latest snapshot.
       snapshot_minutes: time between snapshots within an epoch; 0 is none.
+      tensorboard: whether metrics and rasters go to TensorBoard as well.
       num_devices: that share out every batch; 0 is the default device, or all of a
         distributed run.
       distributed: whether to take part in a run of several processes.
@@ -46,6 +47,7 @@ class Options(typing.NamedTuple):
     overwrite: bool
     resume: bool
     snapshot_minutes: float
+    tensorboard: bool
     num_devices: int
     distributed: bool
     coordinator: str | None
@@ -103,6 +105,12 @@ def parse(argv: Sequence[str], *, dataset: str) -> Options:
         lower_bound=0.0,
         **here,
     )
+    flags.DEFINE_bool(
+        "tensorboard",
+        False,
+        "Also write metrics and rasters for TensorBoard into out_dir/tensorboard.",
+        **here,
+    )
     flags.DEFINE_integer(
         "num_devices",
         0,
@@ -155,6 +163,7 @@ def parse(argv: Sequence[str], *, dataset: str) -> Options:
         values.overwrite,
         values.resume,
         values.snapshot_minutes,
+        values.tensorboard,
         values.num_devices,
         values.distributed,
         values.coordinator,

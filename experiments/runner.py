@@ -26,7 +26,7 @@ from ds4nn_jax import data, parallel, pretrained
 from ds4nn_jax.checkpoints import write_atomically
 from ds4nn_jax.snapshots import Snapshots
 
-from . import options, progress
+from . import options, progress, tensorboard
 
 
 def main(argv: Sequence[str] | None, dataset: str) -> ds.Report | None:
@@ -60,6 +60,8 @@ def main(argv: Sequence[str] | None, dataset: str) -> ds.Report | None:
 
 def _train(asked: options.Options, images: data.Dataset) -> ds.Report | None:
     config, out = asked.config, Path(asked.out_dir)
+    if asked.tensorboard:
+        tensorboard.require()
     lead = jax.process_index() == 0  # of several processes, the one that writes
     if (out / "metrics.jsonl").exists() and not (asked.overwrite or asked.resume):
         raise ValueError(
@@ -107,9 +109,11 @@ class _Record:
         self._out, self._asked, self._images = out, asked, images
         self._metrics, self._weights = out / "metrics.jsonl", out / "best.safetensors"
         self._history: list[dict] = []
+        self._board = None
         out.mkdir(parents=True, exist_ok=True)
         if not asked.resume:
-            shutil.rmtree(out / "snapshots", ignore_errors=True)
+            for name in ("snapshots", "tensorboard"):
+                shutil.rmtree(out / name, ignore_errors=True)
         self._store = Snapshots(
             out / "snapshots", asked.config, dataset=images.name, images=used
         )
@@ -125,6 +129,9 @@ class _Record:
             print(f"going on after step {step}, epoch {epoch}")
         (self._out / "flags.cfg").write_text(self._asked.resolved)
         _write_rows(self._metrics, self._history)
+        if self._asked.tensorboard:
+            where = self._out / "tensorboard"
+            self._board = tensorboard.Board(where, epoch=len(self._history))
         return first if saved is None else saved
 
     def save(self, snapshot: ds.Snapshot) -> None:
@@ -133,7 +140,7 @@ class _Record:
     def add(self, result: ds.EpochResult, seconds: float) -> None:
         """Weights and metrics of an epoch first: a run that goes on from its snapshot
         has them."""
-        row = _row(result)
+        row, network = _row(result), self._asked.config.network()
         if result.best:
             notes = {
                 "dataset": self._images.name,
@@ -142,11 +149,14 @@ class _Record:
                 "seed": self._asked.config.seed,
                 **row,
             }
-            network = self._asked.config.network()
             ds.save_weights(self._weights, network, result.params, notes=notes)
-        self._history.append(row | {"seconds": round(seconds, 2)})
+        row |= {"seconds": round(seconds, 2)}
+        self._history.append(row)
         _write_rows(self._metrics, self._history)
         self._store.save(result.snapshot)
+        if self._board is not None:
+            image = self._images.train_images[0]
+            self._board.add(row, network, result.params, image)
 
     def finish(self) -> ds.Report:
         """The best epoch on the test images, and figures."""
@@ -168,6 +178,7 @@ class _Stopping:
         self._record, self._seconds = record, 60 * minutes
         self._last, self._asked = time.monotonic(), False
         self._alone = jax.process_count() == 1
+        self._steps = 0
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
@@ -186,8 +197,8 @@ class _Stopping:
 
     def on_step(self, step: ds.Step) -> None:
         if not self._alone:  # all processes stop after the same step
-            total = int(step.snapshot().state.step)
-            self._asked = multihost_utils.reached_preemption_sync_point(total)
+            self._steps += 1
+            self._asked = multihost_utils.reached_preemption_sync_point(self._steps)
         due = self._seconds and time.monotonic() - self._last > self._seconds
         if (due or self._asked) and self._record is not None:
             self._record.save(step.snapshot())

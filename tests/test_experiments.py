@@ -2,10 +2,12 @@
 
 import json
 import re
+import struct
 from pathlib import Path
 
 import conftest
 import pytest
+from tensorboardX.proto import event_pb2
 
 import ds4nn_jax as ds
 from experiments import digits, fashion, mnist, options
@@ -54,6 +56,38 @@ def test_digits_smoke(smoke_run, capsys):
     evaluated = digits.main(["digits", f"--evaluate={out / 'best.safetensors'}"])
     assert evaluated.summary() == report.summary()
     assert f"strict accuracy   {report.accuracy:.2%}" in capsys.readouterr().out
+
+
+def events(folder):
+    """(step, tag, value) of all event files, by TensorFlow's record framing."""
+    for path in sorted(folder.iterdir()):
+        body = path.read_bytes()
+        while body:
+            (length,) = struct.unpack("<Q", body[:8])
+            event = event_pb2.Event.FromString(body[12 : 12 + length])
+            for value in event.summary.value:
+                yield event.step, value.tag, value
+            body = body[12 + length + 4 :]
+
+
+def test_tensorboard_gets_what_the_metrics_say(tmp_path):
+    flags = ["digits", flagfile("digits_smoke"), f"--out_dir={tmp_path}"]
+    digits.main([*flags, "--tensorboard"])
+    seen = list(events(tmp_path / "tensorboard"))
+    scalars = {(s, t): v.simple_value for s, t, v in seen if t != "raster"}
+    for row in rows(tmp_path)[:-1]:
+        for name in ("train_loss", "val_accuracy", "val_decision_step"):
+            tag = name.replace("_", "/", 1)
+            assert scalars[row["epoch"], tag] == pytest.approx(row[name], rel=1e-6)
+    (raster,) = [(s, v.image) for s, t, v in seen if t == "raster"]
+    assert raster[0] == 1 and raster[1].encoded_image_string.startswith(b"\x89PNG")
+
+
+def test_tensorboard_without_tensorboardx(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="--tensorboard needs tensorboardX"):
+        digits.main(["digits", "--tensorboard", f"--out_dir={tmp_path / 'run'}"])
+    assert not (tmp_path / "run").exists()
 
 
 def test_resolved_flags_give_the_same_run(smoke_run, tmp_path):
