@@ -2,8 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
+# Public modules beside what the package itself exports.
+MODULES := augmentation data energy nir parallel plots pretrained snapshots
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 demo: $(VENV)/ready
 	$(RUN) -m experiments.digits --flagfile=experiments/flagfiles/digits_demo.cfg
@@ -21,6 +23,9 @@ $(VENV)/ready: requirements.txt requirements-dev.txt pyproject.toml
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
+
+docs: $(VENV)/ready
+	$(RUN) -m pdoc -d google -o build/reference ds4nn_jax $(addprefix ds4nn_jax.,$(MODULES))
 
 clean:
 	rm -rf $(VENV) .jax_cache .pytest_cache .ruff_cache build *.egg-info

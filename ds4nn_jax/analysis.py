@@ -33,6 +33,13 @@ def predict(times: SpikeTimes, potentials: jax.Array | None = None) -> jax.Array
 
     Raises:
       ValueError: times are not [B, C], or potentials of another shape.
+
+    Example:
+      >>> import numpy as np, ds4nn_jax as ds
+      >>> times = np.array([[40.0, 20.0, 100.0], [30.0, 30.0, 90.0], [100.0] * 3])
+      >>> potentials = np.array([[100.0, 102, 9], [101, 105, 100], [20, 3, 64]])
+      >>> ds.predict(times, potentials)  # first spike; tie; all silent
+      Array([1, 1, 2], dtype=int32)
     """
     times = jnp.asarray(times)
     _checks.rank("times", times, "[B, C]")

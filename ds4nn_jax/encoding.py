@@ -26,6 +26,12 @@ def encode(images: jax.Array | np.ndarray, *, num_steps: int = 100) -> SpikeTime
     Raises:
       TypeError: images are neither uint8 nor floating.
       ValueError: T ≤ 0, or an intensity is NaN or outside [0, 1].
+
+    Example:
+      >>> import numpy as np
+      >>> from ds4nn_jax import encode
+      >>> encode(np.array([255, 254, 128, 1, 0], np.uint8))  # 100 is silent
+      Array([  0.,   0.,  49.,  99., 100.], dtype=float32)
     """
     _checks.num_steps(num_steps)
     if not isinstance(images, jax.Array):

@@ -41,6 +41,11 @@ def relative_target(
     Raises:
       TypeError: times are not floating, labels not integers.
       ValueError: shapes do not fit, T ≤ 0, λ < 0, or a label is out of range.
+
+    Example:
+      >>> import numpy as np, ds4nn_jax as ds
+      >>> ds.relative_target(np.array([[20.0, 35.0, 60.0]]), np.array([1]), offset=10)
+      Array([[70., 10., 70.]], dtype=float32)
     """
     times, is_label = _outputs(times, labels, num_steps)
     _not_negative("offset", offset)
@@ -62,6 +67,12 @@ def margin_target(
     elsewhere it is `relative_target`. So training can converge.
 
     Arguments, result and errors as `relative_target`.
+
+    Example:
+      >>> import numpy as np, ds4nn_jax as ds
+      >>> times = np.array([[20.0, 35.0, 60.0]])
+      >>> ds.margin_target(times, np.array([0]), offset=10)  # leads by 15
+      Array([[20., 35., 60.]], dtype=float32)
     """
     asked = relative_target(times, labels, offset=offset, num_steps=num_steps)
     times, is_label = _outputs(times, labels, num_steps)
@@ -272,6 +283,14 @@ def normalize_gradient(x: jax.Array, *, method: Normalization = "l2") -> jax.Arr
 
     Raises:
       ValueError: an unknown method, or x without a batch axis.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, ds4nn_jax as ds
+      >>> jax.grad(lambda x: jnp.sum(x * jnp.array([[3.0, 4.0]])))(jnp.ones((1, 2)))
+      Array([[3., 4.]], dtype=float32)
+      >>> jax.grad(lambda x: jnp.sum(
+      ...     ds.normalize_gradient(x) * jnp.array([[3.0, 4.0]])))(jnp.ones((1, 2)))
+      Array([[0.6, 0.8]], dtype=float32)
     """
     if method not in ("l2", "l1", "sum", "none"):
         raise ValueError(f'method must be "l2", "l1", "sum" or "none", got {method!r}')

@@ -170,6 +170,15 @@ def parse_spec(spec: str) -> tuple[int | None, tuple[LayerSpec, ...]]:
 
     Raises:
       ValueError: a malformed or misplaced token; the message points at it.
+
+    Example:
+      >>> parse_spec("784-400-10")
+      (784, (DenseSpec(features=400), DenseSpec(features=10)))
+      >>> parse_spec("8C3-P2-1O")
+      Traceback (most recent call last):
+      ValueError: network spec: '1O' is none of 64C3 (conv), P2 (pool), 10 (dense)
+        8C3-P2-1O
+               ^^
     """
     if not isinstance(spec, str):
         raise ValueError(f"a network spec is text like '64C3-P2-10', got {spec!r}")

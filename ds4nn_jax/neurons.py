@@ -63,6 +63,17 @@ def dense(
       ValueError: shapes do not fit, T ≤ 0, θ ≤ 0; outside jit also times that are no
         whole steps in 0 … T, or weights that are not finite.
       ImportError: engine "event" without numba.
+
+    Example:
+      >>> import jax, numpy as np, ds4nn_jax as ds
+      >>> times = np.array([[3.0, 5.0, 100.0]])  # the third input is silent
+      >>> kernel = np.array([[60.0, 60.0], [50.0, 30.0], [90.0, 90.0]])
+      >>> ds.dense(times, kernel)  # 60 mV at step 3, then 110 mV ≥ θ, or 90 mV
+      Array([[  5., 100.]], dtype=float32)
+      >>> jax.grad(lambda k: ds.dense(times, k)[0, 0])(kernel)  # −1 for what arrived
+      Array([[-1.,  0.],
+             [-1.,  0.],
+             [ 0.,  0.]], dtype=float32)
     """
     layer, *arrays = dense_layer(times, kernel, threshold, num_steps, engine, surrogate)
     return respond(layer, *arrays).times
@@ -100,6 +111,12 @@ def conv(
     Raises:
       As `dense`; ValueError also for strides < 1, an unknown padding, or a window
       larger than the padded image.
+
+    Example:
+      >>> import numpy as np, ds4nn_jax as ds
+      >>> times = np.array([4.0, 7.0, 9.0]).reshape(1, 1, 3, 1)
+      >>> ds.conv(times, np.full((1, 2, 1, 1), 60.0), padding="VALID").ravel()
+      Array([7., 9.], dtype=float32)
     """
     layer, *arrays = conv_layer(
         times, kernel, threshold, num_steps, engine, strides, padding, surrogate
@@ -175,6 +192,12 @@ def earliest_pool(
       TypeError: times are not floating.
       ValueError: times are not [B, H, W, I], a window or stride < 1, or a window larger
         than the image.
+
+    Example:
+      >>> import numpy as np, ds4nn_jax as ds
+      >>> times = np.array([[4.0, 7.0], [100.0, 9.0]]).reshape(1, 2, 2, 1)
+      >>> ds.earliest_pool(times).ravel()
+      Array([4.], dtype=float32)
     """
     times = _checks.spike_times(times)
     _checks.rank("times", times, "[B, H, W, I]")
