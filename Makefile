@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 # Public modules beside what the package itself exports.
-MODULES := augmentation data energy nir parallel plots pretrained snapshots
+MODULES := augmentation data energy nir parallel plots snapshots
 
 .PHONY: demo test lint docs clean
 
