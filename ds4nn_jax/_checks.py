@@ -107,7 +107,7 @@ def intensities(images: jax.Array | np.ndarray) -> None:
             )
 
 
-def labels(values: jax.Array, batch: int, classes: int) -> jax.Array:
+def labels(values: jax.Array | np.ndarray, batch: int, classes: int) -> jax.Array:
     """Labels [B] as whole numbers 0 … C−1."""
     values = jnp.asarray(values)
     if not jnp.issubdtype(values.dtype, jnp.integer):

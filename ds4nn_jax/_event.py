@@ -16,6 +16,7 @@ import importlib.util
 import itertools
 import os
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
 import numpy as np
@@ -61,14 +62,15 @@ def forward(
     batch = shape[0]
     if pool != NO_POOL:
         shape = (batch, shape[1] // pool[0], shape[2] // pool[1], shape[3])
-    out = jax.ShapeDtypeStruct(shape, times.dtype)
+    out: Any = jax.ShapeDtypeStruct(shape, times.dtype)
     rows = 1 if pool == NO_POOL else 2
+    counted: Any = jax.ShapeDtypeStruct((batch, rows, num_steps), np.int32)
     response = Response(
         out,
         out if peaks else None,
         out if peaks else None,
         None if pool == NO_POOL else out,
-        jax.ShapeDtypeStruct((batch, rows, num_steps), np.int32) if counts else None,
+        counted if counts else None,
     )
     host = functools.partial(_host_forward, synapse, threshold, num_steps, pool)
     call = buffer_callback(host, response, vmap_method="expand_dims")

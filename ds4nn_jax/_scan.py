@@ -75,14 +75,15 @@ def _pooled(response: Response, pool: tuple[int, int], num_steps: int) -> Respon
     """What the pooling neurons pass on, with a row of their own spikes counted."""
     member = _pool.first_member(response.times, pool)
     counts = response.counts
-    passed = [
+    times = _pool.of_member(response.times, member, pool)
+    potential, until = (
         None if x is None else _pool.of_member(x, member, pool)
-        for x in (response.times, response.potential, response.until)
-    ]
+        for x in (response.potential, response.until)
+    )
     if counts is not None:
-        own = spikes_per_step(passed[0], num_steps)
+        own = spikes_per_step(times, num_steps)
         counts = jnp.concatenate([counts, own[:, None]], axis=1)
-    return Response(*passed, member, counts)
+    return Response(times, potential, until, member, counts)
 
 
 def backward(
@@ -105,7 +106,7 @@ def backward(
     would have been worth to every neuron it reaches. With pooling `until` and `delta`
     are those of the first members; the others have no error.
     """
-    if pool != NO_POOL:
+    if member is not None:
         until, delta = (_pool.to_member(x, member, pool) for x in (until, delta))
 
     def transposed(spikes: jax.Array, delta: jax.Array):

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -264,7 +264,7 @@ def _idx_shape(stream, path: Path) -> tuple[int, ...]:
 
 def _fill(stream, buffer: np.ndarray) -> int:
     """Reads until the buffer is full or the stream ends; returns the bytes read."""
-    view, filled = memoryview(buffer), 0
+    view, filled = buffer.data, 0
     while count := stream.readinto(view[filled : filled + _CHUNK]):
         filled += count
     return filled
@@ -302,13 +302,13 @@ def _sources(
         yield partial(_from_idx, name, home / name)
         yield partial(_from_prepared, name, home)
         return
-    if home := os.environ.get("DS4NN_DATA_DIR"):
-        yield partial(_from_idx, name, Path(home).expanduser() / name)
+    if ours := os.environ.get("DS4NN_DATA_DIR"):
+        yield partial(_from_idx, name, Path(ours).expanduser() / name)
     else:
         yield partial(_absent, "$DS4NN_DATA_DIR is not set")
     yield partial(_from_idx, name, _SYSTEM_DATASETS / name.replace("_", "-"))
-    root = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    root = Path(root).expanduser()
+    prepared = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    root = Path(prepared).expanduser()
     yield partial(_from_prepared, name, root)
     yield partial(_from_download, name, root)
 
@@ -388,8 +388,9 @@ def _from_prepared(name: str, root: Path) -> Dataset:
     try:
         # A zip file checks its own sums; a damaged cache is no loss.
         with np.load(folder / _CACHE) as cache:
-            arrays, names = [cache[key] for key in Dataset._fields[1:5]], cache["names"]
-        return _checked(Dataset(name, *arrays, tuple(names.tolist()), source))
+            arrays = {key: cache[key] for key in Dataset._fields[1:5]}
+            names = tuple(cache["names"].tolist())
+        return _checked(Dataset(name, **arrays, class_names=names, source=source))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         pass
     tfds = _import_tfds(f"{folder}: found, but ")
@@ -412,9 +413,9 @@ def _from_prepared(name: str, root: Path) -> Dataset:
             "TensorFlow reads: prepare it as array_record under another "
             "$TFDS_DATA_DIR, or pass IDX files as data_dir"
         ) from error
-    arrays = [array for split in ("train", "test") for array in _stack(rows[split])]
     names = tuple(features["label"].names)
-    dataset = _checked(Dataset(name, *arrays, names, source))
+    train, test = _stack(rows["train"]), _stack(rows["test"])
+    dataset = _checked(Dataset(name, *train, *test, names, source))
     _write_cache(folder / _CACHE, dataset)
     return dataset
 
@@ -469,7 +470,7 @@ def _tfds_builder(name: str) -> type:
     from tensorflow_datasets.core import registered
     from tensorflow_datasets.image_classification import mnist
 
-    official = getattr(mnist, _TFDS_BUILDERS[name])
+    official: Any = getattr(mnist, _TFDS_BUILDERS[name])
     with registered.skip_registration():
 
         class Builder(official):

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -75,30 +75,32 @@ def _infer(network: SpikingNetwork, times, *kernels) -> Inference:
 class _Stage(NamedTuple):
     """A layer with what its input and output look like."""
 
-    spec: ConvSpec | PoolSpec | None  # None: dense
+    size: int  # of its windows; of a dense layer 1
     synapse: Conv | Dense | None  # None: pooling
     shape: tuple[int, ...]  # of the input, without batch
     out: tuple[int, ...]
 
 
 def _stages(network: SpikingNetwork, shape: tuple[int, ...], kernels) -> list[_Stage]:
-    stages, kernels = [], iter(kernels)
+    stages: list[_Stage] = []
+    kernels = iter(kernels)
     for spec in network.layers:
         if isinstance(spec, PoolSpec):
             height, width, features = shape
+            out: tuple[int, ...]
             out = (height // spec.size, width // spec.size, features)
-            stages.append(_Stage(spec, None, shape, out))
+            stages.append(_Stage(spec.size, None, shape, out))
         elif isinstance(spec, ConvSpec):
             kernel = next(kernels)
             pads = explicit_pads(network.padding, shape[:2], kernel.shape[:2], (1, 1))
             synapse = Conv((1, 1), pads)
             spikes = jax.ShapeDtypeStruct((1, *shape), kernel.dtype)
             out = jax.eval_shape(synapse.current, spikes, kernel).shape[1:]
-            stages.append(_Stage(spec, synapse, shape, out))
+            stages.append(_Stage(spec.size, synapse, shape, out))
         else:
             shape, out = (math.prod(shape),), (spec.features,)
             next(kernels)
-            stages.append(_Stage(None, Dense(), shape, out))
+            stages.append(_Stage(1, Dense(), shape, out))
         shape = out
     return stages
 
@@ -130,8 +132,8 @@ def _steps(network: SpikingNetwork, times, *kernels) -> Inference:
             if stage.synapse is None:
                 fires = neurons.earliest_pool(
                     jnp.where(spikes, 0.0, 1.0),
-                    window=(stage.spec.size,) * 2,
-                    strides=(stage.spec.size,) * 2,
+                    window=(stage.size, stage.size),
+                    strides=(stage.size, stage.size),
                 )
                 fires = (fires == 0) & ~before
             else:
@@ -179,11 +181,9 @@ def _swept(network: SpikingNetwork, times, *kernels) -> Inference:
     """Each image by itself: `_sweep`, on the CPU's cores."""
     batch, *shape = times.shape
     stages = _stages(network, tuple(shape), kernels)
-    result = Inference(
-        jax.ShapeDtypeStruct((batch,), jnp.int32),
-        jax.ShapeDtypeStruct((batch,), jnp.int32),
-        jax.ShapeDtypeStruct((batch, len(stages) + 1), jnp.int32),
-    )
+    one: Any = jax.ShapeDtypeStruct((batch,), jnp.int32)
+    each: Any = jax.ShapeDtypeStruct((batch, len(stages) + 1), jnp.int32)
+    result = Inference(one, one, each)
     host = functools.partial(
         _host_sweep, _table(stages), network.threshold, network.num_steps
     )
@@ -232,14 +232,15 @@ def _table(stages: list[_Stage]) -> _Table:
         if len(stage.shape) == 3:
             line["height"], line["width"], line["inputs"] = stage.shape
             line["out_height"], line["out_width"], line["outputs"] = stage.out
-            line["rows"] = line["columns"] = stage.spec.size
+            line["rows"] = line["columns"] = stage.size
         else:  # everything to everything: a 1×1 convolution of a one-pixel image
             (line["inputs"],), (line["outputs"],) = stage.shape, stage.out
         positions = math.prod(stage.out[:-1])
-        pooled = behind is not None and behind.synapse is None
         if stage.synapse is None:
             orders.append(_windows(stage))
-        elif pooled:  # windows that are pooled together in turn, what is left over last
+        elif (
+            behind is not None and behind.synapse is None
+        ):  # windows that are pooled together in turn, what is left over last
             windows = _windows(behind)
             orders.append(np.argsort(windows % (windows.max() + 2), kind="stable"))
         else:
@@ -270,7 +271,7 @@ def _table(stages: list[_Stage]) -> _Table:
 
 def _windows(pool: _Stage) -> np.ndarray:
     """The pooling window of each input pixel, −1 for those left over."""
-    (height, width, _), size = pool.shape, pool.spec.size
+    (height, width, _), size = pool.shape, pool.size
     y, x = np.divmod(np.arange(height * width), width)
     y, x = y // size, x // size
     inside = (y < pool.out[0]) & (x < pool.out[1])

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import flax.linen as nn
 import jax
@@ -184,7 +184,7 @@ def parse_spec(spec: str) -> tuple[int | None, tuple[LayerSpec, ...]]:
         raise ValueError(f"a network spec is text like '64C3-P2-10', got {spec!r}")
     tokens = spec.split("-")
 
-    def refuse(index: int, why: str):
+    def refuse(index: int, why: str) -> NoReturn:
         start = sum(len(token) + 1 for token in tokens[:index])
         mark = " " * start + "^" * max(1, len(tokens[index]))
         raise ValueError(f"network spec: {why}\n  {spec}\n  {mark}")
@@ -297,12 +297,20 @@ class SpikingNetwork(nn.Module):
         )
 
     @property
+    def num_classes(self) -> int:
+        """C, the number of output neurons."""
+        output = self.layers[-1]
+        assert isinstance(output, DenseSpec)  # parse_spec sees to it
+        return output.features
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Names of all layers, in order: conv1, pool1, conv2, …, dense3.
 
         Pooling bears the number of the layer in front; a second one there is pool1_2.
         """
-        names, count = [], 0
+        names: list[str] = []
+        count = 0
         for layer in self.layers:
             count += not isinstance(layer, PoolSpec)
             kind = {ConvSpec: "conv", PoolSpec: "pool", DenseSpec: "dense"}[type(layer)]
@@ -402,16 +410,23 @@ class SpikingNetwork(nn.Module):
                 if counts:
                     kept.append(spikes_per_step(times, self.num_steps))
             else:
-                entering, options = times, {}
+                entering = times
                 if isinstance(spec, DenseSpec):
                     entering = _flat(times)
-                elif keep != "times" and self._merges(spec, following, times.shape):
-                    options["pool"] = (following.size, following.size)
-                    waiting.pop(0)
-                    following = None
-                times, *_, fired = layer.respond(entering, counts=counts, **options)
+                    response = layer.respond(entering, counts=counts)
+                else:
+                    pool = None
+                    if keep != "times":
+                        pool = self._merged(spec, following, times.shape)
+                    if pool is not None:
+                        waiting.pop(0)
+                        following = None
+                    response = layer.respond(
+                        entering, counts=counts, pool=pool or NO_POOL
+                    )
+                times = response.times
                 if counts:
-                    kept += jnp.unstack(fired, axis=1)
+                    kept += jnp.unstack(response.counts, axis=1)
             # Pooling hands every error to one input, so all norms are the same on
             # either side of it, and smaller sums give them behind it.
             if not isinstance(following, PoolSpec):
@@ -420,18 +435,19 @@ class SpikingNetwork(nn.Module):
                 kept.append(times)
         return entering, times, kept
 
-    def _merges(
+    def _merged(
         self, conv: ConvSpec, following: LayerSpec | None, shape: tuple[int, ...]
-    ) -> bool:
-        """Whether a convolution can be one layer with the pooling behind it."""
+    ) -> tuple[int, int] | None:
+        """The window of the pooling behind a convolution, if both can be one layer."""
         if not isinstance(following, PoolSpec) or following.size == 1:
-            return False
+            return None
         pads = explicit_pads(self.padding, shape[1:3], (conv.size,) * 2, (1, 1))
         image = [
             size + sum(pad) - conv.size + 1
             for size, pad in zip(shape[1:3], pads, strict=True)
         ]
-        return all(size % following.size == 0 for size in image)
+        fits = all(size % following.size == 0 for size in image)
+        return (following.size, following.size) if fits else None
 
     def _checked_input(self, times: SpikeTimes) -> SpikeTimes:
         times = _checks.spike_times(times, self.num_steps)

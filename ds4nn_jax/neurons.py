@@ -398,9 +398,9 @@ def _response_fwd(layer: Layer, pool, counts: bool, times, kernel):
 def _response_bwd(layer: Layer, pool, counts: bool, residuals, cotangent: Response):
     del counts
     times, kernel, until, potential, member = residuals
-    silent_inputs = isinstance(layer.surrogate, Window)
-    delta = cotangent.times
-    if silent_inputs:
+    silent_inputs, delta = False, cotangent.times
+    if isinstance(layer.surrogate, Window):
+        silent_inputs = True
         delta = delta * layer.surrogate.slope(potential, layer.threshold)
     arrays = (times, kernel, until, delta) + (() if member is None else (member,))
     return _dispatch(layer, "backward", *arrays, silent_inputs=silent_inputs, pool=pool)

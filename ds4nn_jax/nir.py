@@ -68,7 +68,7 @@ def to_nir(
                 )
             size = np.array([layer.size] * 2)
             nodes[f"{name}_in"] = nir.SumPool2d(size, size, np.zeros(2, int))
-            threshold, most = 1.0, layer.size**2
+            threshold, most = 1.0, float(layer.size**2)
         elif isinstance(layer, ConvSpec):
             kernel = _kernel(params, name)
             pads = neurons.explicit_pads(
@@ -154,7 +154,7 @@ def from_nir(
             raise ValueError(f"{name}: the node in front of it needs an IF")
         elif isinstance(node, nir.Conv2d):
             current = _convolution(name, node)
-            paddings[name] = _pads(node, shape, current.kernel)
+            paddings[name] = _pads(node, shape)
         elif isinstance(node, nir.SumPool2d):
             current = _pooling(name, node)
         elif isinstance(node, nir.Linear):
@@ -197,12 +197,13 @@ def _convolution(name: str, node: nir.Conv2d) -> _Current:
     )
 
 
-def _pads(node: nir.Conv2d, shape: tuple, kernel: np.ndarray) -> tuple:
-    if isinstance(node.padding, str):
-        padding = node.padding.upper()
-    else:
-        padding = tuple((side, side) for side in _pair(node.padding))
-    return neurons.explicit_pads(padding, shape[1:], kernel.shape[:2], (1, 1))
+def _pads(node: nir.Conv2d, shape: tuple) -> tuple:
+    padding = (
+        node.padding.upper()
+        if isinstance(node.padding, str)
+        else tuple((side, side) for side in _pair(node.padding))
+    )
+    return neurons.explicit_pads(padding, shape[1:], node.weight.shape[2:], (1, 1))
 
 
 def _pooling(name: str, node: nir.SumPool2d) -> _Current:
@@ -238,7 +239,8 @@ def _channels_first(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def _pair(value) -> tuple[int, int]:
-    return tuple(int(v) for v in np.broadcast_to(value, 2))
+    first, second = (int(v) for v in np.broadcast_to(value, 2))
+    return first, second
 
 
 def _threshold(name: str, node: nir.IF, most: float) -> float:

@@ -48,7 +48,7 @@ class Window:
 
 Surrogate = Constant | Window
 
-_BY_NAME = {"constant": Constant(), "window": Window()}
+_BY_NAME: dict[str, Surrogate] = {"constant": Constant(), "window": Window()}
 
 
 def resolve(surrogate: str | Surrogate) -> Surrogate:

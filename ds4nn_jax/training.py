@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -195,10 +195,10 @@ class TrainState(NamedTuple):
 class StepMetrics(NamedTuple):
     """Means over one training batch, before the step: scalars."""
 
-    loss: jax.Array
-    accuracy: jax.Array
-    decision_step: jax.Array
-    spikes: jax.Array
+    loss: jax.typing.ArrayLike
+    accuracy: jax.typing.ArrayLike
+    decision_step: jax.typing.ArrayLike
+    spikes: jax.typing.ArrayLike
 
 
 class Snapshot(NamedTuple):
@@ -213,9 +213,9 @@ class Snapshot(NamedTuple):
     """
 
     state: TrainState
-    epoch: jax.Array
+    epoch: jax.Array | np.ndarray
     seen: np.ndarray
-    best: jax.Array
+    best: jax.Array | np.ndarray
 
 
 class Step(NamedTuple):
@@ -308,9 +308,10 @@ def calibrate(
                 )
             scale = jnp.where(reached > 0, network.threshold / reached, 1)
             scaled[name] = {"kernel": kernel * scale}
-        times = network.apply(
+        passed: Any = network.apply(
             {"params": scaled}, times, method=lambda net, t, i=index: net.stack[i](t)
         )
+        times = passed
     return {"params": scaled}
 
 
@@ -423,12 +424,12 @@ def init(
     config: TrainConfig,
     optimizer: optax.GradientTransformation,
     key: jax.Array,
-    images: jax.Array,
+    images: jax.Array | np.ndarray,
 ) -> TrainState:
     """Initial state; `images` [B, …] give the shape, and scale the first weights."""
     network = config.network()
     times = encode(images, num_steps=config.num_steps)
-    params = network.init(key, times[:1])
+    params: Any = network.init(key, times[:1])
     if config.firing_rates:
         params = calibrate(network, params, times, config.firing_rates)
     return TrainState(
@@ -444,7 +445,7 @@ def output_target(
 ) -> SpikeTimes:
     """Target spike times [B, C] by the configured output rule."""
     out = activity.times
-    common = dict(num_steps=config.num_steps)
+    common: dict[str, Any] = dict(num_steps=config.num_steps)
     if config.output_rule == "fixed":
         return losses.fixed_target(
             out,
@@ -491,7 +492,7 @@ def train_step(
     """
     images = _augmented(config, jax.random.fold_in(state.key, state.step), images)
     times = encode(images, num_steps=config.num_steps)
-    gradients = functools.partial(_gradients, config)
+    gradients: Callable = functools.partial(_gradients, config)
     if mesh is not None:
         gradients = parallel.mean_over(mesh, gradients)
     gradient, metrics = gradients(state.params, times, labels)
@@ -509,7 +510,7 @@ def _gradients(
     network = config.network()
 
     def loss(params: Params):
-        activity = network.apply(params, times, method="activity")
+        activity: Any = network.apply(params, times, method="activity")
         target = output_target(config, activity, labels)
         return jnp.mean(losses.temporal_loss(activity.times, target)), activity
 
@@ -554,7 +555,7 @@ def fit(
       ValueError, TypeError: as `train`.
     """
     images, labels = jnp.asarray(images), jnp.asarray(labels)
-    _check_pairs(images, labels, config.network().layers[-1].features)
+    _check_pairs(images, labels, config.network().num_classes)
     steps = _steps_per_epoch(len(images), config.batch_size)
     optimizer = make_optimizer(config, steps)
     init_key, *epoch_keys = jax.random.split(key, config.epochs + 1)
@@ -638,7 +639,7 @@ class _Prepared(NamedTuple):
 
 
 def _prepared(config: TrainConfig, images: np.ndarray, labels: np.ndarray) -> _Prepared:
-    _check_pairs(images, labels, config.network().layers[-1].features)
+    _check_pairs(images, labels, config.network().num_classes)
     kept, held = np.arange(len(labels)), np.arange(0)
     if config.validation:
         kept, held = data.stratified_split(labels, config.validation, seed=config.seed)
@@ -679,7 +680,7 @@ def _epochs(config, run, start, images, labels, on_step, mesh) -> Iterator[Epoch
     )
     # Copies, here and in snapshots: each step writes to the memory of its own state.
     state = _copied(start.state)
-    placed = np.asarray
+    placed: Callable = np.asarray
     if mesh is not None:
         state = parallel.replicated(mesh, state)
         placed = functools.partial(parallel.shared_out, mesh)
@@ -746,7 +747,7 @@ def evaluate(
       ValueError, TypeError: images, labels or parameters do not fit each other or the
         network; NaN or infinite weights.
     """
-    classes = network.layers[-1].features
+    classes = network.num_classes
     _check_pairs(images, labels, classes)
     check_params(network, params, images)
 
@@ -766,7 +767,7 @@ def evaluate(
 @functools.partial(jax.jit, static_argnums=0)
 def _decide(network: SpikingNetwork, params: Params, images: jax.Array):
     times = encode(images, num_steps=network.num_steps)
-    trace = network.apply(params, times, method="trace")
+    trace: Any = network.apply(params, times, method="trace")
     return analysis.decide(trace, num_steps=network.num_steps)
 
 
@@ -801,7 +802,9 @@ def check_params(network: SpikingNetwork, params: Params, images: np.ndarray) ->
             raise ValueError(f"parameters {name} hold NaN or infinite weights")
 
 
-def _check_pairs(images: np.ndarray, labels: np.ndarray, classes: int) -> None:
+def _check_pairs(
+    images: np.ndarray | jax.Array, labels: np.ndarray | jax.Array, classes: int
+) -> None:
     if not len(images):
         raise ValueError("no images")
     _checks.labels(labels, len(images), classes)
