@@ -19,7 +19,7 @@ from pathlib import Path
 FLAGS = (
     "--spec=16C3-P2-32C3-10 --surrogate=window --output_rule=softmax "
     "--normalization=none --firing_rates=0.25,0.25,0.7 --rate_unit=rms "
-    "--learning_rates=0.02 --weight_norm=hidden --shift=1 --batch_size=16 --epochs=40"
+    "--learning_rates=0.02 --weight_norm=hidden --shift=1 --batch_size=16 --epochs=200"
 ).split()
 
 
@@ -34,23 +34,29 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         whole, killed = Path(folder, "whole"), Path(folder, "killed")
         began = time.monotonic()
-        if _started(whole).wait() != 0:
+        with _started(whole) as run:
+            next(line for line in run.stdout if line.startswith("epoch"))
+            ready = time.monotonic() - began
+            run.communicate()
+        if run.returncode != 0:
             sys.exit("the undisturbed run failed")
-        took = time.monotonic() - began
         print("| kill | after (s) | steps on disk |\n|---:|---:|---:|")
         done = 0
         while done < asked.kills:
-            run, patience = _started(killed, "--resume"), moments.uniform(0, took / 3)
+            patience = ready * moments.uniform(0.5, 1.5)  # half of them while it loads
+            run = _started(killed, "--resume")
             try:
-                run.wait(timeout=patience)
+                run.communicate(timeout=patience)
             except subprocess.TimeoutExpired:
                 run.kill()
-                run.wait()
+                run.communicate()
                 done += 1
                 print(f"| {done} | {patience:.1f} | {_steps(killed)} |", flush=True)
             else:
                 sys.exit(f"the run ended after {done} kills: ask for fewer")
-        if _started(killed, "--resume").wait() != 0:
+        run = _started(killed, "--resume")
+        run.communicate()
+        if run.returncode != 0:
             sys.exit(f"the run could not go on after {done} kills")
         same = (whole / "best.safetensors").read_bytes() == (
             killed / "best.safetensors"
@@ -63,7 +69,7 @@ def main() -> None:
 def _started(out: Path, *more: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "experiments.digits", *FLAGS]
     command += [f"--out_dir={out}", "--snapshot_minutes=0.02", *more]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
 def _steps(out: Path) -> int:
