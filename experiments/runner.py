@@ -90,7 +90,11 @@ def _train(asked: options.Options, images: data.Dataset) -> ds.Report | None:
         stopping.on_step(step)
 
     epochs = ds.train(config, *training, start=start, on_step=on_step, mesh=mesh)
-    with stopping.listening(), display.showing() if lead else contextlib.nullcontext():
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(stopping.listening())
+        if record is not None:
+            stack.callback(record.close)
+            stack.enter_context(display.showing())
         clock = time.monotonic()
         for result in epochs:
             seconds, clock = time.monotonic() - clock, time.monotonic()
@@ -157,6 +161,10 @@ class _Record:
         if self._board is not None:
             image = self._images.train_images[0]
             self._board.add(row, network, result.params, image)
+
+    def close(self) -> None:
+        if self._board is not None:
+            self._board.close()
 
     def finish(self) -> ds.Report:
         """The best epoch on the test images, and figures."""

@@ -26,7 +26,9 @@ class Board:
         """
         from tensorboardX import SummaryWriter
 
-        self._writer = SummaryWriter(str(directory), purge_step=epoch + 1)
+        self._writer = SummaryWriter(
+            str(directory), purge_step=epoch + 1, flush_secs=10
+        )
 
     def add(self, row: dict, network: ds.SpikingNetwork, params: dict, image) -> None:
         """The numbers of an epoch, as train/loss, val/accuracy, …
@@ -42,4 +44,7 @@ class Board:
 
             drawn = figures.raster(network, params, image)
             self._writer.add_figure("raster", drawn, epoch)
-        self._writer.flush()
+
+    def close(self) -> None:
+        """Waits until everything is in the file."""
+        self._writer.close()
