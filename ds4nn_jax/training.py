@@ -134,10 +134,10 @@ class TrainConfig:
         self._require("anchor", self.anchor >= 0, "≥ 0")
         self._require("shift", self.shift >= 0, "≥ 0")
         self._require("validation", 0 <= self.validation < 1, "in [0, 1)")
-        if self.output_rule in ("fixed", "softmax"):
-            for name in ("label_time", "other_time"):
-                holds = 0 <= getattr(self, name) <= self.num_steps
-                self._require(name, holds, f"in 0 … T = {self.num_steps}")
+        used = {"fixed": ("label_time", "other_time"), "softmax": ("label_time",)}
+        for name in used.get(self.output_rule, ()):
+            holds = 0 <= getattr(self, name) <= self.num_steps
+            self._require(name, holds, f"in 0 … T = {self.num_steps}")
         self._require("seed", 0 <= self.seed < 2**32, "in 0 … 2³²−1")
         weighted = len(self.network().weighted)
         self._require(

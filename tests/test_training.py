@@ -344,6 +344,8 @@ def test_config_refuses(wrong, message):
 
 def test_config_takes_any_num_steps():
     assert ds.TrainConfig(num_steps=50).network().num_steps == 50
+    softmax = ds.TrainConfig(spec="64-10", output_rule="softmax", num_steps=50)
+    assert softmax.num_steps == 50
 
 
 def test_train_refuses(digits):
