@@ -129,8 +129,7 @@ def fixed_target(
     """
     times, is_label = _outputs(times, labels, num_steps)
     for name, value in (("label_time", label_time), ("other_time", other_time)):
-        if not 0 <= value <= num_steps:
-            raise ValueError(f"{name} must lie in 0 … {num_steps}, got {value}")
+        _within_run(name, value, num_steps)
     return jnp.where(is_label, label_time, other_time).astype(times.dtype)
 
 
@@ -241,8 +240,7 @@ def softmax_target(
         if not value > 0:
             raise ValueError(f"{name} must be > 0 time steps, got {value}")
     _not_negative("anchor", anchor)
-    if not 0 <= label_time <= num_steps:
-        raise ValueError(f"label_time must lie in 0 … {num_steps}, got {label_time}")
+    _within_run("label_time", label_time, num_steps)
     missing = horizon * (threshold - potentials) / threshold
     latency = times + jnp.where(times == num_steps, missing, 0)
     p = jax.nn.softmax(-(latency + offset * is_label) / temperature, axis=1)
@@ -352,6 +350,11 @@ def _label_time(times: jax.Array, is_label: jax.Array) -> jax.Array:
 
 def _first_other(times: jax.Array, is_label: jax.Array) -> jax.Array:
     return jnp.min(jnp.where(is_label, jnp.inf, times), axis=1, keepdims=True)
+
+
+def _within_run(name: str, value: float, num_steps: int) -> None:
+    if not 0 <= value <= num_steps:
+        raise ValueError(f"{name} must lie in 0 … {num_steps}, got {value}")
 
 
 def _not_negative(name: str, value: float) -> None:

@@ -41,13 +41,9 @@ def data_mesh(num_devices: int | None = None) -> Mesh:
 def replicated(mesh: Mesh, tree: Any) -> Any:
     """The same arrays, which every process holds, on every device of the mesh."""
 
-    def everywhere(leaf):
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            inside = everywhere(jax.random.key_data(leaf))
-            return jax.random.wrap_key_data(inside, impl=jax.random.key_impl(leaf))
-        return _placed(mesh, PartitionSpec(), np.array(leaf))
-
-    return jax.tree.map(everywhere, tree)
+    host = jax.tree.map(np.copy, to_host(tree))  # placing may alias what it takes
+    placed = jax.tree.map(lambda leaf: _placed(mesh, PartitionSpec(), leaf), host)
+    return from_host(placed, tree)
 
 
 def to_host(tree: Any) -> Any:

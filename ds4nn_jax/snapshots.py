@@ -65,18 +65,19 @@ class Snapshots:
         Raises:
           CheckpointError: it cannot be written (the disk is full, say).
         """
+        host = parallel.to_host(snapshot)
         about = {
             "format": FORMAT,
             "version": VERSION,
             "run": self._run,
-            "sha256": _digest(snapshot),
+            "sha256": _digest(host),
         }
         about |= {"seal": _seal(about)}
         # An epoch may end without a step since the last snapshot: still the later one.
         latest = self._manager.latest_step()
         step = max(int(snapshot.state.step), -1 if latest is None else latest + 1)
         items = dict(
-            snapshot=ocp.args.StandardSave(parallel.to_host(snapshot)._asdict()),
+            snapshot=ocp.args.StandardSave(host._asdict()),
             about=ocp.args.JsonSave(about),
         )
         try:
@@ -119,10 +120,10 @@ class Snapshots:
                 )
         restore = ocp.args.StandardRestore(parallel.to_host(like)._asdict())
         items = self._read(damaged, step, snapshot=restore)["snapshot"]
-        snapshot = parallel.from_host(Snapshot(**items), like)
-        if _digest(snapshot) != about.get("sha256"):
+        host = Snapshot(**items)
+        if _digest(host) != about.get("sha256"):
             raise CheckpointError(f"{damaged}: its checksum does not match; {remedy}")
-        return snapshot
+        return parallel.from_host(host, like)
 
     def _read(self, damaged: str, step: int, **items):
         try:
@@ -141,9 +142,10 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def _digest(snapshot: Snapshot) -> str:
+def _digest(host: Snapshot) -> str:
+    """Of a snapshot as `parallel.to_host` gives it."""
     digest = hashlib.sha256()
-    for path, array in jax.tree_util.tree_leaves_with_path(parallel.to_host(snapshot)):
+    for path, array in jax.tree_util.tree_leaves_with_path(host):
         name = jax.tree_util.keystr(path)
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
         digest.update(array.tobytes())

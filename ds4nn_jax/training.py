@@ -349,7 +349,9 @@ def make_optimizer(
     }
     return optax.chain(
         optax.scale_by_adam(),
-        damp_common(config.common_step),
+        damp_common(config.common_step)
+        if config.common_step != 1
+        else optax.identity(),
         optax.scale_by_param_block_rms()
         if config.rate_unit == "rms"
         else optax.identity(),

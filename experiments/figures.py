@@ -51,8 +51,7 @@ def of_network(
 
 def raster(network: ds.SpikingNetwork, params: dict, image: np.ndarray) -> Figure:
     """All spikes of one image [H, W, C]."""
-    times = ds.encode(image[None], num_steps=network.num_steps)
-    return _raster(network, network.apply(params, times, method="trace"))
+    return _raster(network, _trace(network, params, image))
 
 
 def stopping(
@@ -83,6 +82,11 @@ def stopping(
     return Stopping(*(sums / len(labels)))
 
 
+def _trace(network, params, image) -> ds.Trace:
+    times = ds.encode(image[None], num_steps=network.num_steps)
+    return network.apply(params, times, method="trace")
+
+
 def _raster(network: ds.SpikingNetwork, trace: ds.Trace) -> Figure:
     flat = [np.asarray(times).reshape(-1) for times in trace.times]
     return plots.raster(
@@ -93,8 +97,7 @@ def _raster(network: ds.SpikingNetwork, trace: ds.Trace) -> Figure:
 
 
 def _first_image(network, params, images):
-    times = ds.encode(images.test_images[:1], num_steps=network.num_steps)
-    trace = network.apply(params, times, method="trace")
+    trace = _trace(network, params, images.test_images[0])
     potentials = _output_potentials(network, params, trace)
     return np.asarray(trace.times[-1][0]), np.asarray(potentials[:, 0]), trace
 
