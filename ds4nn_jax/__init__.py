@@ -49,6 +49,12 @@ from ds4nn_jax.neurons import (
     membrane_potentials,
     peak_potentials,
 )
+from ds4nn_jax.optimizers import (
+    damp_common,
+    hold_norms,
+    learn_norms,
+    orthogonal_steps,
+)
 from ds4nn_jax.surrogates import Constant, Window
 from ds4nn_jax.training import (
     EpochResult,
@@ -58,12 +64,9 @@ from ds4nn_jax.training import (
     TrainConfig,
     TrainState,
     calibrate,
-    damp_common,
     evaluate,
     first_snapshot,
     fit,
-    hold_norms,
-    learn_norms,
     make_optimizer,
     train,
     train_step,
@@ -119,6 +122,7 @@ __all__ = [
     "margin_target",
     "membrane_potentials",
     "normalize_gradient",
+    "orthogonal_steps",
     "parse_spec",
     "peak_potentials",
     "predict",

@@ -15,7 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ds4nn_jax import _checks, analysis, augmentation, data, losses, neurons, parallel
+from ds4nn_jax import (
+    _checks,
+    analysis,
+    augmentation,
+    data,
+    losses,
+    neurons,
+    optimizers,
+    parallel,
+)
 from ds4nn_jax.encoding import encode
 from ds4nn_jax.modules import Activity, SpikingNetwork, parse_spec
 from ds4nn_jax.surrogates import Constant, Window
@@ -54,11 +63,13 @@ class TrainConfig:
         `calibration_images` training images after each layer with weights has been
         scaled for it; empty: unscaled.
       calibration_images: how many images scale the initial weights.
-      learning_rates: Adam's η, one for all layers with weights or one for each.
+      optimizer: "adam" (paper), or "muon" for all layers but the output's, whose steps
+        are orthogonalised, see `optimizers.orthogonal_steps`.
+      learning_rates: η, one for all layers with weights or one for each.
       rate_unit: "mV", η is a step in mV (paper), or "rms", η is a step relative to the
         root mean square of the layer's weights.
       common_step: factor on the part of a step that is common to all weights of a
-        neuron, see `damp_common`.
+        neuron, see `optimizers.damp_common`.
       schedule: "step" (×`decay` every `decay_epochs` epochs, paper), "cosine" (to 0 at
         the last step) or "constant".
       decay: factor of "step".
@@ -96,6 +107,7 @@ class TrainConfig:
     initial_weights: tuple[tuple[float, float], ...] = ()
     firing_rates: tuple[float, ...] = ()
     calibration_images: int = 200
+    optimizer: Literal["adam", "muon"] = "adam"
     learning_rates: tuple[float, ...] = (0.1,)
     rate_unit: Literal["mV", "rms"] = "mV"
     common_step: float = 1.0
@@ -318,8 +330,9 @@ def calibrate(
 def make_optimizer(
     config: TrainConfig, steps_per_epoch: int
 ) -> optax.GradientTransformation:
-    """Adam with the configured decay, per-layer rates and weight norm."""
+    """The configured optimizer, decay, per-layer rates and weight norm."""
     names = config.network().weighted
+    last = names[-1]
     rates = config.learning_rates
     rates = rates * len(names) if len(rates) == 1 else rates
     by_layer = dict(zip(names, rates, strict=True))
@@ -332,7 +345,8 @@ def make_optimizer(
             }
         }
 
-    last = names[-1]
+    directions = {"adam": optax.scale_by_adam(), "muon": optimizers.orthogonal_steps()}
+    by_name = {name: "adam" if name == last else config.optimizer for name in names}
     held = {
         name: config.weight_norm == "held"
         or config.weight_norm == "hidden"
@@ -348,8 +362,8 @@ def make_optimizer(
         "constant": lambda: optax.constant_schedule(1.0),
     }
     return optax.chain(
-        optax.scale_by_adam(),
-        damp_common(config.common_step)
+        optax.multi_transform(directions, {"params": by_name}),
+        optimizers.damp_common(config.common_step)
         if config.common_step != 1
         else optax.identity(),
         optax.scale_by_param_block_rms()
@@ -357,68 +371,9 @@ def make_optimizer(
         else optax.identity(),
         optax.stateless(per_layer),
         optax.scale_by_learning_rate(schedules[config.schedule]()),
-        learn_norms()
+        optimizers.learn_norms()
         if config.weight_norm == "learned"
-        else optax.masked(hold_norms(), {"params": held}),
-    )
-
-
-def damp_common(factor: float) -> optax.GradientTransformation:
-    """Shortens the part of a step that all weights of a neuron have in common.
-
-    Spikes only ever add: inputs of a neuron all have the same sign, so its potential
-    follows the mean of its weights far more steeply than any difference between them,
-    and steps that suit the differences throw the potential about. u ← u − (1 − f)·ū
-    with ū the mean over a neuron's weights; f = 0 is gradient centralisation (Yong et
-    al. 2020).
-    """
-
-    def damped(update: jax.Array) -> jax.Array:
-        axes = tuple(range(update.ndim - 1))
-        return update - (1 - factor) * jnp.mean(update, axes, keepdims=True)
-
-    return optax.stateless(lambda updates, _: jax.tree.map(damped, updates))
-
-
-def hold_norms() -> optax.GradientTransformation:
-    """Every neuron keeps the norm of its weights: w + u ← (w + u)·‖w‖/‖w + u‖.
-
-    The last link of an optax chain. A neuron's weights are all but the last axis of a
-    kernel [..., O].
-    """
-
-    def held(update: jax.Array, weights: jax.Array) -> jax.Array:
-        axes = tuple(range(weights.ndim - 1))
-        moved = weights + update
-        norm = functools.partial(jnp.linalg.vector_norm, axis=axes, keepdims=True)
-        length = norm(moved)
-        return moved * (norm(weights) / jnp.where(length == 0, 1, length)) - weights
-
-    return optax.stateless(lambda updates, params: jax.tree.map(held, updates, params))
-
-
-def learn_norms() -> optax.GradientTransformation:
-    """Norms follow their own gradient: ‖w + u‖ becomes ‖w‖ + w·u/‖w‖.
-
-    A step across a weight vector makes it longer by ‖u‖²/2‖w‖, whatever its sign. With
-    steps on the scale of the weights that grows without end, and in a network of
-    spiking neurons larger weights fire earlier; this takes it out and leaves the part
-    of the step along the vector. The last link of an optax chain, weights as in
-    `hold_norms`.
-    """
-
-    def learned(update: jax.Array, weights: jax.Array) -> jax.Array:
-        axes = tuple(range(weights.ndim - 1))
-        moved = weights + update
-        norm = functools.partial(jnp.linalg.vector_norm, axis=axes, keepdims=True)
-        before, length = norm(weights), norm(moved)
-        along = jnp.sum(weights * update, axes, keepdims=True)
-        wanted = before + along / jnp.where(before == 0, 1, before)
-        scale = jnp.maximum(wanted, 0) / jnp.where(length == 0, 1, length)
-        return jnp.where(before == 0, update, moved * scale - weights)
-
-    return optax.stateless(
-        lambda updates, params: jax.tree.map(learned, updates, params)
+        else optax.masked(optimizers.hold_norms(), {"params": held}),
     )
 
 

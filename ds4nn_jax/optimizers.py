@@ -1,0 +1,105 @@
+"""Steps for the weights of spiking layers: links of an optax chain.
+
+A layer's weights are a kernel [..., O]; those of one neuron are all but the last axis.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import optax
+import optax.contrib
+
+
+def orthogonal_steps(momentum: float = 0.9) -> optax.GradientTransformation:
+    """Steps whose singular values are all the same (Muon; Jordan et al. 2024).
+
+    M ← μ·M + (1 − μ)·G, and of the singular value decomposition M = U·Σ·Vᵀ the step
+    keeps U·Vᵀ, scaled to a root mean square of 1, with M [K, O] all weights K of the
+    neurons O of a layer. Gradients of spiking layers have few large singular values:
+    what is common to all inputs and all neurons, since spikes only ever add. Adam
+    divides each weight's by its own size and keeps them; here each direction in which
+    the neurons can differ gets as much of the step as the common one.
+
+    Args:
+      momentum: μ in [0, 1), Nesterov's.
+    """
+
+    def rows_and_columns(updates: optax.Updates) -> optax.Updates:
+        return jax.tree.map(
+            lambda u: optax.contrib.MuonDimensionNumbers(
+                tuple(range(u.ndim - 1)), u.ndim - 1
+            ),
+            updates,
+        )
+
+    def rescaled(update: jax.Array) -> jax.Array:
+        rank = min(update.size // update.shape[-1], update.shape[-1])
+        return update * math.sqrt(update.size / rank)
+
+    return optax.chain(
+        optax.contrib.scale_by_muon(
+            beta=momentum, weight_dimension_numbers=rows_and_columns
+        ),
+        optax.stateless(lambda updates, _: jax.tree.map(rescaled, updates)),
+    )
+
+
+def damp_common(factor: float) -> optax.GradientTransformation:
+    """Shortens the part of a step that all weights of a neuron have in common.
+
+    Spikes only ever add: inputs of a neuron all have the same sign, so its potential
+    follows the mean of its weights far more steeply than any difference between them,
+    and steps that suit the differences throw the potential about. u ← u − (1 − f)·ū
+    with ū the mean over a neuron's weights; f = 0 is gradient centralisation (Yong et
+    al. 2020).
+    """
+
+    def damped(update: jax.Array) -> jax.Array:
+        axes = tuple(range(update.ndim - 1))
+        return update - (1 - factor) * jnp.mean(update, axes, keepdims=True)
+
+    return optax.stateless(lambda updates, _: jax.tree.map(damped, updates))
+
+
+def hold_norms() -> optax.GradientTransformation:
+    """Every neuron keeps the norm of its weights: w + u ← (w + u)·‖w‖/‖w + u‖.
+
+    The last link of an optax chain. A neuron's weights are all but the last axis of a
+    kernel [..., O].
+    """
+
+    def held(update: jax.Array, weights: jax.Array) -> jax.Array:
+        axes = tuple(range(weights.ndim - 1))
+        moved = weights + update
+        norm = functools.partial(jnp.linalg.vector_norm, axis=axes, keepdims=True)
+        length = norm(moved)
+        return moved * (norm(weights) / jnp.where(length == 0, 1, length)) - weights
+
+    return optax.stateless(lambda updates, params: jax.tree.map(held, updates, params))
+
+
+def learn_norms() -> optax.GradientTransformation:
+    """Norms follow their own gradient: ‖w + u‖ becomes ‖w‖ + w·u/‖w‖.
+
+    A step across a weight vector makes it longer by ‖u‖²/2‖w‖, whatever its sign. With
+    steps on the scale of the weights that grows without end, and in a network of
+    spiking neurons larger weights fire earlier; this takes it out and leaves the part
+    of the step along the vector. The last link of an optax chain, weights as in
+    `hold_norms`.
+    """
+
+    def learned(update: jax.Array, weights: jax.Array) -> jax.Array:
+        axes = tuple(range(weights.ndim - 1))
+        moved = weights + update
+        norm = functools.partial(jnp.linalg.vector_norm, axis=axes, keepdims=True)
+        before, length = norm(weights), norm(moved)
+        along = jnp.sum(weights * update, axes, keepdims=True)
+        wanted = before + along / jnp.where(before == 0, 1, before)
+        scale = jnp.maximum(wanted, 0) / jnp.where(length == 0, 1, length)
+        return jnp.where(before == 0, update, moved * scale - weights)
+
+    return optax.stateless(
+        lambda updates, params: jax.tree.map(learned, updates, params)
+    )

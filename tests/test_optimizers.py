@@ -1,0 +1,76 @@
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import ds4nn_jax as ds
+
+
+def test_orthogonal_steps_follow_the_singular_vectors(rng):
+    """G = U·Σ·Vᵀ with σ from 1 to 100 becomes U·Vᵀ, of root mean square 1, to within
+    what five Newton-Schulz iterations leave (0.7 to 1.2 of each singular value)."""
+    u, _ = np.linalg.qr(rng.normal(size=(18, 5)))
+    v, _ = np.linalg.qr(rng.normal(size=(5, 5)))
+    gradient = (u * [100, 50, 20, 5, 1]) @ v.T
+    kernel = jnp.asarray(gradient.reshape(3, 3, 2, 5), jnp.float32)
+    tx = ds.orthogonal_steps()
+    step, _ = tx.update(kernel, tx.init(kernel), kernel)
+    sizes = u.T @ np.asarray(step).reshape(18, 5) @ v
+    expected = np.sqrt(18)  # of each singular value: 18·5 entries, rank 5
+    assert np.all(np.abs(np.diag(sizes) / expected - 0.95) < 0.3)
+    assert np.abs(sizes - np.diag(np.diag(sizes))).max() < 0.01 * expected
+    assert step.shape == kernel.shape
+
+
+def test_held_norms(rng):
+    weights = jnp.asarray(rng.normal(size=(3, 3, 2, 5)), jnp.float32)
+    update = jnp.asarray(rng.normal(size=(3, 3, 2, 5)), jnp.float32)
+    tx = ds.hold_norms()
+    held, _ = tx.update(update, tx.init(weights), weights)
+    moved = optax.apply_updates(weights, held)
+    norm = functools.partial(np.linalg.norm, axis=0)
+    flat = lambda w: np.asarray(w).reshape(-1, 5)  # noqa: E731
+    np.testing.assert_allclose(norm(flat(moved)), norm(flat(weights)), rtol=1e-5)
+    direction = flat(weights + update)
+    np.testing.assert_allclose(
+        flat(moved) / norm(flat(moved)), direction / norm(direction), rtol=1e-4
+    )
+
+
+def test_damp_common_by_hand():
+    """Each of two neurons: the mean of its three weights' steps is kept to a tenth."""
+    update = jnp.array([[1.0, 2.0], [4.0, 2.0], [7.0, 2.0]])
+    tx = ds.damp_common(0.1)
+    damped, _ = tx.update(update, tx.init(update))
+    expected = [[0.4 - 3, 0.2], [0.4, 0.2], [0.4 + 3, 0.2]]
+    np.testing.assert_allclose(damped, expected, atol=1e-6)
+    undamped, _ = ds.damp_common(1.0).update(update, tx.init(update))
+    np.testing.assert_array_equal(undamped, update)
+
+
+def test_learned_norms_by_hand():
+    """w = (3, 4): a step across leaves its norm at 5, one along it of 1 makes it 6."""
+    weights = jnp.array([[3.0], [4.0]])
+    tx = ds.learn_norms()
+    for update, expected in (
+        ([[-4.0], [3.0]], np.array([[-1.0], [7.0]]) * 5 / 50**0.5),
+        ([[0.6], [0.8]], [[3.6], [4.8]]),
+        ([[-6.0], [-8.0]], [[0.0], [0.0]]),  # never through zero
+    ):
+        learned, _ = tx.update(jnp.array(update), tx.init(weights), weights)
+        np.testing.assert_allclose(weights + learned, expected, atol=1e-5)
+
+
+def test_learned_norms_do_not_grow_by_turning(rng):
+    """Steps of random signs: plain addition would double the norm."""
+    start = jnp.asarray(rng.normal(size=(3, 3, 8, 4)), jnp.float32)
+    weights, added, tx = start, start, ds.learn_norms()
+    for _ in range(100):
+        step = 0.2 * jnp.asarray(rng.normal(size=start.shape), jnp.float32)
+        learned, _ = tx.update(step, tx.init(weights), weights)
+        weights, added = weights + learned, added + step
+    sizes = [float(jnp.linalg.norm(w)) for w in (start, weights, added)]
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.25)
+    assert sizes[2] > 1.8 * sizes[0]
