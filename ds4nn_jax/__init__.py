@@ -50,6 +50,8 @@ from ds4nn_jax.neurons import (
     peak_potentials,
 )
 from ds4nn_jax.optimizers import (
+    average_weights,
+    averaged,
     damp_common,
     hold_norms,
     learn_norms,
@@ -99,6 +101,8 @@ __all__ = [
     "TrainState",
     "Weights",
     "Window",
+    "average_weights",
+    "averaged",
     "calibrate",
     "conv",
     "conv_pool",

@@ -5,6 +5,7 @@ A layer's weights are a kernel [..., O]; those of one neuron are all but the las
 
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -103,3 +104,43 @@ def learn_norms() -> optax.GradientTransformation:
     return optax.stateless(
         lambda updates, params: jax.tree.map(learned, updates, params)
     )
+
+
+class AverageState(NamedTuple):
+    """Of `average_weights`: steps taken, and the average of the weights after each."""
+
+    steps: jax.Array
+    average: optax.Params
+
+
+def average_weights(decay: float) -> optax.GradientTransformation:
+    """Leaves steps as they are and keeps a running average of the weights they lead to.
+
+    w̄ ← d·w̄ + (1 − d)·w with d = min(decay, (1 + n)/(10 + n)) after n steps, so that
+    initial weights are soon forgotten. Steps of spiking networks are noisy: spikes come
+    or fail to come. The average is often where a lower learning rate would have led.
+    The last link of an optax chain; `averaged` finds the average.
+    """
+
+    def init(params: optax.Params) -> AverageState:
+        return AverageState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params))
+
+    def update(updates, state: AverageState, params=None):
+        weights = optax.apply_updates(params, updates)
+        kept = jnp.minimum(decay, (1 + state.steps) / (10 + state.steps))
+        average = optax.incremental_update(weights, state.average, 1 - kept)
+        return updates, AverageState(state.steps + 1, average)
+
+    return optax.GradientTransformation(init, update)
+
+
+def averaged(state: optax.OptState) -> optax.Params:
+    """The average that `average_weights` keeps in the state of a chain.
+
+    Raises:
+      KeyError: the chain has no such link.
+    """
+    average = optax.tree.get(state, "average")
+    if average is None:
+        raise KeyError("no average_weights in this optimizer")
+    return average

@@ -78,6 +78,9 @@ class TrainConfig:
         weights, so that learning turns weight vectors without growing them; or
         "hidden", so for all layers but the output's; or "learned": norms follow their
         gradient, but do not grow by turning.
+      average: decay of a running average of the weights over steps, in [0, 1), which
+        is then what is validated and kept instead of the weights; 0: none. See
+        `optimizers.average_weights`.
       shift: training images are moved by up to so many pixels in each direction.
       flip: whether training images are mirrored left to right, every other one.
       batch_size: images a step; what is left of an epoch is left out.
@@ -115,6 +118,7 @@ class TrainConfig:
     decay: float = 0.9
     decay_epochs: int = 5
     weight_norm: Literal["free", "held", "hidden", "learned"] = "free"
+    average: float = 0.0
     shift: int = 0
     flip: bool = False
     batch_size: int = 64
@@ -144,6 +148,7 @@ class TrainConfig:
         self._require("common_step", 0 <= self.common_step <= 1, "in [0, 1]")
         self._require("offset", self.offset >= 0, "≥ 0")
         self._require("anchor", self.anchor >= 0, "≥ 0")
+        self._require("average", 0 <= self.average < 1, "in [0, 1)")
         self._require("shift", self.shift >= 0, "≥ 0")
         self._require("validation", 0 <= self.validation < 1, "in [0, 1)")
         used = {"fixed": ("label_time", "other_time"), "softmax": ("label_time",)}
@@ -374,7 +379,15 @@ def make_optimizer(
         optimizers.learn_norms()
         if config.weight_norm == "learned"
         else optax.masked(optimizers.hold_norms(), {"params": held}),
+        optimizers.average_weights(config.average)
+        if config.average
+        else optax.identity(),
     )
+
+
+def kept_weights(config: TrainConfig, state: TrainState) -> Params:
+    """What is validated and kept: the weights, or their average if it is asked for."""
+    return optimizers.averaged(state.optimizer) if config.average else state.params
 
 
 def init(
@@ -528,7 +541,7 @@ def fit(
         return state, jax.tree.map(jnp.mean, metrics)
 
     state, metrics = jax.lax.scan(epoch, state, jnp.stack(epoch_keys))
-    return state.params, metrics
+    return kept_weights(config, state), metrics
 
 
 def train(
@@ -661,7 +674,7 @@ def _epochs(config, run, start, images, labels, on_step, mesh) -> Iterator[Epoch
                 here = functools.partial(snapshot, epoch - 1)
                 on_step(Step(i + 1, steps, metrics, here))
         means = StepMetrics(*(float(np.mean(column)) for column in seen.T.copy()))
-        params = jax.tree.map(np.array, state.params)
+        params = jax.tree.map(np.array, kept_weights(config, state))
         report = None
         if len(held):
             report = evaluate(

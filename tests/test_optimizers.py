@@ -74,3 +74,19 @@ def test_learned_norms_do_not_grow_by_turning(rng):
     sizes = [float(jnp.linalg.norm(w)) for w in (start, weights, added)]
     assert sizes[1] == pytest.approx(sizes[0], rel=0.25)
     assert sizes[2] > 1.8 * sizes[0]
+
+
+def test_average_by_hand():
+    """Steps pass unchanged; w̄ forgets the initial weights at 1/10, 2/11, 3/12, then
+    at most at the decay asked for."""
+    tx = optax.chain(optax.sgd(1.0), ds.average_weights(0.2))
+    weights, expected = jnp.array([4.0]), 4.0
+    state = tx.init(weights)
+    for kept in (1 / 10, 2 / 11, 0.2, 0.2):
+        step, state = tx.update(jnp.array([1.0]), state, weights)
+        assert step == -1.0
+        weights = weights + step
+        expected = kept * expected + (1 - kept) * float(weights[0])
+        np.testing.assert_allclose(ds.averaged(state), [expected], rtol=1e-6)
+    with pytest.raises(KeyError, match="no average_weights"):
+        ds.averaged(optax.sgd(1.0).init(weights))

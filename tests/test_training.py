@@ -104,10 +104,33 @@ def test_on_step_sees_every_step(digits):
     assert results[0].train.accuracy == pytest.approx(mean)
 
 
-@pytest.mark.parametrize("stop", [1, 13, 27, 28, 54])
-def test_a_snapshot_goes_on_bit_for_bit(stop, digits):
+def test_the_average_is_what_is_validated_and_kept(digits):
+    averaging = ds.TrainConfig(**SMALL | {"average": 0.9})
+    taken = []
+    for config in (ds.TrainConfig(**SMALL), averaging):
+        taken.append(list(ds.train(config, *digits))[-1])
+    alone, averaged = taken
+    assert averaged.train == alone.train  # the steps are the same
+    state = averaged.snapshot.state
+    jax.tree.map(np.testing.assert_array_equal, state.params, alone.params)
+    kept = ds.averaged(state.optimizer)
+    jax.tree.map(np.testing.assert_array_equal, averaged.params, kept)
+    _, held = data.stratified_split(digits[1], 0.1, seed=0)
+    report = ds.evaluate(averaging.network(), kept, digits[0][held], digits[1][held])
+    assert report.accuracy == averaged.validation.accuracy
+    assert averaged.validation.decision_step != alone.validation.decision_step
+
+
+@pytest.mark.parametrize(
+    "stop, other",
+    [
+        *((stop, {}) for stop in (1, 13, 27, 28, 54)),
+        (13, dict(optimizer="muon", average=0.9)),
+    ],
+)
+def test_a_snapshot_goes_on_bit_for_bit(stop, other, digits):
     """After the first step, within an epoch, and on both sides of its end."""
-    config = ds.TrainConfig(**SMALL | dict(epochs=3, shift=1))
+    config = ds.TrainConfig(**SMALL | dict(epochs=3, shift=1) | other)
     taken = []
 
     def take(step):
@@ -302,6 +325,7 @@ def test_evaluate_does_not_depend_on_batch_size(digits):
         ),
         (dict(firing_rates=(0.5, 1.5)), r"firing_rates must be in \(0, 1\)"),
         (dict(initial_weights=((0, 1),)), "each of the 2 layers with weights, got 1"),
+        (dict(average=1.0), r"average must be in \[0, 1\)"),
         (dict(shift=-1), "shift must be ≥ 0, got -1"),
         (dict(temperature=0.0), "temperature must be > 0"),
         (dict(horizon=-1.0), "horizon must be > 0"),
