@@ -63,8 +63,8 @@ class TrainConfig:
         `calibration_images` training images after each layer with weights has been
         scaled for it; empty: unscaled.
       calibration_images: how many images scale the initial weights.
-      optimizer: "adam" (paper), or "muon" for all layers but the output's, whose steps
-        are orthogonalised, see `optimizers.orthogonal_steps`.
+      optimizer: "adam" (paper), or "muon": steps of hidden layers with at least as many
+        inputs as neurons are orthogonalised, see `optimizers.orthogonal_steps`.
       learning_rates: η, one for all layers with weights or one for each.
       rate_unit: "mV", η is a step in mV (paper), or "rms", η is a step relative to the
         root mean square of the layer's weights.
@@ -351,7 +351,22 @@ def make_optimizer(
         }
 
     directions = {"adam": optax.scale_by_adam(), "muon": optimizers.orthogonal_steps()}
-    by_name = {name: "adam" if name == last else config.optimizer for name in names}
+
+    def direction_of(params: Params) -> Params:
+        def of(name: str, weights: jax.Array) -> str:
+            inputs, neurons = weights.size // weights.shape[-1], weights.shape[-1]
+            # Fewer inputs than neurons leave these no room to differ: they would share
+            # a few steps, unevenly, and some would fade.
+            wide = name != last and inputs >= neurons
+            return config.optimizer if wide else "adam"
+
+        return {
+            "params": {
+                name: jax.tree.map(functools.partial(of, name), layer)
+                for name, layer in params["params"].items()
+            }
+        }
+
     held = {
         name: config.weight_norm == "held"
         or config.weight_norm == "hidden"
@@ -367,7 +382,7 @@ def make_optimizer(
         "constant": lambda: optax.constant_schedule(1.0),
     }
     return optax.chain(
-        optax.multi_transform(directions, {"params": by_name}),
+        optax.multi_transform(directions, direction_of),
         optimizers.damp_common(config.common_step)
         if config.common_step != 1
         else optax.identity(),

@@ -248,32 +248,33 @@ def test_step_decay_is_ten_percent_every_five_epochs():
         assert sizes[10 * epoch]["dense2"] == pytest.approx(3 * expected, rel=1e-4)
 
 
-def test_muon_for_hidden_layers_alone():
-    """The first step: a hidden layer's of RMS η, whatever the gradient's size; the
-    output's is Adam's, η for each weight."""
+def test_muon_for_hidden_layers_with_more_inputs_than_neurons():
+    """The first step, under a gradient of two sizes: of RMS η by Muon, of size η for
+    each weight by Adam. Layer 1 has 9 inputs for 12 neurons, layer 2 12·9 for 6."""
     config = ds.TrainConfig(
-        spec="64-20-10",
+        spec="12C3-6C3-10",
         optimizer="muon",
         learning_rates=(0.1,),
-        batch_size=10,
-        epochs=2,
         schedule="constant",
     )
+    shapes = dict(conv1=(3, 3, 1, 12), conv2=(3, 3, 12, 6), dense3=(24, 10))
     rng = np.random.default_rng(0)
-    gradient = jax.tree.map(
-        lambda w: 1e-3 * jnp.asarray(rng.normal(size=w.shape), jnp.float32),
-        layers(1.0),
-    )
+    gradient = {
+        "params": {
+            name: {"kernel": jnp.asarray(rng.choice([1.0, 3.0], shape), jnp.float32)}
+            for name, shape in shapes.items()
+        }
+    }
     tx = training.make_optimizer(config, steps_per_epoch=10)
-    update, _ = tx.update(gradient, tx.init(layers(1.0)), layers(1.0))
-    hidden, output = (
-        np.asarray(update["params"][n]["kernel"]) for n in sorted(update["params"])
-    )
-    values = np.linalg.svd(hidden, compute_uv=False)
-    assert values.min() > 0.4 * values.max()  # of the gradient: 0.2
-    assert np.sqrt(np.mean(hidden**2)) == pytest.approx(0.1, rel=0.15)
-    np.testing.assert_allclose(np.abs(output), 0.1, rtol=1e-2)
-    assert np.sum(hidden * gradient["params"]["dense1"]["kernel"]) < 0
+    update, _ = tx.update(gradient, tx.init(gradient), gradient)
+    steps = {name: np.asarray(u["kernel"]) for name, u in update["params"].items()}
+    for name in ("conv1", "dense3"):
+        np.testing.assert_allclose(steps[name], -0.1, rtol=1e-2)
+    turned = steps["conv2"].reshape(-1, 6)
+    assert np.sqrt(np.mean(turned**2)) == pytest.approx(0.1, rel=0.15)
+    values = np.linalg.svd(turned, compute_uv=False)
+    assert values.min() > 0.5 * values.max()  # of the gradient: 0.1
+    assert np.sum(steps["conv2"] * gradient["params"]["conv2"]["kernel"]) < 0
 
 
 def test_cosine_and_relative_rates():
