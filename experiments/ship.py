@@ -2,8 +2,8 @@
 
     python -m experiments.ship mnist --run_dir=runs/mnist [--data_dir=DIR]
 
-Large kernels are rounded to float16, which halves the file; the card's figures are those
-of the rounded weights on the test images, as `--evaluate=pretrained` prints them.
+Large kernels are rounded to float16, which halves the file; the card's figures are
+those of the rounded weights on the test images, as `--evaluate=pretrained` prints them.
 """
 
 import argparse
