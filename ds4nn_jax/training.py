@@ -354,10 +354,10 @@ def make_optimizer(
 
     def direction_of(params: Params) -> Params:
         def of(name: str, weights: jax.Array) -> str:
-            inputs, neurons = weights.size // weights.shape[-1], weights.shape[-1]
+            outputs = weights.shape[-1]
             # Fewer inputs than neurons leave these no room to differ: they would share
             # a few steps, unevenly, and some would fade.
-            wide = name != last and inputs >= neurons
+            wide = name != last and weights.size >= outputs**2
             return config.optimizer if wide else "adam"
 
         return {
