@@ -307,7 +307,7 @@ TABLE = [
         "a network never trained",
         lambda _: pretrained.load("cifar"),
         V,
-        "there are mnist",
+        "there are fashion_mnist, mnist",
     ),
     (
         "a file for snapshots",
