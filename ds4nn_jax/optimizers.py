@@ -18,10 +18,11 @@ def orthogonal_steps(momentum: float = 0.9) -> optax.GradientTransformation:
 
     M ← μ·M + (1 − μ)·G, and of the singular value decomposition M = U·Σ·Vᵀ the step
     keeps U·Vᵀ, scaled to a root mean square of 1, with M [K, O] all weights K of the
-    neurons O of a layer. Gradients of spiking layers have few large singular values:
-    what is common to all inputs and all neurons, since spikes only ever add. Adam
-    divides each weight's by its own size and keeps them; here each direction in which
-    the neurons can differ gets as much of the step as the common one.
+    neurons O of a layer. Spikes only ever add, so gradients of spiking layers have few
+    large singular values: of the squared gradient of the second convolution of
+    `fashion.cfg` 96 % lay in the first of 128 directions at its first weights, 51 % at
+    the end. Adam sees single weights and no directions; here each one in which the
+    neurons can differ gets the same share of the step.
 
     Args:
       momentum: μ in [0, 1), Nesterov's.
@@ -67,8 +68,7 @@ def damp_common(factor: float) -> optax.GradientTransformation:
 def hold_norms() -> optax.GradientTransformation:
     """Every neuron keeps the norm of its weights: w + u ← (w + u)·‖w‖/‖w + u‖.
 
-    The last link of an optax chain. A neuron's weights are all but the last axis of a
-    kernel [..., O].
+    Behind all links of an optax chain that change the step.
     """
 
     def held(update: jax.Array, weights: jax.Array) -> jax.Array:
@@ -87,8 +87,8 @@ def learn_norms() -> optax.GradientTransformation:
     A step across a weight vector makes it longer by ‖u‖²/2‖w‖, whatever its sign. With
     steps on the scale of the weights that grows without end, and in a network of
     spiking neurons larger weights fire earlier; this takes it out and leaves the part
-    of the step along the vector. The last link of an optax chain, weights as in
-    `hold_norms`.
+    of the step along the vector. Behind all links of an optax chain that change the
+    step.
     """
 
     def learned(update: jax.Array, weights: jax.Array) -> jax.Array:

@@ -534,7 +534,8 @@ def fit(
       labels: [n].
 
     Returns:
-      The last parameters and the metrics of every epoch, each [epochs].
+      The last parameters, or their average if the configuration asks for it, and the
+      metrics of every epoch, each [epochs].
 
     Raises:
       ValueError, TypeError: as `train`.
