@@ -20,10 +20,11 @@ from ds4nn_jax.checkpoints import write_atomically
 
 _CARD = """# {dataset}: {spec}
 
-Trained by `python -m experiments.{module} --flagfile=experiments/flagfiles/{module}.cfg
---seed={seed}` (`ds4nn_jax` at {commit}). Best of {epochs} epochs on held-out training
-images: epoch {epoch}, {val_accuracy:.2%} there. The test images were used to report
-only. Large kernels are stored as float16; all are used as float32.
+Trained by `{threads}python -m experiments.{module}
+--flagfile=experiments/flagfiles/{module}.cfg --seed={seed}` (`ds4nn_jax` at {commit}).
+Best of {epochs} epochs on held-out training images: epoch {epoch}, {val_accuracy:.2%}
+there. The test images were used to report only. Large kernels are stored as float16;
+all are used as float32.
 
 | on the {images:,} test images | |
 |---|---:|
@@ -47,6 +48,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--out_dir", default="ds4nn_jax/weights", help="where weights and card go"
     )
+    parser.add_argument(
+        "--nproc", type=int, help="XLA's threads in the run, for the card to name"
+    )
     asked = parser.parse_args(argv)
     network, params, notes = ds.load_weights(Path(asked.run_dir) / "best.safetensors")
     halved = jax.tree.map(_rounded, params)
@@ -63,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "num_steps": network.num_steps,
         "epochs": len(rows) - 1,
         "commit": _commit(),
+        "threads": f"NPROC={asked.nproc} " if asked.nproc else "",
         "module": asked.dataset.removesuffix("_mnist"),
     }
     out = Path(asked.out_dir)
