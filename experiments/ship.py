@@ -20,7 +20,7 @@ from ds4nn_jax.checkpoints import write_atomically
 
 _CARD = """# {dataset}: {spec}
 
-Trained by `{threads}python -m experiments.{module}
+Trained by `{environment}python -m experiments.{module}
 --flagfile=experiments/flagfiles/{module}.cfg --seed={seed}` (`ds4nn_jax` at {commit}).
 Best of {epochs} epochs on held-out training images: epoch {epoch}, {val_accuracy:.2%}
 there. The test images were used to report only. Large kernels are stored as float16;
@@ -67,15 +67,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         "num_steps": network.num_steps,
         "epochs": len(rows) - 1,
         "commit": _commit(),
-        "threads": f"NPROC={asked.nproc} " if asked.nproc else "",
+        "nproc": asked.nproc,
         "module": asked.dataset.removesuffix("_mnist"),
     }
     out = Path(asked.out_dir)
     out.mkdir(parents=True, exist_ok=True)
     weights = out / f"{asked.dataset}.safetensors"
     ds.save_weights(weights, network, halved, notes=card)
-    write_atomically(out / f"{asked.dataset}.md", _CARD.format(**card).encode())
-    print(_CARD.format(**card))
+    environment = f"NPROC={asked.nproc} " if asked.nproc else ""
+    text = _CARD.format(environment=environment, **card)
+    write_atomically(out / f"{asked.dataset}.md", text.encode())
+    print(text)
 
 
 def _rounded(kernel: np.ndarray) -> np.ndarray:
