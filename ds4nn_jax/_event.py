@@ -5,40 +5,32 @@ Forward: sort the events of each window by step, add their weight rows to potent
 held in registers, stop when every neuron of the window has fired. Backward: visit only
 neurons with an error. Both need memory for their inputs and outputs, whatever T is.
 
-JAX reaches the loops through `buffer_callback`: they read and write XLA's own buffers.
-(`pure_callback` copies them, and deadlocks on one core: it hands its arguments to the
-thread that waits for it.) numba is imported at the first call.
+Whether the engine can work is asked where a computation is lowered for the CPU, and
+only there: where it cannot, and where the program is to be exported (machine code of
+this process is of no use to another), the scan takes its place.
 """
 
-import concurrent.futures
 import functools
-import importlib.util
-import itertools
-import os
-from collections.abc import Callable, Iterable
-from typing import Any
+import struct
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.experimental.buffer_callback import buffer_callback
+from jax.custom_batching import custom_vmap
+from jax.extend.core import Primitive
+from jax.interpreters import mlir
 
+from ds4nn_jax import _event_library, _scan
 from ds4nn_jax._synapse import NO_POOL, Dense, Response, Synapse
 
 _PARTS = 16  # of a batch in the backward pass; fixed, so that sums never reorder
 _PARTIAL_SUMS = 2**24  # weights in all parts together
+_FORWARD_PARTS = 32  # of a batch in the forward pass
+_WIDE, _NARROW = 32, 16  # lanes of a block of float32; of float64 half as many
 
-
-def available() -> bool:
-    """Whether numba can be imported."""
-    return importlib.util.find_spec("numba") is not None
-
-
-def require() -> None:
-    """Raises ImportError, saying what to install, where numba is missing."""
-    if not available():
-        raise ImportError(
-            'engine="event" needs numba: pip install numba, or use engine="scan"'
-        )
+Shape = jax.ShapeDtypeStruct
 
 
 def forward(
@@ -57,24 +49,19 @@ def forward(
     V(t) = V(t−1) + Σ_i w_i·[t_i = t]  (Eq. 2), fires at the first V(t) ≥ θ (Eq. 3).
     A neuron that fires has its peak at its spike; a silent one where V is highest.
     """
-    require()
-    shape = jax.eval_shape(synapse.current, times, kernel).shape
-    batch = shape[0]
-    if pool != NO_POOL:
-        shape = (batch, shape[1] // pool[0], shape[2] // pool[1], shape[3])
-    out: Any = jax.ShapeDtypeStruct(shape, times.dtype)
-    rows = 1 if pool == NO_POOL else 2
-    counted: Any = jax.ShapeDtypeStruct((batch, rows, num_steps), np.int32)
-    response = Response(
-        out,
-        out if peaks else None,
-        out if peaks else None,
-        None if pool == NO_POOL else out,
-        counted if counts else None,
+    scan = functools.partial(
+        _scan.forward,
+        synapse,
+        threshold=threshold,
+        num_steps=num_steps,
+        peaks=peaks,
+        pool=pool,
+        counts=counts,
     )
-    host = functools.partial(_host_forward, synapse, threshold, num_steps, pool)
-    call = buffer_callback(host, response, vmap_method="expand_dims")
-    return call(times, kernel)
+    event = functools.partial(
+        _forward, synapse, threshold, num_steps, peaks, pool, counts
+    )
+    return on_cpu("forward", event, scan, times, kernel)
 
 
 def backward(
@@ -96,209 +83,235 @@ def backward(
     A silent input has δ_i = 0, or with `silent_inputs` Σ_j δ_j·w_ji. With pooling
     `until` and `delta` are those of the first members; the others have no error.
     """
-    require()
-    host = functools.partial(_host_backward, synapse, num_steps, silent_inputs, pool)
-    out = jax.ShapeDtypeStruct(times.shape, times.dtype)
-    out_kernel = jax.ShapeDtypeStruct(kernel.shape, times.dtype)
-    call = buffer_callback(host, (out, out_kernel), vmap_method="expand_dims")
-    return call(times, kernel, until, delta, until if member is None else member)
-
-
-def _host_forward(synapse, threshold, num_steps, pool, context, results, times, kernel):
-    """`forward` on buffers with any number of leading axes of `vmap`."""
-    from ds4nn_jax import _event_kernels
-
-    del context
-    times, kernel = np.asarray(times), np.asarray(kernel)
-    response = jax.tree.map(np.asarray, results)
-    rank, kernel_rank = _ranks(synapse)
-    groups = _size(kernel.shape[:-kernel_rank])
-    if groups > 1:  # else the mapped axes are but a larger batch
-        lead = response.times.shape[:-rank]
-        times = np.broadcast_to(times, lead + times.shape[-rank:])
-        kernel = np.broadcast_to(kernel, lead + kernel.shape[-kernel_rank:])
-        groups = _size(lead)
-    times = _inputs(synapse, times, groups)
-    out = [None if x is None else _images(synapse, x, groups) for x in response[:4]]
-    spike_times, potential, until, member = (out[0] if x is None else x for x in out)
-    weights, lanes = _blocks(_matrices(kernel, groups), 512 // times.itemsize)
-    run = _event_kernels.forward(lanes, response.potential is not None)
-    images = parts(times.shape[1], 8 * workers())
-    rows = parts(spike_times.shape[2], 2 * workers() // (groups * len(images)))
-    # Every part of an image counts for itself.
-    counted = response.counts is not None
-    shape = (times.shape[1], 2, num_steps) if counted else (0, 0, 0)
-    counts = np.zeros((len(rows), groups, *shape), np.int32)
-
-    def task(part):
-        group, images, row = part
-        run(
-            times[group],
-            weights[group],
-            *_geometry(synapse, kernel),
-            pool,
-            times.dtype.type(threshold),
-            num_steps,
-            images,
-            rows[row],
-            spike_times.shape[2:],
-            *(x[group].reshape(-1) for x in (spike_times, potential, until, member)),
-            counts[row, group],
-        )
-
-    in_parallel(task, itertools.product(range(groups), images, range(len(rows))))
-    if counted:
-        kinds = response.counts.shape[-2]
-        total = counts.sum(axis=0, dtype=np.int32)[:, :, :kinds]
-        response.counts[...] = total.reshape(response.counts.shape)
-
-
-def _host_backward(synapse, num_steps, silent_inputs, pool, context, results, *buffers):
-    """`backward` on buffers with any number of leading axes of `vmap`."""
-    from ds4nn_jax import _event_kernels
-
-    del context
-    rank, kernel_rank = _ranks(synapse)
-    d_times, d_kernel = (np.asarray(result) for result in results)
-    lead = d_times.shape[:-rank]
-    groups = _size(lead)
-
-    def full(buffer, rank):
-        array = np.asarray(buffer)
-        return np.broadcast_to(array, lead + array.shape[array.ndim - rank :])
-
-    times, kernel, *taught = buffers
-    times, until, delta, member = (
-        _inputs(synapse, full(buffer, rank), groups) for buffer in (times, *taught)
+    scan = functools.partial(
+        _scan.backward,
+        synapse,
+        num_steps=num_steps,
+        silent_inputs=silent_inputs,
+        pool=pool,
     )
-    d_times = _images(synapse, d_times, groups)
-    kernel = full(kernel, kernel_rank)
-    matrices = _matrices(kernel, groups)
-    weights, lanes = _blocks(matrices.swapaxes(1, 2), 128 // times.itemsize)
-    images = parts(times.shape[1], min(_PARTS, _PARTIAL_SUMS // matrices[0].size))
-    shape = (groups, len(images), weights.shape[1])
-    d_weights = aligned_zeros(shape, times.dtype)
-    run = _event_kernels.backward(lanes)
-
-    def task(part):
-        group, index = part
-        run(
-            times[group],
-            weights[group],
-            *_geometry(synapse, kernel),
-            pool,
-            num_steps,
-            silent_inputs,
-            images[index],
-            until[group],
-            delta[group],
-            member[group],
-            d_times[group],
-            d_weights[group, index],
-        )
-
-    in_parallel(task, itertools.product(range(groups), range(len(images))))
-    _, rows, outputs = matrices.shape
-    blocks = d_weights.sum(axis=1).reshape(groups, -1, outputs, lanes)
-    by_row = blocks.swapaxes(2, 3).reshape(groups, -1, outputs)
-    _matrices(d_kernel, groups)[...] = by_row[:, :rows]
+    event = functools.partial(_backward, synapse, num_steps, silent_inputs, pool)
+    taught = (until, delta) if member is None else (until, delta, member)
+    return on_cpu("backward", event, scan, times, kernel, *taught)
 
 
-def _ranks(synapse: Synapse) -> tuple[int, int]:
-    """Axes of times and of the kernel."""
-    return (2, 2) if isinstance(synapse, Dense) else (4, 4)
+def _forward(synapse, threshold, num_steps, peaks, pool, counts, times, kernel):
+    out = jax.eval_shape(synapse.current, times, kernel).shape
+    response = jax.eval_shape(
+        functools.partial(
+            _scan.forward,
+            synapse,
+            threshold=threshold,
+            num_steps=num_steps,
+            peaks=peaks,
+            pool=pool,
+            counts=counts,
+        ),
+        times,
+        kernel,
+    )
+    geometry = _geometry(synapse, times, kernel, out, pool)
+    rows = kernel.reshape(-1, kernel.shape[-1])
+    lanes = _lanes(times.dtype, rows.shape[1] <= _NARROW * 4 // times.dtype.itemsize)
+    images = min(geometry["images"], _FORWARD_PARTS)
+    plan = _plan(
+        **geometry,
+        steps=num_steps,
+        threshold=_bits(threshold),
+        lanes=lanes,
+        image_parts=images,
+        row_parts=min(geometry["out_height"], max(1, 8 // images)),
+        flag=peaks,
+        counts=0 if response.counts is None else response.counts.shape[1],
+    )
+    # A row of zeros behind the others fills up groups of events.
+    weights = _blocks(jnp.pad(rows, ((0, 1), (0, 0))), lanes)
+    flat, structure = jax.tree.flatten(response)
+    results = call("forward", times.dtype, flat, plan, times, weights)
+    return jax.tree.unflatten(structure, results)
 
 
-def _geometry(synapse: Synapse, kernel: np.ndarray):
-    """Window, strides, and the rows above and columns left of the image."""
+def _backward(
+    synapse, num_steps, silent_inputs, pool, times, kernel, until, delta, member=None
+):
+    out = jax.eval_shape(synapse.current, times, kernel).shape
+    geometry = _geometry(synapse, times, kernel, out, pool)
+    rows = kernel.reshape(-1, kernel.shape[-1])
+    inputs, size = geometry["inputs"], rows.shape[0]
+    wide = _lanes(times.dtype, narrow=False)
+    # Blocks within a pixel's inputs need no copy; else few lanes shall stand idle.
+    narrow = inputs % wide and (inputs % (wide // 2) == 0 or size <= wide // 2)
+    lanes = wide // 2 if narrow else wide
+    plan = _plan(
+        **geometry,
+        steps=num_steps,
+        lanes=lanes,
+        image_parts=min(geometry["images"], _PARTS, max(1, _PARTIAL_SUMS // rows.size)),
+        flag=silent_inputs,
+    )
+    results = [Shape(times.shape, times.dtype), Shape(kernel.shape, times.dtype)]
+    member = until if member is None else member
+    weights = _blocks(rows.T, lanes)
+    arrays = times, weights, until, delta, member
+    return tuple(call("backward", times.dtype, results, plan, *arrays))
+
+
+class _Plan(NamedTuple):
+    """What is static about a call; the kernels read it as int64 words in this order."""
+
+    images: int
+    height: int
+    width: int
+    inputs: int
+    out_height: int  # behind the pooling
+    out_width: int
+    outputs: int
+    rows: int
+    columns: int
+    row_stride: int
+    column_stride: int
+    top: int
+    left: int
+    pool_rows: int
+    pool_columns: int
+    steps: int
+    threshold: int
+    lanes: int
+    image_parts: int
+    row_parts: int
+    flag: int  # forward: peaks are asked for; backward: silent inputs take part
+    counts: int  # rows of spike counts asked for: 0, 1 or, with those of pooling, 2
+
+
+def _plan(*, threshold: int = 0, row_parts: int = 1, counts: int = 0, **fields) -> _Plan:
+    return _Plan(threshold=threshold, row_parts=row_parts, counts=counts, **fields)
+
+
+def _geometry(synapse: Synapse, times, kernel, out, pool) -> dict[str, int]:
+    """Images, windows and strides; a dense layer has 1×1 images."""
     if isinstance(synapse, Dense):
-        return (1, 1), (1, 1), (0, 0)
-    (top, _), (left, _) = synapse.pads
-    return kernel.shape[-4:-2], synapse.strides, (top, left)
-
-
-def _images(synapse: Synapse, array: np.ndarray, groups: int) -> np.ndarray:
-    """[groups, B, H, W, features], contiguous; a dense layer has 1×1 images."""
-    image = (1, 1) if isinstance(synapse, Dense) else array.shape[-3:-1]
-    batch = _size(array.shape[: -_ranks(synapse)[0] + 1]) // groups
-    shape = (groups, batch, *image, array.shape[-1])
-    return np.ascontiguousarray(array).reshape(shape)
-
-
-def _inputs(synapse: Synapse, array: np.ndarray, groups: int) -> np.ndarray:
-    """Images marked read-only, all of them: numba compiles for each kind it meets."""
-    images = _images(synapse, array, groups)
-    images.flags.writeable = False
-    return images
-
-
-def _matrices(kernel: np.ndarray, groups: int) -> np.ndarray:
-    """[groups, kh·kw·I, O]."""
-    return kernel.reshape(groups, _size(kernel.shape[:-1]) // groups, kernel.shape[-1])
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    return int(np.prod(shape, dtype=np.int64))
-
-
-def _blocks(matrices: np.ndarray, most: int) -> tuple[np.ndarray, int]:
-    """[groups, rows, columns] → [groups, blocks·rows·lanes] and the lanes of a block.
-
-    The width is such that blocks are few and few lanes of the last one stand idle.
-    """
-    groups, rows, columns = matrices.shape
-    widths = (most, most // 2, most // 4, most // 8)
-    lanes = min(widths, key=lambda width: -(-columns // width) * (width + most // 8))
-    blocks = -(-columns // lanes)
-    split = aligned_zeros((groups, blocks, rows, lanes), matrices.dtype)
-    for block in range(blocks):
-        part = matrices[:, :, block * lanes : (block + 1) * lanes]
-        split[:, block, :, : part.shape[2]] = part
-    return split.reshape(groups, -1), lanes
-
-
-def aligned_zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Zeros that begin with a cache line: vectors across two lines cost twice."""
-    line, size = 64, _size(shape) * dtype.itemsize
-    memory = np.zeros(size + line, np.uint8)
-    start = -memory.ctypes.data % line
-    return memory[start : start + size].view(dtype).reshape(shape)
-
-
-def parts(length: int, count: int) -> list[tuple[int, int]]:
-    """`length` items in at most `count` even ranges."""
-    count = max(1, min(length, count))
-    edges = [length * k // count for k in range(count + 1)]
-    return list(itertools.pairwise(edges))
-
-
-@functools.cache
-def workers() -> int:
-    return (
-        len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else (os.cpu_count() or 1)
+        image, after, window, strides, corner = (1, 1), (1, 1), (1, 1), (1, 1), (0, 0)
+    else:
+        (top, _), (left, _) = synapse.pads
+        image, after, corner = times.shape[1:3], out[1:3], (top, left)
+        window, strides = kernel.shape[:2], synapse.strides
+    return dict(
+        images=times.shape[0],
+        height=image[0],
+        width=image[1],
+        inputs=times.shape[-1],
+        out_height=after[0] // pool[0],
+        out_width=after[1] // pool[1],
+        outputs=kernel.shape[-1],
+        rows=window[0],
+        columns=window[1],
+        row_stride=strides[0],
+        column_stride=strides[1],
+        top=corner[0],
+        left=corner[1],
+        pool_rows=pool[0],
+        pool_columns=pool[1],
     )
 
 
-@functools.cache
-def _pool(process: int) -> concurrent.futures.ThreadPoolExecutor:
-    """Helper threads of a process; a fork starts its own."""
-    return concurrent.futures.ThreadPoolExecutor(max(1, workers() - 1), "ds4nn-event")
+def _lanes(dtype: np.dtype, narrow: bool) -> int:
+    return (_NARROW if narrow else _WIDE) * 4 // dtype.itemsize
 
 
-def in_parallel(task: Callable, todo: Iterable) -> None:
-    """Runs every part. The caller works too, so no call waits for a free thread."""
-    todo = list(todo)
-    ticket = itertools.count()  # next() is atomic
+def _bits(value: float) -> int:
+    """A float64 as the int64 of the same bits."""
+    return struct.unpack("<q", struct.pack("<d", value))[0]
 
-    def drain():
-        while (index := next(ticket)) < len(todo):
-            task(todo[index])
 
-    helpers = min(workers(), len(todo)) - 1
-    futures = [_pool(os.getpid()).submit(drain) for _ in range(helpers)]
-    drain()
-    for future in futures:
-        if not future.cancel():
-            future.result()
+def _blocks(matrix: jax.Array, lanes: int) -> jax.Array:
+    """[rows, columns] → [blocks, rows, lanes], idle lanes 0."""
+    rows, columns = matrix.shape
+    blocks = -(-columns // lanes)
+    full = jnp.pad(matrix, ((0, 0), (0, blocks * lanes - columns)))
+    return full.reshape(rows, blocks, lanes).swapaxes(0, 1)
+
+
+def call(
+    kernel: str,
+    dtype: np.dtype,
+    results: Sequence[Any],
+    plan: Sequence[int],
+    *arrays: jax.Array,
+) -> Sequence[jax.Array]:
+    """Calls a compiled kernel; where the computation is lowered for the CPU."""
+    name = _event_library.target(kernel, dtype.name)
+    return jax.ffi.ffi_call(name, results)(*arrays, plan=np.array(plan, np.int64))
+
+
+def on_cpu(kernel: str, event: Callable, scan: Callable, *arrays: jax.Array) -> Any:
+    """event(*arrays), which calls `kernel`, where it can be had; else scan(*arrays).
+
+    Both mean the same. A mapped axis of the first array alone makes a larger batch, any
+    other is a loop over calls.
+    """
+    shapes, structure = jax.tree.flatten(jax.eval_shape(scan, *arrays))
+    if 0 in arrays[0].shape:
+        return jax.tree.unflatten(structure, [jnp.zeros(x.shape, x.dtype) for x in shapes])
+
+    @custom_vmap
+    def run(*arrays):
+        shapes = jax.tree.leaves(jax.eval_shape(scan, *arrays))
+        static = tuple((x.shape, x.dtype) for x in shapes)
+        found = event_p.bind(
+            *arrays, kernel=kernel, event=event, scan=scan, shapes=static
+        )
+        return jax.tree.unflatten(structure, found)
+
+    @run.def_vmap
+    def mapped(size, in_batched, *arrays):
+        first, *others = in_batched
+        if first and not any(others) and kernel != "backward":
+            images, *rest = arrays
+            many = run(images.reshape(-1, *images.shape[2:]), *rest)
+            found = jax.tree.map(lambda x: x.reshape(size, -1, *x.shape[1:]), many)
+        else:
+
+            def each(some):
+                given = iter(some)
+                pairs = zip(arrays, in_batched, strict=True)
+                return run(*(next(given) if moves else x for x, moves in pairs))
+
+            pairs = zip(arrays, in_batched, strict=True)
+            found = jax.lax.map(each, [x for x, moves in pairs if moves])
+        return found, jax.tree.map(lambda _: True, found)
+
+    return run(*arrays)
+
+
+event_p = Primitive("ds4nn_event")
+event_p.multiple_results = True
+
+
+@event_p.def_abstract_eval
+def _abstract(*arrays, shapes, **static):
+    return [jax.core.ShapedArray(shape, dtype) for shape, dtype in shapes]
+
+
+@event_p.def_impl
+def _eager(*arrays, **static):
+    with jax.disable_jit(False):
+        return jax.jit(functools.partial(event_p.bind, **static))(*arrays)
+
+
+def _lower_on_cpu(ctx, *operands, kernel, event, scan, shapes):
+    exporting = ctx.module_context.lowering_parameters.for_export
+    dtype = ctx.avals_in[0].dtype.name
+    chosen = scan if exporting or not _event_library.usable(kernel, dtype) else event
+    leaves = mlir.lower_fun(lambda *arrays: jax.tree.leaves(chosen(*arrays)))
+    return leaves(ctx, *operands)
+
+
+def _refuse(ctx, *operands, **static):
+    platforms = ", ".join(ctx.module_context.platforms)
+    raise NotImplementedError(
+        f'engine="event" computes on CPUs, not on {platforms}: use "auto" or "scan"'
+    )
+
+
+mlir.register_lowering(event_p, _refuse)
+mlir.register_lowering(event_p, _lower_on_cpu, platform="cpu")

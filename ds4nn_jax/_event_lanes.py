@@ -1,8 +1,11 @@
-"""Vectors of a fixed number of lanes as numba values, so that potentials stay in
-registers while weight rows stream past: numba alone keeps arrays in memory.
+"""What the kernels need and numba does not have: vectors and plain memory.
 
-LLVM splits a vector wider than the machine's registers over several of them. (numba's
-cache watches only the file of the kernels: touch `_event_kernels.py` after a change.)
+Vectors of a fixed number of lanes are numba values, so that potentials stay in
+registers while weight rows stream past: numba alone keeps arrays in memory. LLVM splits
+a vector wider than the machine's registers over several of them.
+
+Memory is that of XLA's call frames and buffers, and of what threads share: addresses
+are `intp`, words 64 bits.
 """
 
 import operator
@@ -43,10 +46,9 @@ def _splat(context, builder, value, lanes):
     return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), first)
 
 
-def _pointer(context, builder, lanes, array_type, array, offset):
-    data = context.make_array(array_type)(context, builder, array).data
+def _pointer(context, builder, lanes, array, offset):
     return builder.bitcast(
-        builder.gep(data, [offset]), _vector(context, lanes).as_pointer()
+        builder.gep(array, [offset]), _vector(context, lanes).as_pointer()
     )
 
 
@@ -63,11 +65,11 @@ def splat(typing, value, count):
 
 @intrinsic(prefer_literal=True)
 def load(typing, array, offset, count):
-    """Lanes array[offset : offset + count] of a contiguous 1-D array."""
+    """Lanes array[offset : offset + count]."""
     lanes = Lanes(array.dtype, count.literal_value)
 
     def build(context, builder, signature, args):
-        pointer = _pointer(context, builder, lanes, array, *args[:2])
+        pointer = _pointer(context, builder, lanes, *args[:2])
         return builder.load(pointer, align=array.dtype.bitwidth // 8)
 
     return lanes(array, types.intp, count), build
@@ -78,7 +80,7 @@ def store(typing, array, offset, value):
     """array[offset : offset + count] = value."""
 
     def build(context, builder, signature, args):
-        pointer = _pointer(context, builder, value, array, *args[:2])
+        pointer = _pointer(context, builder, value, *args[:2])
         builder.store(args[2], pointer, align=array.dtype.bitwidth // 8)
 
     return types.void(array, types.intp, value), build
@@ -159,14 +161,13 @@ def trailing_zeros(typing, word):
 
 @intrinsic
 def least(typing, a, b):
-    """min(a, b) in each lane of a, b being a scalar."""
+    """min(a, b) in each lane."""
 
     def build(context, builder, signature, args):
-        other = _splat(context, builder, args[1], a)
-        smaller = builder.fcmp_ordered("<", args[0], other)
-        return builder.select(smaller, args[0], other)
+        smaller = builder.fcmp_ordered("<", *args)
+        return builder.select(smaller, *args)
 
-    return a(a, a.scalar), build
+    return a(a, a), build
 
 
 def _operator(function, instruction, result=None):
@@ -206,3 +207,131 @@ _operator(operator.le, _compare("<="), "mask")
 _operator(operator.ge, _compare(">="), "mask")
 _operator(operator.gt, _compare(">"), "mask")
 _operator(operator.eq, _compare("=="), "mask")
+
+
+@intrinsic
+def array_at(typing, address, kind):
+    """An address as an array of the scalar type `kind`, without bounds."""
+    array = types.CPointer(kind.dtype)
+
+    def build(context, builder, signature, args):
+        return builder.inttoptr(args[0], context.get_value_type(array))
+
+    return array(types.intp, kind), build
+
+
+def _at(builder, address, bits=64):
+    return builder.inttoptr(address, ir.IntType(bits).as_pointer())
+
+
+@intrinsic
+def peek(typing, address):
+    """The word at an address."""
+
+    def build(context, builder, signature, args):
+        return builder.load(_at(builder, args[0]))
+
+    return types.intp(types.intp), build
+
+
+@intrinsic
+def poke(typing, address, value):
+    """Writes a word."""
+
+    def build(context, builder, signature, args):
+        builder.store(args[1], _at(builder, args[0]))
+
+    return types.void(types.intp, types.intp), build
+
+
+@intrinsic
+def peek_int(typing, address):
+    """The C int at an address."""
+
+    def build(context, builder, signature, args):
+        return builder.sext(
+            builder.load(_at(builder, args[0], 32)), ir.IntType(64)
+        )
+
+    return types.intp(types.intp), build
+
+
+@intrinsic
+def poke_int(typing, address, value):
+    """Writes a C int."""
+
+    def build(context, builder, signature, args):
+        value = builder.trunc(args[1], ir.IntType(32))
+        builder.store(value, _at(builder, args[0], 32))
+
+    return types.void(types.intp, types.intp), build
+
+
+@intrinsic
+def as_float(typing, word):
+    """The float64 whose bits a word holds."""
+
+    def build(context, builder, signature, args):
+        return builder.bitcast(args[0], ir.DoubleType())
+
+    return types.float64(types.intp), build
+
+
+@intrinsic
+def fetch_add(typing, address, value):
+    """Adds to a word, atomically; what it was before."""
+
+    def build(context, builder, signature, args):
+        where = _at(builder, args[0])
+        return builder.atomic_rmw("add", where, args[1], "seq_cst")
+
+    return types.intp(types.intp, types.intp), build
+
+
+@intrinsic
+def add_int(typing, address, value):
+    """Adds to a C int, atomically."""
+
+    def build(context, builder, signature, args):
+        value = builder.trunc(args[1], ir.IntType(32))
+        builder.atomic_rmw("add", _at(builder, args[0], 32), value, "monotonic")
+
+    return types.void(types.intp, types.intp), build
+
+
+@intrinsic
+def call(typing, function, argument):
+    """Calls the C function at an address with one word; the word it returns."""
+
+    def build(context, builder, signature, args):
+        word = ir.IntType(64)
+        kind = ir.FunctionType(word, [word]).as_pointer()
+        return builder.call(builder.inttoptr(args[0], kind), [args[1]])
+
+    return types.intp(types.intp, types.intp), build
+
+
+@intrinsic(prefer_literal=True)
+def address_of(typing, name):
+    """Address of a C function that LLVM knows by a literal name."""
+
+    def build(context, builder, signature, args):
+        word = ir.IntType(64)
+        kind = ir.FunctionType(word, [word])
+        found = builder.module.globals.get(name.literal_value)
+        if found is None:
+            found = ir.Function(builder.module, kind, name.literal_value)
+        return builder.ptrtoint(found, word)
+
+    return types.intp(name), build
+
+
+@intrinsic(prefer_literal=True)
+def text(typing, message):
+    """Address of a literal as a C string."""
+
+    def build(context, builder, signature, args):
+        constant = context.insert_const_string(builder.module, message.literal_value)
+        return builder.ptrtoint(constant, ir.IntType(64))
+
+    return types.intp(message), build

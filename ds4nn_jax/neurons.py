@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ds4nn_jax import _checks, _event, _pool, _scan
+from ds4nn_jax import _checks, _event, _event_library, _pool, _scan
 from ds4nn_jax._synapse import (
     NO_POOL,
     Conv,
@@ -333,10 +333,6 @@ def _layer(synapse, threshold, num_steps, engine, surrogate) -> Layer:
     threshold = _checks.threshold(threshold)
     if engine not in ("auto", "scan", "event"):
         raise ValueError(f'engine must be "auto", "scan" or "event", got {engine!r}')
-    if engine == "auto" and not _event.available():
-        engine = "scan"
-    if engine == "event":
-        _event.require()
     return Layer(synapse, threshold, int(num_steps), engine, resolve(surrogate))
 
 
@@ -353,7 +349,10 @@ def _dispatch(layer: Layer, function: str, *arrays: jax.Array, **static):
 
     if layer.engine == "auto":
         return lax.platform_dependent(*arrays, cpu=of(_event), default=of(_scan))
-    return of(_scan if layer.engine == "scan" else _event)(*arrays)
+    if layer.engine == "scan":
+        return of(_scan)(*arrays)
+    _event_library.require(function, arrays[0].dtype.name)
+    return of(_event)(*arrays)
 
 
 def _forward(layer: Layer, times, kernel, **asked) -> Response:

@@ -1,0 +1,225 @@
+"""How XLA calls a kernel: compiled code to compiled code, without Python in between.
+
+A kernel is an XLA FFI handler (`xla/ffi/api/c_api.h`, major version 0): XLA passes the
+address of a call frame with the buffers and one attribute, the plan, which is all that
+is static about a call. Since no Python runs, nothing can leave a kernel half-way: no
+signal, no exception, no interpreter that shuts down. A call is shared out to XLA's own
+threads in parts that never change a result; the calling thread works too, so a call
+never waits for a free thread, and it returns when every part that began has ended.
+"""
+
+import numpy as np
+from numba import njit, types
+
+from ds4nn_jax._event_lanes import (
+    address_of,
+    array_at,
+    call,
+    fetch_add,
+    peek,
+    peek_int,
+    poke,
+    poke_int,
+    text,
+)
+
+OPTIONS = dict(error_model="numpy", no_cpython_wrapper=True, _nrt=False)
+LINE = 64  # bytes: vectors across two cache lines cost twice
+
+_malloc = types.ExternalFunction("malloc", types.intp(types.intp))
+_free = types.ExternalFunction("free", types.void(types.intp))
+_yield = types.ExternalFunction("sched_yield", types.int32())
+
+# Offsets in XLA's call frame and its parts.
+_EXTENSION, _API, _CONTEXT = 8, 16, 24
+_ARGUMENTS, _RESULTS, _ATTRIBUTES = 72, 112, 160
+_BUFFER_DATA, _ARRAY_DATA = 24, 16
+_METADATA = 1  # the type of the extension that asks a handler about itself
+# Functions of its table.
+_ERROR_CREATE, _ERROR_DESTROY, _SCHEDULE, _NUM_THREADS = 48, 64, 136, 144
+_RESOURCE_EXHAUSTED = 8
+
+# Words of a job, what the threads of a call share, and XLA's arguments behind them.
+# A job's first word cannot be a frame's, which is its size.
+_KIND, _NEXT, _DONE, _PARTS, _HOLDERS, _FAILED, _FRAME, _SHARED, _PHASE = range(0, 72, 8)
+_TASK, _COUNT, _JOB_BYTES, _JOB = 72, 112, 256, -1
+
+
+@njit(**OPTIONS)
+def plan_of(frame):
+    """The call's one attribute, int64 words."""
+    return array_at(peek(peek(peek(frame + _ATTRIBUTES)) + _ARRAY_DATA), np.int64)
+
+
+@njit(**OPTIONS)
+def argument(frame, k):
+    """Address of the data of the k-th operand."""
+    return peek(peek(peek(frame + _ARGUMENTS) + 8 * k) + _BUFFER_DATA)
+
+
+@njit(**OPTIONS)
+def result(frame, k):
+    """Address of the data of the k-th result."""
+    return peek(peek(peek(frame + _RESULTS) + 8 * k) + _BUFFER_DATA)
+
+
+@njit(**OPTIONS)
+def room(items, size_of):
+    """Bytes for so many items, whole cache lines."""
+    return (items * size_of + LINE - 1) // LINE * LINE
+
+
+@njit(**OPTIONS)
+def span(index, count, length):
+    """The index-th of `count` even ranges of `length` items: first, last + 1."""
+    return length * index // count, length * (index + 1) // count
+
+
+@njit(**OPTIONS)
+def _out_of_memory(frame):
+    """The error that XLA turns into one of Python's."""
+    api = peek(frame + _API)
+    arguments = _malloc(32)
+    if arguments == 0:
+        return 0
+    poke(arguments, 28)
+    poke(arguments + 8, 0)
+    poke(arguments + 16, text("ds4nn_jax: no memory for the event engine"))
+    poke(arguments + 24, _RESOURCE_EXHAUSTED)
+    error = call(peek(api + _ERROR_CREATE), arguments)
+    _free(arguments)
+    return error
+
+
+@njit(**OPTIONS)
+def _ignore(api, error, arguments):
+    """Destroys an error, if it is one; whether it was none."""
+    if error == 0:
+        return True
+    poke(arguments, 24)
+    poke(arguments + 8, 0)
+    poke(arguments + 16, error)
+    call(peek(api + _ERROR_DESTROY), arguments)
+    return False
+
+
+@njit(**OPTIONS)
+def _release(job):
+    if fetch_add(job + _HOLDERS, -1) == 1:
+        _free(job)
+
+
+def handler(cell, version, prepare, counts, part, scratch_bytes, shared_bytes):
+    """The function that XLA calls, to be compiled. Its helping threads call it too.
+
+    Args:
+      cell: by this name LLVM knows the memory that holds the function's own address.
+      version: (major, minor) of XLA's FFI.
+      prepare: prepare(frame, plan) before any part.
+      counts: counts(plan, phase) tells how many parts a phase has; 0 ends the call.
+      part: part(frame, plan, phase, index, scratch, shared) computes one part.
+      scratch_bytes: of memory that each thread needs for itself, by the plan.
+      shared_bytes: of memory that the parts of a call share, by the plan.
+    """
+    major, minor = version
+
+    @njit(**OPTIONS)
+    def describe(frame):
+        """Answers XLA's question which version the handler was made for."""
+        extension = peek(frame + _EXTENSION)
+        if extension == 0 or peek_int(extension + 8) != _METADATA:
+            return False
+        metadata = peek(extension + 24)
+        poke_int(metadata + 24, major)
+        poke_int(metadata + 28, minor)
+        poke_int(metadata + 32, 0)
+        return True
+
+    @njit(**OPTIONS)
+    def work(job):
+        """Takes parts while there are any; only then may the frame be looked at."""
+        total, scratch = peek(job + _PARTS), 0
+        while True:
+            index = fetch_add(job + _NEXT, 1)
+            if index >= total:
+                break
+            frame = peek(job + _FRAME)
+            plan = plan_of(frame)
+            if scratch == 0:
+                scratch = _malloc(scratch_bytes(plan) + LINE)
+            if scratch == 0:
+                fetch_add(job + _FAILED, 1)
+            else:
+                aligned = (scratch + LINE - 1) // LINE * LINE
+                phase, shared = peek(job + _PHASE), peek(job + _SHARED)
+                part(frame, plan, phase, index, aligned, shared)
+            fetch_add(job + _DONE, 1)
+        _free(scratch)
+
+    @njit(**OPTIONS)
+    def share_out(frame, phase, total, shared):
+        """Prepares a job of all parts of a phase and calls for helping threads."""
+        job = _malloc(_JOB_BYTES)
+        if job == 0:
+            return job
+        for word in range(0, _TASK, 8):
+            poke(job + word, 0)
+        poke(job + _KIND, _JOB)
+        poke(job + _PARTS, total)
+        poke(job + _HOLDERS, 1)
+        poke(job + _FRAME, frame)
+        poke(job + _SHARED, shared)
+        poke(job + _PHASE, phase)
+        api, context = peek(frame + _API), peek(frame + _CONTEXT)
+        count, task = job + _COUNT, job + _TASK
+        poke(count, 32)
+        poke(count + 8, 0)
+        poke(count + 16, context)
+        poke(count + 24, count + 32)
+        poke(count + 32, 1)
+        _ignore(api, call(peek(api + _NUM_THREADS), count), count)
+        helpers = min(total - 1, max(1, peek(count + 32) - 1))
+        poke(task, 40)
+        poke(task + 8, 0)
+        poke(task + 16, context)
+        poke(task + 24, peek(address_of(cell)))
+        poke(task + 32, job)
+        for _ in range(helpers):
+            fetch_add(job + _HOLDERS, 1)
+            if not _ignore(api, call(peek(api + _SCHEDULE), task), count):
+                fetch_add(job + _HOLDERS, -1)
+                break
+        return job
+
+    def entry(address):
+        if peek(address) == _JOB:  # a helping thread; the call may be over by now
+            work(address)
+            _release(address)
+            return 0
+        if describe(address):
+            return 0
+        plan = plan_of(address)
+        size = shared_bytes(plan)
+        memory = _malloc(size + LINE) if size > 0 else 0
+        shared = (memory + LINE - 1) // LINE * LINE
+        complete, phase = size == 0 or memory != 0, 0
+        if complete:
+            prepare(address, plan)
+        while complete:
+            total = counts(plan, phase)
+            if total == 0:
+                break
+            job = share_out(address, phase, total, shared)
+            if job == 0:
+                complete = False
+                break
+            work(job)
+            while fetch_add(job + _DONE, 0) < total:
+                _yield()
+            complete = fetch_add(job + _FAILED, 0) == 0
+            _release(job)
+            phase += 1
+        _free(memory)
+        return 0 if complete else _out_of_memory(address)
+
+    return entry

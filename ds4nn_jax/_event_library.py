@@ -1,0 +1,237 @@
+"""The compiled kernels: found or compiled, kept on disk, made known to XLA.
+
+numba compiles a kernel once for a machine; later processes read its machine code. Where
+that cannot be kept it is compiled in every process, and where numba cannot work at all
+there is no event engine: one warning says why, and what to do about it.
+"""
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import importlib
+import marshal
+import os
+import re
+import stat
+import tempfile
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jaxlib
+import numpy as np
+
+SOURCES = ("_event_calls", "_event_kernels", "_event_lanes")
+_LOCK = threading.RLock()
+
+
+class Unusable(ImportError):
+    """The event engine cannot work in this process; the message says why."""
+
+
+def require(kernel: str, dtype: str) -> None:
+    """Raises Unusable where a kernel cannot be had that is asked for by name."""
+    try:
+        target(kernel, dtype)
+    except Unusable as error:
+        raise Unusable(
+            f'engine="event" cannot work here: {error}; or use engine="scan"'
+        ) from error
+
+
+def usable(kernel: str, dtype: str) -> bool:
+    """Whether a kernel can be had; a warning says why not."""
+    try:
+        target(kernel, dtype)
+    except Unusable as error:
+        warn(f"ds4nn_jax computes without its event engine, far slower: {error}")
+        return False
+    return True
+
+
+@functools.cache
+def fault() -> str | None:
+    """What keeps the event engine from working in this process; None where it can."""
+    try:
+        numba = importlib.import_module("numba")
+        importlib.import_module("ds4nn_jax._event_lanes")
+    except ModuleNotFoundError as error:
+        if error.name == "numba":
+            return "numba is not installed (pip install numba)"
+        return _told("numba cannot be imported", error)
+    except Exception as error:  # whatever a broken installation raises
+        return _told("numba cannot be imported", error)
+    if numba.config.DISABLE_JIT:
+        return "numba's compiler is switched off (unset NUMBA_DISABLE_JIT)"
+    try:
+        _ffi_version()
+    except Exception as error:
+        return _told("this jaxlib's calls into compiled code are not known", error)
+    return None
+
+
+def _told(what: str, error: Exception) -> str:
+    message = " ".join(str(error).split())
+    message = message if len(message) < 200 else message[:200] + " …"
+    return f"{what} ({type(error).__name__}: {message})"
+
+
+@functools.cache
+def warn(message: str) -> None:
+    """Says it once in a process."""
+    warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+
+@functools.cache
+def _ffi_version() -> tuple[int, int]:
+    """Of XLA's interface for compiled code, which this jaxlib's header tells."""
+    header = Path(jax.ffi.include_dir(), "xla", "ffi", "api", "c_api.h").read_text()
+    found = [
+        int(re.findall(rf"#define XLA_FFI_API_{name} (\d+)", header)[0])
+        for name in ("MAJOR", "MINOR")
+    ]
+    if found[0] != 0:
+        raise RuntimeError(f"XLA FFI {found[0]}.{found[1]}, expected 0")
+    return found[0], found[1]
+
+
+def target(kernel: str, dtype: str) -> str:
+    """The name by which XLA knows a kernel ("forward", …) for a floating dtype.
+
+    Raises:
+      Unusable: it cannot be had; the message says why.
+    """
+    with _LOCK:
+        name = _registered(kernel, dtype)
+    if isinstance(name, Unusable):
+        raise name
+    return name
+
+
+@functools.cache
+def _registered(kernel: str, dtype: str) -> str | Unusable:
+    if (why := fault()) is not None:
+        return Unusable(why)
+    try:
+        address = _address(kernel, dtype)
+    except Exception as error:
+        return Unusable(_told("numba cannot compile its kernels", error))
+    name = f"ds4nn_jax.{kernel}.{dtype}"
+    function = ctypes.CFUNCTYPE(ctypes.c_void_p)(address)
+    jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(function), platform="cpu")
+    return name
+
+
+# What XLA and its threads hold addresses of stays for as long as the process.
+_KEPT: list[Any] = []
+
+
+def _address(kernel: str, dtype: str) -> int:
+    """Of the machine code of a kernel in this process."""
+    import llvmlite.binding
+    from numba.core.registry import cpu_target
+
+    codegen = cpu_target.target_context.codegen()
+    cell = f"ds4nn_jax_{kernel}_{dtype}"
+    memory = ctypes.c_int64(0)
+    llvmlite.binding.add_symbol(cell, ctypes.addressof(memory))
+    name = f"{kernel}-{dtype}-{_digest(codegen.magic_tuple())}.kernel"
+    saved = _read(name)
+    if saved is None:
+        library, function = _compile(kernel, dtype, cell)
+        saved = function, library.serialize_using_object_code()
+        _write(name, marshal.dumps(saved))
+    else:
+        function, state = saved
+        library = codegen.unserialize_library(state)
+    memory.value = library.get_pointer_to_function(function)
+    _KEPT.extend((memory, library))
+    return memory.value
+
+
+def _compile(kernel: str, dtype: str, cell: str) -> tuple[Any, str]:
+    """A numba library and the name of the function in it."""
+    from numba import cfunc, types
+
+    module = importlib.import_module(
+        "ds4nn_jax._sweep" if kernel == "sweep" else "ds4nn_jax._event_kernels"
+    )
+    entry = module.entry(kernel, getattr(np, dtype), cell, _ffi_version())
+    compiled = cfunc(types.intp(types.intp), error_model="numpy", _nrt=False)(entry)
+    return compiled._library, compiled.native_name
+
+
+@functools.cache
+def _digest(machine: tuple) -> str:
+    """Of all that machine code depends on."""
+    import llvmlite
+    import numba
+
+    versions = numba.__version__, llvmlite.__version__, jaxlib.__version__
+    digest = hashlib.sha256(repr((versions, _ffi_version(), machine)).encode())
+    for source in SOURCES:
+        digest.update(Path(__file__).with_name(f"{source}.py").read_bytes())
+    return digest.hexdigest()[:24]
+
+
+def _folders() -> Iterator[tuple[Path, str]]:
+    """Where kernels are looked for and kept, and how to name the place."""
+    if asked := os.environ.get("NUMBA_CACHE_DIR"):
+        yield Path(asked), "NUMBA_CACHE_DIR"
+        return
+    yield Path(__file__).with_name("__pycache__"), "the package's own folder"
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    with contextlib.suppress(RuntimeError):  # no home
+        yield Path(home).expanduser() / "ds4nn_jax", "the user's cache"
+
+
+def _read(name: str) -> tuple | None:
+    """What `_write` kept, if it is whole and nobody else can have written it."""
+    for folder, _ in _folders():
+        with contextlib.suppress(OSError, ValueError, EOFError, TypeError):
+            file = folder / name
+            for path in (folder, file):
+                _check_owner(path.stat())
+            content = file.read_bytes()
+            if hashlib.sha256(content[32:]).digest() == content[:32]:
+                return marshal.loads(content[32:])
+    return None
+
+
+def _check_owner(found: os.stat_result) -> None:
+    """Machine code is taken only from root or from the user of this process."""
+    if not hasattr(os, "geteuid"):
+        return
+    others = stat.S_IWOTH | (stat.S_IWGRP if found.st_gid != os.getegid() else 0)
+    sticky = found.st_mode & stat.S_ISVTX
+    if found.st_uid not in (0, os.geteuid()) or (found.st_mode & others and not sticky):
+        raise PermissionError("others can write here")
+
+
+def _write(name: str, content: bytes) -> None:
+    """Keeps it in the first folder that can be written; a warning if there is none."""
+    reasons = []
+    for folder, what in _folders():
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            _check_owner(folder.stat())
+            handle, path = tempfile.mkstemp(dir=folder, prefix=name)
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    file.write(hashlib.sha256(content).digest() + content)
+                os.replace(path, folder / name)
+            except BaseException:
+                os.unlink(path)
+                raise
+            return
+        except OSError as error:
+            reasons.append(f"{what}, {folder}: {error.strerror or error}")
+    warn(
+        "ds4nn_jax compiles its event engine again in every process, which takes a "
+        f"while: it cannot keep it ({'; '.join(reasons) or 'no home'}). Set "
+        "NUMBA_CACHE_DIR to a folder of yours that can be written"
+    )
