@@ -28,6 +28,7 @@ from ds4nn_jax._event_lanes import (
     some,
     splat,
     store,
+    tail,
     trailing_zeros,
 )
 
@@ -84,14 +85,14 @@ def _offset(event):
 
 
 @njit(**OPTIONS)
-def _read_pixel(times, first, inputs, steps, events, at):
-    """Writes the events of a pixel in channel order to events[at:]; their number."""
-    found = at
+def _read_pixel(times, inputs, steps, events):
+    """Writes the events of a pixel in channel order; their number."""
+    found = np.intp(0)
     for i in range(inputs):
-        t = times[first + i]
+        t = times[i]
         events[found] = _event(np.int64(t), i)
         found += np.intp((t >= 0) & (t < steps))
-    return found - at
+    return found
 
 
 @njit(**OPTIONS)
@@ -101,9 +102,46 @@ def _fill(array, at, size, value):
 
 
 @njit(**OPTIONS)
-def _add(sums, at, terms, of, size):
+def _add(sums, terms, size):
     for k in range(size):
-        sums[at + k] += terms[of + k]
+        sums[k] += terms[k]
+
+
+@njit(**OPTIONS)
+def _read_row(times, width, inputs, steps, events, arrived, by_step, counting):
+    """Events of a row of pixels and, where they are to be counted, how many by step."""
+    for x in range(width):
+        own = tail(events, x * inputs)
+        n = _read_pixel(tail(times, x * inputs), inputs, steps, own)
+        arrived[x] = n
+        if counting:
+            count = tail(by_step, x * steps)
+            _fill(count, 0, steps, 0)
+            for k in range(n):
+                count[_step(own[k])] += 1
+
+
+@njit(**OPTIONS)
+def _insert(events, size, tap, found, ordered):
+    """Inserts events into the first `found` of `ordered`, by their steps."""
+    for k in range(size):
+        event, to = events[k] + np.uint64(tap), found
+        while to > 0 and _step(ordered[to - 1]) > _step(event):
+            ordered[to] = ordered[to - 1]
+            to -= 1
+        ordered[to] = event
+        found += 1
+    return found
+
+
+@njit(**OPTIONS)
+def _list_one_by_one(ordered, size, steps, lanes, order, when):
+    """Events in the order of their steps as groups of one, see `_lay_out`."""
+    ordered[size] = _event(steps, 0)
+    for k in range(size):
+        step = _step(ordered[k])
+        order[k] = _offset(ordered[k]) * lanes
+        when[k + 1] = step if step != _step(ordered[k + 1]) else steps
 
 
 @njit(**OPTIONS)
@@ -116,30 +154,51 @@ def _groups(count, steps, shift):
 
 
 @njit(**OPTIONS)
-def _open_groups(count, steps, shift, when, place):
-    """Lays out the groups of every step, in order.
+def _lay_out(count, events, steps, peaks, when, place):
+    """Groups the events of a window by their steps; how many groups, of 2**shift each.
 
     place[t] is where the events of step t go, when[g] the step that ends with group g,
-    or T (silence) where its step goes on. when[0] is spare: groups count from 1.
+    or T where its step goes on. when[0] is spare: groups count from 1. Larger groups
+    need no branch for each step's own number of events, and fewer comparisons.
     """
+    compared = 65 if peaks else 45  # the cost of a comparison, where adding has 12
+    pairs, fours = _groups(count, steps, 1), _groups(count, steps, 2)
+    groups, shift, cost = events, 0, compared * events
+    if (compared + 12) * pairs < cost:
+        groups, shift, cost = pairs, 1, (compared + 12) * pairs
+    if (compared + 36) * fours < cost:
+        groups, shift = fours, 2
+    _fill(when, 0, groups + 1, steps)
     found, rest = np.intp(0), (1 << shift) - 1
     for t in range(steps):
         place[t] = found << shift
         n = (np.intp(count[t]) + rest) >> shift
         found += n
         when[found if n > 0 else 0] = t
+    return groups, shift
 
 
-def _first_spikes(lanes, kind):
+@njit(**OPTIONS)
+def _place(events, size, tap, lanes, place, order):
+    """Puts events where those of their step belong."""
+    for k in range(size):
+        step = _step(events[k])
+        to = place[step]
+        order[to] = (_offset(events[k]) + tap) * lanes
+        place[step] = to + 1
+
+
+def _first_spikes(lanes, slots, kind):
     """Compiles the integration of a window's events by `lanes` neurons."""
 
     @njit(**OPTIONS)
     def integrate(
-        order, when, groups, slots, weights, block, threshold, steps, filled, spike, at
+        order, when, groups, weights, block, threshold, steps, filled, spike, at
     ):
         """spike[at:] = the first step with V ≥ θ, or T.
 
         order: offsets of weight rows, `slots` for each group, filled up with zero rows.
+        when: the step that ends with a group, T where its step goes on.
         """
         silent = kind(steps)
         for k in range(filled, lanes):
@@ -161,7 +220,7 @@ def _first_spikes(lanes, kind):
     return integrate
 
 
-def _highest_potentials(lanes, kind):
+def _highest_potentials(lanes, slots, kind):
     """As `_first_spikes`, with the highest potential up to the spike and its step."""
 
     @njit(**OPTIONS)
@@ -169,7 +228,6 @@ def _highest_potentials(lanes, kind):
         order,
         when,
         groups,
-        slots,
         weights,
         block,
         threshold,
@@ -207,19 +265,35 @@ def _highest_potentials(lanes, kind):
     return integrate
 
 
+def _by_slots(compiled, lanes, kind):
+    """Compiles an integration for groups of one, two and four events."""
+    one, two, four = (compiled(lanes, slots, kind) for slots in (1, 2, 4))
+
+    @njit(**OPTIONS)
+    def integrate(slots, *arguments):
+        if slots == 1:
+            one(*arguments)
+        elif slots == 2:
+            two(*arguments)
+        else:
+            four(*arguments)
+
+    return integrate
+
+
 def _counting(lanes, kind):
     """Compiles the counting of the spikes of `lanes` neurons."""
 
     @njit(**OPTIONS)
-    def count(spike, at, filled, steps, counts, row):
-        """counts[row + t] += spikes of step t of the first `filled` lanes."""
+    def count(spike, filled, steps, counts):
+        """counts[t] += spikes of step t of the first `filled` lanes."""
         one = np.uint64(1)
-        fired = load(spike, at, lanes) < kind(steps)
+        fired = load(spike, 0, lanes) < kind(steps)
         left = bits(fired, 0)
         if filled < lanes:  # idle lanes look as if they had fired
             left &= (one << np.uint64(filled)) - one
         while left:
-            counts[row + np.intp(spike[at + np.intp(trailing_zeros(left))])] += 1
+            counts[np.intp(spike[np.intp(trailing_zeros(left))])] += 1
             left &= left - one
 
     return count
@@ -229,12 +303,12 @@ def _moving(lanes):
     """Compiles what writes a block to an array without idle lanes."""
 
     @njit(**OPTIONS)
-    def move(values, at, filled, array, to):
+    def move(values, filled, array):
         if filled == lanes:
-            store(array, to, load(values, at, lanes))
+            store(array, 0, load(values, 0, lanes))
         else:
             for k in range(filled):
-                array[to + k] = values[at + k]
+                array[k] = values[k]
 
     return move
 
@@ -242,57 +316,62 @@ def _moving(lanes):
 def _forward(kind):
     """What `_event_calls.handler` asks for, of spike times of the scalar type `kind`."""
     (wide, narrow), size_of = LANES[np.dtype(kind).name], np.dtype(kind).itemsize
-    first_wide, first_narrow = _first_spikes(wide, kind), _first_spikes(narrow, kind)
+    first_wide, first_narrow = (_by_slots(_first_spikes, w, kind) for w in (wide, narrow))
     highest_wide, highest_narrow = (
-        _highest_potentials(width, kind) for width in (wide, narrow)
+        _by_slots(_highest_potentials, width, kind) for width in (wide, narrow)
     )
     count_wide, count_narrow = _counting(wide, kind), _counting(narrow, kind)
     move_wide, move_narrow = _moving(wide), _moving(narrow)
 
     @njit(**OPTIONS)
     def integrate(
-        order, when, groups, slots, weights, plan, threshold, spike, potential, until
+        plan, windows, listed, order, when, weights, threshold, spike, potential, until
     ):
-        """All neurons of a window."""
+        """All neurons of a row of windows, block by block: the weights of a block stay
+        near while the events of all windows stream past."""
         lanes, outputs, steps = plan[_LANES], plan[_OUTPUTS], plan[_STEPS]
-        block_size = (plan[_ROWS] * plan[_COLUMNS] * plan[_INPUTS] + 1) * lanes
+        size = plan[_ROWS] * plan[_COLUMNS] * plan[_INPUTS]
+        padded = (outputs + lanes - 1) // lanes * lanes
         start = 0
-        for at in range(0, outputs, lanes):
-            filled = min(lanes, outputs - at)
-            if plan[_FLAG]:
-                arguments = order, when, groups, slots, weights, start, threshold, steps
-                behind = filled, spike, potential, until, at
-                if lanes == wide:
-                    highest_wide(*arguments, *behind)
+        for block in range(0, outputs, lanes):
+            filled = min(lanes, outputs - block)
+            for x in range(windows):
+                groups, slots = listed[x] >> 3, listed[x] & 7
+                if groups == 0:
+                    continue
+                events = tail(order, x * 4 * size), tail(when, x * (size + 1)), groups
+                neurons = weights, start, threshold, steps, filled, spike
+                at = x * padded + block
+                if plan[_FLAG]:
+                    if lanes == wide:
+                        highest_wide(slots, *events, *neurons, potential, until, at)
+                    else:
+                        highest_narrow(slots, *events, *neurons, potential, until, at)
+                elif lanes == wide:
+                    first_wide(slots, *events, *neurons, at)
                 else:
-                    highest_narrow(*arguments, *behind)
-            else:
-                arguments = order, when, groups, slots, weights, start, threshold, steps
-                if lanes == wide:
-                    first_wide(*arguments, filled, spike, at)
-                else:
-                    first_narrow(*arguments, filled, spike, at)
-            start += block_size
+                    first_narrow(slots, *events, *neurons, at)
+            start += (size + 1) * lanes
 
     @njit(**OPTIONS)
-    def count(plan, spike, at, counts, row):
+    def count(plan, spike, counts):
         lanes = plan[_LANES]
         for block in range(0, plan[_OUTPUTS], lanes):
             filled = min(lanes, plan[_OUTPUTS] - block)
             if lanes == wide:
-                count_wide(spike, at + block, filled, plan[_STEPS], counts, row)
+                count_wide(tail(spike, block), filled, plan[_STEPS], counts)
             else:
-                count_narrow(spike, at + block, filled, plan[_STEPS], counts, row)
+                count_narrow(tail(spike, block), filled, plan[_STEPS], counts)
 
     @njit(**OPTIONS)
-    def move(plan, values, array, to):
+    def move(plan, values, array):
         lanes = plan[_LANES]
         for block in range(0, plan[_OUTPUTS], lanes):
             filled = min(lanes, plan[_OUTPUTS] - block)
             if lanes == wide:
-                move_wide(values, block, filled, array, to + block)
+                move_wide(tail(values, block), filled, tail(array, block))
             else:
-                move_narrow(values, block, filled, array, to + block)
+                move_narrow(tail(values, block), filled, tail(array, block))
 
     @njit(**OPTIONS)
     def part(frame, plan, phase, index, scratch, shared):
@@ -303,54 +382,53 @@ def _forward(kind):
         pool_rows, pool_columns = plan[_POOL_ROWS], plan[_POOL_COLUMNS]
         steps, lanes, peaks = plan[_STEPS], plan[_LANES], plan[_FLAG] != 0
         kinds, threshold = plan[_COUNTS], kind(as_float(plan[_THRESHOLD]))
-        members = pool_rows * pool_columns
+        members, windows = pool_rows * pool_columns, out_width * pool_columns
         size = kh * kw * inputs
-        zero_row = np.uint32(size * lanes)
         padded = (outputs + lanes - 1) // lanes * lanes
         small = size <= _SMALL
 
         times = array_at(argument(frame, 0), kind)
         weights = array_at(argument(frame, 1), kind)
-        neurons = plan[_IMAGES] * out_height * out_width * outputs
-        out = 0
-        spike_times = array_at(result(frame, out), kind)
+        results = 0
+        spike_times = array_at(result(frame, 0), kind)
         out_potential, out_until, out_member = spike_times, spike_times, spike_times
         if peaks:
             out_potential = array_at(result(frame, 1), kind)
             out_until = array_at(result(frame, 2), kind)
-            out = 2
+            results = 2
         if members > 1:
-            out += 1
-            out_member = array_at(result(frame, out), kind)
-        all_counts = result(frame, out + 1) if kinds else 0
+            results += 1
+            out_member = array_at(result(frame, results), kind)
+        all_counts = result(frame, results + 1) if kinds else 0
 
         at = scratch
-        slot = width * inputs
         events = array_at(at, np.uint64)
-        at += room(kh * slot + 1, 8)
+        at += room(kh * width * inputs + 1, 8)
         arrived = array_at(at, np.intp)
         at += room(kh * width, 8)
-        found_at = array_at(at, np.int32)  # events by step
+        by_step = array_at(at, np.int32)  # events of a pixel
         at += room(kh * width * steps, 4)
-        columns = array_at(at, np.int32)  # their sums over the rows
+        columns = array_at(at, np.int32)  # their sums over the rows of a window
         at += room(width * steps, 4)
-        count_at = array_at(at, np.int32)
+        window_count = array_at(at, np.int32)
         at += room(steps, 4)
         place = array_at(at, np.intp)
         at += room(steps, 8)
-        order = array_at(at, np.uint32)
-        at += room(4 * size, 4)
-        sorted_events = array_at(at, np.uint64)
+        ordered = array_at(at, np.uint64)
         at += room(size + 1, 8)
-        when = array_at(at, kind)
-        at += room(size + 1, size_of)
-        spike = array_at(at, kind)
-        at += room(padded, size_of)
-        potential = array_at(at, kind)
-        at += room(padded, size_of)
-        until = array_at(at, kind)
-        at += room(padded, size_of)
         counts = array_at(at, np.intp)
+        at += room(2 * steps, 8)
+        listed = array_at(at, np.intp)  # groups of a window · 8 + events of a group
+        at += room(windows, 8)
+        order = array_at(at, np.uint32)
+        at += room(windows * 4 * size, 4)
+        when = array_at(at, kind)
+        at += room(windows * (size + 1), size_of)
+        spike = array_at(at, kind)
+        at += room(windows * padded, size_of)
+        potential = array_at(at, kind)
+        at += room(windows * padded, size_of)
+        until = array_at(at, kind)
 
         image_part, row_part = divmod(index, plan[_ROW_PARTS])
         first_image, last_image = span(image_part, plan[_IMAGE_PARTS], plan[_IMAGES])
@@ -362,128 +440,88 @@ def _forward(kind):
                 top = y * plan[_ROW_STRIDE] - plan[_TOP]
                 first, bottom = max(top, 0), min(top + kh, height)
                 for row in range(max(read, first), bottom):
-                    slot = row % kh * width
-                    for x in range(width):
-                        pixel = ((b * height + row) * width + x) * inputs
-                        own = (slot + x) * inputs
-                        n = _read_pixel(times, pixel, inputs, steps, events, own)
-                        arrived[slot + x] = n
-                        if not small:
-                            by_step = (slot + x) * steps
-                            _fill(found_at, by_step, steps, 0)
-                            for k in range(own, own + n):
-                                found_at[by_step + _step(events[k])] += 1
+                    pixel, slot = (b * height + row) * width * inputs, row % kh * width
+                    _read_row(
+                        tail(times, pixel),
+                        width,
+                        inputs,
+                        steps,
+                        tail(events, slot * inputs),
+                        tail(arrived, slot),
+                        tail(by_step, slot * steps),
+                        not small,
+                    )
                 read = max(read, bottom)
                 if not small:
                     _fill(columns, 0, width * steps, 0)
                     for row in range(first, bottom):
-                        by_row = row % kh * width * steps
-                        _add(columns, 0, found_at, by_row, width * steps)
-                for x in range(out_width * pool_columns):
+                        of_row = tail(by_step, row % kh * width * steps)
+                        _add(columns, of_row, width * steps)
+                for x in range(windows):
                     left = x * plan[_COLUMN_STRIDE] - plan[_LEFT]
                     start, right = max(left, 0), min(left + kw, width)
-                    member = y % pool_rows * pool_columns + x % pool_columns
-                    # The window's events in groups, in the order of their steps.
-                    groups, slots = 0, 1
-                    begins_at_0 = False
+                    own_order = tail(order, x * 4 * size)
+                    own_when = tail(when, x * (size + 1))
                     if small:
                         n = 0
                         for row in range(first, bottom):
                             for column in range(start, right):
                                 pixel = row % kh * width + column
                                 tap = ((row - top) * kw + column - left) * inputs
-                                own = pixel * inputs
-                                for k in range(own, own + arrived[pixel]):
-                                    event, to = events[k] + np.uint64(tap), n
-                                    while to > 0 and _step(
-                                        sorted_events[to - 1]
-                                    ) > _step(event):
-                                        sorted_events[to] = sorted_events[to - 1]
-                                        to -= 1
-                                    sorted_events[to] = event
-                                    n += 1
-                        sorted_events[n] = _event(steps, 0)
-                        groups = n
-                        for k in range(n):
-                            step = _step(sorted_events[k])
-                            order[k] = np.uint32(_offset(sorted_events[k]) * lanes)
-                            last = step != _step(sorted_events[k + 1])
-                            when[k + 1] = step if last else steps
-                        begins_at_0 = n > 0 and _step(sorted_events[0]) == 0
+                                own = tail(events, pixel * inputs)
+                                n = _insert(own, arrived[pixel], tap, n, ordered)
+                        _list_one_by_one(ordered, n, steps, lanes, own_order, own_when)
+                        listed[x] = n * 8 + 1
+                        from_0 = n > 0 and _step(ordered[0]) == 0
                     else:
-                        _fill(count_at, 0, steps, 0)
+                        _fill(window_count, 0, steps, 0)
                         n = 0
                         for column in range(start, right):
-                            _add(count_at, 0, columns, column * steps, steps)
+                            _add(window_count, tail(columns, column * steps), steps)
                             for row in range(first, bottom):
                                 n += arrived[row % kh * width + column]
-                        # Adding takes one turn a vector, comparing three or five.
-                        compared = 65 if peaks else 45
-                        pairs = _groups(count_at, steps, 1)
-                        fours = _groups(count_at, steps, 2)
-                        shift, cost = 0, compared * n
-                        if (compared + 12) * pairs < cost:
-                            shift, cost = 1, (compared + 12) * pairs
-                        if (compared + 36) * fours < cost:
-                            shift = 2
-                        begins_at_0 = count_at[0] > 0
-                        slots = 1 << shift
-                        groups = (n, pairs, fours)[shift]
-                        _fill(when, 0, groups + 1, steps)
-                        _open_groups(count_at, steps, shift, when, place)
-                        if shift:
-                            _fill(order, 0, groups << shift, zero_row)
+                        groups, shift = _lay_out(
+                            window_count, n, steps, peaks, own_when, place
+                        )
+                        if shift:  # a row of zeros fills up what is not full
+                            _fill(own_order, 0, groups << shift, size * lanes)
                         for row in range(first, bottom):
                             for column in range(start, right):
                                 pixel = row % kh * width + column
                                 tap = ((row - top) * kw + column - left) * inputs
-                                own = pixel * inputs
-                                for k in range(own, own + arrived[pixel]):
-                                    step = _step(events[k])
-                                    to = place[step]
-                                    order[to] = np.uint32(
-                                        (_offset(events[k]) + tap) * lanes
-                                    )
-                                    place[step] = to + 1
+                                own = tail(events, pixel * inputs)
+                                _place(own, arrived[pixel], tap, lanes, place, own_order)
+                        listed[x] = groups * 8 + (1 << shift)
+                        from_0 = window_count[0] > 0
+                    _fill(spike, x * padded, padded, steps)
                     if peaks:
                         # V(0) = 0 counts as a peak where nothing arrives at t = 0.
-                        _fill(potential, 0, padded, -np.inf if begins_at_0 else 0)
-                        _fill(until, 0, padded, 0)
-                    _fill(spike, 0, padded, steps)
-                    if groups:
-                        integrate(
-                            order,
-                            when,
-                            groups,
-                            slots,
-                            weights,
-                            plan,
-                            threshold,
-                            spike,
-                            potential,
-                            until,
-                        )
-                        if kinds:
-                            count(plan, spike, 0, counts, 0)
-                    to = ((b * out_height + y // pool_rows) * out_width) + (
-                        x // pool_columns
-                    )
-                    to *= outputs
+                        _fill(potential, x * padded, padded, -np.inf if from_0 else 0)
+                        _fill(until, x * padded, padded, 0)
+                neurons = weights, threshold, spike, potential, until
+                integrate(plan, windows, listed, order, when, *neurons)
+                for x in range(windows):
+                    own = x * padded
+                    member = y % pool_rows * pool_columns + x % pool_columns
+                    to = (b * out_height + y // pool_rows) * out_width
+                    to = (to + x // pool_columns) * outputs
+                    if kinds and listed[x] >> 3:
+                        count(plan, tail(spike, own), counts)
                     if member == 0:
-                        move(plan, spike, spike_times, to)
+                        move(plan, tail(spike, own), tail(spike_times, to))
                         if peaks:
-                            move(plan, potential, out_potential, to)
-                            move(plan, until, out_until, to)
+                            move(plan, tail(potential, own), tail(out_potential, to))
+                            move(plan, tail(until, own), tail(out_until, to))
                         if members > 1:
                             _fill(out_member, to, outputs, 0)
-                    elif groups:
+                    elif listed[x] >> 3:
                         for o in range(outputs):
-                            if spike[o] < spike_times[to + o]:
-                                spike_times[to + o] = spike[o]
+                            if spike[own + o] < spike_times[to + o]:
+                                spike_times[to + o] = spike[own + o]
                                 out_member[to + o] = member
                                 if peaks:
-                                    out_potential[to + o] = potential[o]
-                                    out_until[to + o] = until[o]
+                                    out_potential[to + o] = potential[own + o]
+                                    out_until[to + o] = until[own + o]
                     if kinds > 1 and member == members - 1:
                         for o in range(to, to + outputs):
                             if spike_times[o] < steps:
@@ -497,11 +535,12 @@ def _forward(kind):
     @njit(**OPTIONS)
     def scratch_bytes(plan):
         kh, width, inputs, steps = plan[_ROWS], plan[_WIDTH], plan[_INPUTS], plan[_STEPS]
+        windows = plan[_OUT_WIDTH] * plan[_POOL_COLUMNS]
         size = kh * plan[_COLUMNS] * inputs
         padded = plan[_OUTPUTS] + plan[_LANES]
-        words = kh * width * (inputs + 1) + 1 + steps + size + 1 + 2 * steps
-        ints = (kh + 1) * width * steps + steps + 4 * size
-        return 16 * 64 + 8 * words + 4 * ints + size_of * (size + 1 + 3 * (padded + 64))
+        words = kh * width * (inputs + 1) + 1 + steps + size + 1 + 2 * steps + windows
+        ints = (kh + 1) * width * steps + steps + windows * 4 * size
+        return 20 * 64 + 8 * words + 4 * ints + size_of * windows * (size + 1 + 3 * padded)
 
     @njit(**OPTIONS)
     def prepare(frame, plan):

@@ -220,6 +220,16 @@ def array_at(typing, address, kind):
     return array(types.intp, kind), build
 
 
+@intrinsic
+def tail(typing, array, offset):
+    """The array from an offset on."""
+
+    def build(context, builder, signature, args):
+        return builder.gep(args[0], [args[1]])
+
+    return array(array, types.intp), build
+
+
 def _at(builder, address, bits=64):
     return builder.inttoptr(address, ir.IntType(bits).as_pointer())
 
