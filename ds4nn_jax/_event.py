@@ -117,7 +117,7 @@ def _forward(synapse, threshold, num_steps, peaks, pool, counts, times, kernel):
     plan = _plan(
         **geometry,
         steps=num_steps,
-        threshold=_bits(threshold),
+        threshold=bits(threshold),
         lanes=lanes,
         image_parts=images,
         row_parts=min(geometry["out_height"], max(1, 8 // images)),
@@ -218,7 +218,7 @@ def _lanes(dtype: np.dtype, narrow: bool) -> int:
     return (_NARROW if narrow else _WIDE) * 4 // dtype.itemsize
 
 
-def _bits(value: float) -> int:
+def bits(value: float) -> int:
     """A float64 as the int64 of the same bits."""
     return struct.unpack("<q", struct.pack("<d", value))[0]
 

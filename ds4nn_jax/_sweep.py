@@ -7,26 +7,60 @@ Within such a chunk of time a layer takes its windows one by one, potentials hel
 registers while the window's events stream past; between chunks they rest in memory.
 """
 
-import functools
-
 import numpy as np
 from numba import njit
 
+from ds4nn_jax._event_calls import OPTIONS, argument, handler, result, room, span
 from ds4nn_jax._event_lanes import (
+    array_at,
+    as_float,
     bits,
     load,
     select,
     some,
     splat,
     store,
+    tail,
     trailing_zeros,
 )
 
-FIELDS = (
-    "pools height width inputs rows columns top left out_height out_width outputs "
-    "weights potentials stride order visits"
-).split()  # a line of the layer table; weights, potentials and order are offsets
-LANES = 16  # weight rows and potentials are padded to `stride`, a multiple of it
+# A plan: these words, a line for each layer, and the orders that layers point to.
+(
+    _IMAGES,
+    _LAYERS,
+    _STEPS,
+    _THRESHOLD,
+    _PARTS,
+    _POTENTIALS,  # padded, of all layers with weights
+    _POOLED,  # neurons of all pooling layers
+    _PLACES,  # positions of the largest convolution
+    _LARGEST,  # neurons of the largest layer or image
+    _EVENTS,  # synapses that can act in one layer, and a stop for every position
+    _HEADER,
+) = range(11)
+# A layer's words; weights and potentials are offsets, order is one into the plan. The
+# last layer is dense. For a convolution `order` lists its windows as they are visited,
+# for pooling the window of each pixel, or −1.
+(
+    _POOLS,
+    _HEIGHT,
+    _WIDTH,
+    _INPUTS,
+    _ROWS,
+    _COLUMNS,
+    _TOP,
+    _LEFT,
+    _OUT_HEIGHT,
+    _OUT_WIDTH,
+    _OUTPUTS,
+    _WEIGHTS,
+    _RESTING,
+    _STRIDE,
+    _ORDER,
+    _VISITS,
+    _LINE,
+) = range(17)
+LANES = 16  # weight rows and potentials are padded to a multiple of it
 _WIDE = 64  # lanes taken at once while there are so many
 _CHUNK = 8  # steps
 _NEVER = -1e30  # mV: where a neuron that has fired is put, out of reach of θ
@@ -35,35 +69,33 @@ _NEVER = -1e30  # mV: where a neuron that has fired is put, out of reach of θ
 # order in which the full forward pass adds.
 _STEP, _PIXEL = np.uint64(48), np.uint64(24)
 _FIELD, _OFFSET = np.uint64(2**24 - 1), np.uint64(2**48 - 1)
-MOST_STEPS, MOST_NEURONS = 2**16 - 2, 2**24  # what fits into a word
 
 
-@njit(nogil=True, inline="always")
+@njit(inline="always", **OPTIONS)
 def _spike(step, pixel, feature):
     pixel, feature = np.uint64(pixel) << _PIXEL, np.uint64(feature)
     return (np.uint64(step) << _STEP) | pixel | feature
 
 
-@njit(nogil=True, inline="always")
+@njit(inline="always", **OPTIONS)
 def _step(spike):
     return spike >> _STEP
 
 
-@njit(nogil=True, inline="always")
+@njit(inline="always", **OPTIONS)
 def _pixel(spike):
     return np.intp((spike >> _PIXEL) & _FIELD)
 
 
-@njit(nogil=True, inline="always")
+@njit(inline="always", **OPTIONS)
 def _feature(spike):
     return np.intp(spike & _FIELD)
 
 
-@functools.cache
-def _integrate(lanes):
+def _integrating(lanes, kind):
     """Compiles the integration of one window's events by `lanes` neurons."""
 
-    @njit(nogil=True)
+    @njit(**OPTIONS)
     def integrate(
         events, first, last, weights, row, potentials, at, threshold, tag, fired, firing
     ):
@@ -73,7 +105,7 @@ def _integrate(lanes):
         `tag` is the spike of the first of these neurons at step 0.
         """
         v = load(potentials, at, lanes)
-        never = splat(potentials.dtype.type(_NEVER), lanes)
+        never = splat(kind(_NEVER), lanes)
         k = first
         while k < last:
             step = _step(events[k])
@@ -94,16 +126,20 @@ def _integrate(lanes):
     return integrate
 
 
-_wide, _narrow = _integrate(_WIDE), _integrate(LANES)
-
-
-@njit(nogil=True, error_model="numpy")
+@njit(**OPTIONS)
 def _spread(layer, spikes, count, found, events):
     """Lists the events of every window, those of p at p·(K + 1), found[p] of them."""
-    width, inputs, rows, columns = layer[2], layer[3], layer[4], layer[5]
-    top, left, out_height, out_width = layer[6], layer[7], layer[8], layer[9]
-    stride, most = layer[13], layer[4] * layer[5] * layer[3] + 1
-    found[: out_height * out_width] = 0
+    width, inputs, rows, columns = (
+        layer[_WIDTH],
+        layer[_INPUTS],
+        layer[_ROWS],
+        layer[_COLUMNS],
+    )
+    top, left = layer[_TOP], layer[_LEFT]
+    out_height, out_width = layer[_OUT_HEIGHT], layer[_OUT_WIDTH]
+    stride, most = layer[_STRIDE], rows * columns * inputs + 1
+    for place in range(out_height * out_width):
+        found[place] = 0
     for k in range(count):
         pixel = np.uint32(_pixel(spikes[k]))
         y = np.intp(pixel // np.uint32(width))
@@ -120,54 +156,14 @@ def _spread(layer, spikes, count, found, events):
                 found[place] += 1
 
 
-@njit(nogil=True)
-def _conv(
-    layer, order, spikes, count, found, events, weights, potentials, threshold, fired
-):
-    """Takes a chunk's spikes to the windows they reach; returns how many neurons fire.
-
-    `spikes` are in order; `fired` is in the `order` in which windows are visited.
-    """
-    stride, most = layer[13], layer[4] * layer[5] * layer[3] + 1
-    _spread(layer, spikes, count, found, events)
-    firing = 0
-    for place in order:
-        if found[place] == 0:
-            continue
-        first = place * most
-        last = first + found[place]
-        events[last] = ~np.uint64(0)
-        block = 0
-        while block < stride:
-            arguments = (
-                events,
-                first,
-                last,
-                weights,
-                layer[11] + block,
-                potentials,
-                layer[12] + place * stride + block,
-                threshold,
-                _spike(0, place, block),
-                fired,
-                firing,
-            )
-            if block + _WIDE <= stride:
-                firing = _wide(*arguments)
-                block += _WIDE
-            else:
-                firing = _narrow(*arguments)
-                block += LANES
-    return firing
-
-
-@njit(nogil=True)
+@njit(**OPTIONS)
 def _sort(spikes, count, start, starts, out):
     """Stable counting sort by step, of a chunk that begins at `start`."""
-    starts[:] = 0
+    for t in range(_CHUNK + 1):
+        starts[t] = 0
     for k in range(count):
         starts[np.intp(_step(spikes[k])) - start + 1] += 1
-    for t in range(1, starts.size):
+    for t in range(1, _CHUNK + 1):
         starts[t] += starts[t - 1]
     for k in range(count):
         t = np.intp(_step(spikes[k])) - start
@@ -175,20 +171,20 @@ def _sort(spikes, count, start, starts, out):
         starts[t] += 1
 
 
-@njit(nogil=True)
+@njit(**OPTIONS)
 def _pool(layer, window, spikes, count, spent, fired):
     """A window fires with its first spike, and is spent.
 
     window[p] is where pixel p belongs, or −1. `fired` is in order if `spikes` are in
     order of their steps, then of their windows.
     """
-    inputs, firing = layer[3], 0
+    inputs, firing = layer[_INPUTS], 0
     for k in range(count):
         place, i = window[_pixel(spikes[k])], _feature(spikes[k])
         if place >= 0:
-            neuron = layer[12] + place * inputs + i
+            neuron = layer[_RESTING] + place * inputs + i
             if not spent[neuron]:
-                spent[neuron] = True
+                spent[neuron] = 1
                 spike = _spike(_step(spikes[k]), place, i)
                 at = firing  # few steps to its place: they are within a window
                 while at > 0 and fired[at - 1] > spike:
@@ -199,7 +195,7 @@ def _pool(layer, window, spikes, count, spent, fired):
     return firing
 
 
-@njit(nogil=True)
+@njit(**OPTIONS)
 def _flatten(spikes, count, features):
     """Makes features of one pixel of all that fired, in the same order."""
     for k in range(count):
@@ -207,124 +203,197 @@ def _flatten(spikes, count, features):
         spikes[k] = _spike(_step(spikes[k]), 0, feature)
 
 
-@njit(nogil=True, cache=True)
-def sweep(
-    times,
-    table,
-    order,
-    weights,
-    threshold,
-    num_steps,
-    potentials,
-    spent,
-    places,
-    largest,
-    most_events,
-    labels,
-    steps,
-    spikes,
-):
-    """Decides each image.
+def entry(kernel, kind, cell, version):
+    """The function that XLA calls for "sweep", to be compiled.
 
-    Args:
-      times: [B, inputs] spike times.
-      table: [L, len(FIELDS)] the layers; the last is dense.
-      order: for every convolution the order in which its windows are visited; for every
-        pooling layer the window of each pixel, or −1.
-      weights: all kernels, flat, each row padded.
-      threshold: θ, mV.
-      num_steps: T.
-      potentials: scratch for the padded potentials of all layers with weights.
-      spent: bool, scratch for the neurons of all pooling layers.
-      places: positions of the largest convolution.
-      largest: neurons of the largest layer or image.
-      most_events: synapses that can act in one layer, and a stop for every position.
-      labels, steps: [B], written.
-      spikes: [B, L+1] spikes of the input and each layer up to the decision, written.
+    It decides each image: operands are times [B, inputs] and all kernels, flat, each
+    row padded; results are labels [B], steps [B] and [B, L+1] spikes of the input and
+    each layer up to the decision, all int32. See `_event_calls.handler`.
     """
-    layers = table.shape[0]
-    last = table[layers - 1]
-    classes, output, stride = last[10], last[12], last[13]
-    pixels, features = table[0, 1] * table[0, 2], table[0, 3]
-    found = np.empty(places, np.int64)
-    events = np.empty(most_events, np.uint64)
-    arriving = np.empty(largest + 1, np.uint64)
-    leaving = np.empty(largest + 1, np.uint64)
-    sorted_input = np.empty(times.shape[1] + 1, np.uint64)
-    begins = np.empty(num_steps + 2, np.int64)
-    starts = np.empty(_CHUNK + 1, np.int64)
-    counts = np.empty((layers + 1, _CHUNK), np.int64)
-    for image in range(times.shape[0]):
-        potentials[:] = 0
-        spent[:] = False
-        spikes[image] = 0
-        begins[:] = 0
-        for i in range(times.shape[1]):
-            t = np.intp(times[image, i])
-            if t < num_steps:
-                begins[t + 2] += 1
-        for t in range(2, num_steps + 2):
-            begins[t] += begins[t - 1]
-        for pixel in range(pixels):
-            for feature in range(features):
-                t = np.intp(times[image, pixel * features + feature])
-                if t < num_steps:
-                    sorted_input[begins[t + 1]] = _spike(t, pixel, feature)
-                    begins[t + 1] += 1
-        steps[image] = num_steps
-        for start in range(0, num_steps, _CHUNK):
-            end = min(start + _CHUNK, num_steps)
-            count = begins[end] - begins[start]
-            arriving[:count] = sorted_input[begins[start] : begins[end]]
-            counts[:] = 0
-            width = features
-            for k in range(layers):
-                for n in range(count):
-                    counts[k, np.intp(_step(arriving[n])) - start] += 1
-                if count == 0 or k == layers - 1:
-                    break
-                layer = table[k]
-                if layer[1] * layer[2] == 1:  # dense: all that arrives is one pixel
-                    _flatten(arriving, count, width)
-                width = layer[3] if layer[0] else layer[10]
-                visits = order[layer[14] : layer[14] + layer[15]]
-                if layer[0]:
-                    count = _pool(layer, visits, arriving, count, spent, leaving)
-                    arriving, leaving = leaving, arriving
+    size_of = np.dtype(kind).itemsize
+    wide, narrow = _integrating(_WIDE, kind), _integrating(LANES, kind)
+
+    @njit(**OPTIONS)
+    def conv(
+        layer, order, spikes, count, found, events, weights, potentials, threshold, fired
+    ):
+        """Takes a chunk's spikes to the windows they reach; how many neurons fire.
+
+        `spikes` are in order; `fired` is in the `order` in which windows are visited.
+        """
+        stride = layer[_STRIDE]
+        most = layer[_ROWS] * layer[_COLUMNS] * layer[_INPUTS] + 1
+        _spread(layer, spikes, count, found, events)
+        firing = 0
+        for visit in range(layer[_VISITS]):
+            place = order[visit]
+            if found[place] == 0:
+                continue
+            first = place * most
+            last = first + found[place]
+            events[last] = ~np.uint64(0)
+            block = 0
+            while block < stride:
+                arguments = (
+                    events,
+                    first,
+                    last,
+                    weights,
+                    layer[_WEIGHTS] + block,
+                    potentials,
+                    layer[_RESTING] + place * stride + block,
+                    threshold,
+                    _spike(0, place, block),
+                    fired,
+                    firing,
+                )
+                if block + _WIDE <= stride:
+                    firing = wide(*arguments)
+                    block += _WIDE
                 else:
-                    count = _conv(
-                        layer,
-                        visits,
-                        arriving,
-                        count,
-                        found,
-                        events,
-                        weights,
-                        potentials,
-                        threshold,
-                        leaving,
-                    )
-                    _sort(leaving, count, start, starts, arriving)
-            _flatten(arriving, count, width)
-            decided = end
-            k = 0
-            while k < count and decided == end:
-                step = _step(arriving[k])
-                while k < count and _step(arriving[k]) == step:
-                    source = last[11] + _feature(arriving[k]) * stride
+                    firing = narrow(*arguments)
+                    block += LANES
+        return firing
+
+    @njit(**OPTIONS)
+    def part(frame, plan, phase, index, scratch, shared):
+        num_steps, layers = plan[_STEPS], plan[_LAYERS]
+        threshold = kind(as_float(plan[_THRESHOLD]))
+        table = tail(plan, _HEADER)
+        last = tail(table, (layers - 1) * _LINE)
+        classes, output, stride = last[_OUTPUTS], last[_RESTING], last[_STRIDE]
+        pixels, features = table[_HEIGHT] * table[_WIDTH], table[_INPUTS]
+        inputs = pixels * features
+        weights = array_at(argument(frame, 1), kind)
+        labels = array_at(result(frame, 0), np.int32)
+        decisions = array_at(result(frame, 1), np.int32)
+        at = scratch
+        potentials = array_at(at, kind)
+        at += room(plan[_POTENTIALS], size_of)
+        spent = array_at(at, np.int8)
+        at += room(plan[_POOLED], 1)
+        found = array_at(at, np.intp)
+        at += room(plan[_PLACES], 8)
+        events = array_at(at, np.uint64)
+        at += room(plan[_EVENTS], 8)
+        arriving = array_at(at, np.uint64)
+        at += room(plan[_LARGEST] + 1, 8)
+        leaving = array_at(at, np.uint64)
+        at += room(plan[_LARGEST] + 1, 8)
+        sorted_input = array_at(at, np.uint64)
+        at += room(inputs + 1, 8)
+        begins = array_at(at, np.intp)
+        at += room(num_steps + 2, 8)
+        starts = array_at(at, np.intp)
+        at += room(_CHUNK + 1, 8)
+        counts = array_at(at, np.intp)
+        first_image, last_image = span(index, plan[_PARTS], plan[_IMAGES])
+        for image in range(first_image, last_image):
+            times = tail(array_at(argument(frame, 0), kind), image * inputs)
+            spikes = array_at(result(frame, 2) + 4 * image * (layers + 1), np.int32)
+            for k in range(plan[_POTENTIALS]):
+                potentials[k] = 0
+            for k in range(plan[_POOLED]):
+                spent[k] = 0
+            for k in range(layers + 1):
+                spikes[k] = 0
+            for t in range(num_steps + 2):
+                begins[t] = 0
+            for i in range(inputs):
+                if times[i] >= 0 and times[i] < num_steps:
+                    begins[np.intp(times[i]) + 2] += 1
+            for t in range(2, num_steps + 2):
+                begins[t] += begins[t - 1]
+            for pixel in range(pixels):
+                for feature in range(features):
+                    t = times[pixel * features + feature]
+                    if t >= 0 and t < num_steps:
+                        to = begins[np.intp(t) + 1]
+                        sorted_input[to] = _spike(np.intp(t), pixel, feature)
+                        begins[np.intp(t) + 1] = to + 1
+            decisions[image] = num_steps
+            for start in range(0, num_steps, _CHUNK):
+                end = min(start + _CHUNK, num_steps)
+                count = begins[end] - begins[start]
+                for k in range(count):
+                    arriving[k] = sorted_input[begins[start] + k]
+                for k in range((layers + 1) * _CHUNK):
+                    counts[k] = 0
+                width = features
+                for k in range(layers):
+                    for n in range(count):
+                        counts[k * _CHUNK + np.intp(_step(arriving[n])) - start] += 1
+                    if count == 0 or k == layers - 1:
+                        break
+                    layer = tail(table, k * _LINE)
+                    if layer[_HEIGHT] * layer[_WIDTH] == 1:  # all that arrives: a pixel
+                        _flatten(arriving, count, width)
+                    pools = layer[_POOLS] != 0
+                    width = layer[_INPUTS] if pools else layer[_OUTPUTS]
+                    order = tail(plan, layer[_ORDER])
+                    if pools:
+                        count = _pool(layer, order, arriving, count, spent, leaving)
+                        arriving, leaving = leaving, arriving
+                    else:
+                        count = conv(
+                            layer,
+                            order,
+                            arriving,
+                            count,
+                            found,
+                            events,
+                            weights,
+                            potentials,
+                            threshold,
+                            leaving,
+                        )
+                        _sort(leaving, count, start, starts, arriving)
+                _flatten(arriving, count, width)
+                decided = end
+                k = 0
+                while k < count and decided == end:
+                    step = _step(arriving[k])
+                    while k < count and _step(arriving[k]) == step:
+                        source = last[_WEIGHTS] + _feature(arriving[k]) * stride
+                        for o in range(classes):
+                            potentials[output + o] += weights[source + o]
+                        k += 1
                     for o in range(classes):
-                        potentials[output + o] += weights[source + o]
-                    k += 1
-                for o in range(classes):
-                    if potentials[output + o] >= threshold:
-                        spikes[image, layers] += 1
-                        decided = np.intp(step)
-            for k in range(layers):
-                for t in range(start, min(decided + 1, end)):
-                    spikes[image, k] += counts[k, t - start]
-            if decided < end:
-                steps[image] = decided
-                break
-        # Those that fired have the highest potentials, so one rule decides: by the
-        # spike, ties and silence alike by the potential, then by the index.
-        labels[image] = np.argmax(potentials[output : output + classes])
+                        if potentials[output + o] >= threshold:
+                            spikes[layers] += 1
+                            decided = np.intp(step)
+                for k in range(layers):
+                    for t in range(start, min(decided + 1, end)):
+                        spikes[k] += counts[k * _CHUNK + t - start]
+                if decided < end:
+                    decisions[image] = decided
+                    break
+            # Those that fired have the highest potentials, so one rule decides: by the
+            # spike, ties and silence alike by the potential, then by the index.
+            best = 0
+            for o in range(1, classes):
+                if potentials[output + o] > potentials[output + best]:
+                    best = o
+            labels[image] = best
+
+    @njit(**OPTIONS)
+    def scratch_bytes(plan):
+        table = tail(plan, _HEADER)
+        inputs = table[_HEIGHT] * table[_WIDTH] * table[_INPUTS]
+        words = plan[_PLACES] + plan[_EVENTS] + 2 * (plan[_LARGEST] + 1) + inputs + 1
+        words += plan[_STEPS] + 2 + _CHUNK + 1 + (plan[_LAYERS] + 1) * _CHUNK
+        return 12 * 64 + plan[_POTENTIALS] * size_of + plan[_POOLED] + 8 * words
+
+    @njit(**OPTIONS)
+    def shared_bytes(plan):
+        return 0
+
+    @njit(**OPTIONS)
+    def counts_of(plan, phase):
+        return plan[_PARTS] if phase == 0 else 0
+
+    @njit(**OPTIONS)
+    def prepare(frame, plan):
+        pass
+
+    return handler(cell, version, prepare, counts_of, part, scratch_bytes, shared_bytes)

@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.experimental.buffer_callback import buffer_callback
 
-from ds4nn_jax import _checks, _event, neurons
+from ds4nn_jax import _checks, _event, _event_library, neurons
 from ds4nn_jax._synapse import Conv, Dense, explicit_pads
 from ds4nn_jax.modules import ConvSpec, PoolSpec, SpikingNetwork
 from ds4nn_jax.types import SpikeTimes
@@ -63,13 +62,15 @@ def infer(network: SpikingNetwork, params: dict, times: SpikeTimes) -> Inference
 def _infer(network: SpikingNetwork, times, *kernels) -> Inference:
     by_step = functools.partial(_steps, network)
     sweep = functools.partial(_swept, network)
-    if network.engine == "scan" or not _event.available():
+    if network.engine == "scan":
         return by_step(times, *kernels)
     if not _fits(network, _stages(network, times.shape[1:], kernels)):
         return by_step(times, *kernels)
+    on_cpu = functools.partial(_event.on_cpu, "sweep", sweep, by_step)
     if network.engine == "event":
-        return sweep(times, *kernels)
-    return lax.platform_dependent(times, *kernels, cpu=sweep, default=by_step)
+        _event_library.require("sweep", times.dtype.name)
+        return on_cpu(times, *kernels)
+    return lax.platform_dependent(times, *kernels, cpu=on_cpu, default=by_step)
 
 
 class _Stage(NamedTuple):
@@ -183,26 +184,26 @@ def _swept(network: SpikingNetwork, times, *kernels) -> Inference:
     stages = _stages(network, tuple(shape), kernels)
     one: Any = jax.ShapeDtypeStruct((batch,), jnp.int32)
     each: Any = jax.ShapeDtypeStruct((batch, len(stages) + 1), jnp.int32)
-    result = Inference(one, one, each)
-    host = functools.partial(
-        _host_sweep, _table(stages), network.threshold, network.num_steps
+    plan = _plan(stages, batch, network.threshold, network.num_steps)
+    weights = jnp.concatenate([_padded(kernel) for kernel in kernels])
+    return Inference(
+        *_event.call("sweep", times.dtype, [one, one, each], plan, times, weights)
     )
-    call = buffer_callback(host, result, vmap_method="sequential")
-    return call(times, jnp.concatenate([_padded(kernel) for kernel in kernels]))
+
+
+_LANES = 16  # of a weight row: it is padded to a multiple of them
+_PARTS = 64  # of a batch; images differ in how soon they are decided
+_MOST_STEPS, _MOST_NEURONS = 2**16 - 2, 2**24  # what fits into a word of the sweep
 
 
 def _fits(network: SpikingNetwork, stages: list[_Stage]) -> bool:
     """Whether every spike fits into a word of the sweep."""
-    from ds4nn_jax import _sweep
-
     neurons = max(math.prod(shape) for s in stages for shape in (s.shape, s.out))
-    return network.num_steps <= _sweep.MOST_STEPS and neurons <= _sweep.MOST_NEURONS
+    return network.num_steps <= _MOST_STEPS and neurons <= _MOST_NEURONS
 
 
 def _stride(outputs: int) -> int:
-    from ds4nn_jax import _sweep
-
-    return -(-outputs // _sweep.LANES) * _sweep.LANES
+    return -(-outputs // _LANES) * _LANES
 
 
 def _padded(kernel: jax.Array) -> jax.Array:
@@ -210,63 +211,86 @@ def _padded(kernel: jax.Array) -> jax.Array:
     return jnp.pad(rows, ((0, 0), (0, _stride(rows.shape[1]) - rows.shape[1]))).ravel()
 
 
-class _Table(NamedTuple):
-    """The layer table of `_sweep`, and the scratch that an image needs."""
+class _Line(NamedTuple):
+    """What `_sweep` knows of a layer; everything to everything is a 1×1 convolution of
+    a one-pixel image."""
 
-    lines: np.ndarray
-    order: np.ndarray
-    potentials: int
-    spent: int
-    places: int
-    largest: int
-    events: int
+    pools: int = 0
+    height: int = 1
+    width: int = 1
+    inputs: int = 1
+    rows: int = 1
+    columns: int = 1
+    top: int = 0
+    left: int = 0
+    out_height: int = 1
+    out_width: int = 1
+    outputs: int = 1
+    weights: int = 0
+    potentials: int = 0
+    stride: int = 1
+    order: int = 0
+    visits: int = 0
 
 
-def _table(stages: list[_Stage]) -> _Table:
-    from ds4nn_jax import _sweep
-
-    lines, orders, weights, potentials, spent, events = [], [], 0, 0, 0, 0
+def _plan(
+    stages: list[_Stage], batch: int, threshold: float, num_steps: int
+) -> np.ndarray:
+    """The words that `_sweep` reads: sizes, a line for each layer, orders of windows."""
+    lines: list[_Line] = []
+    orders: list[np.ndarray] = []
+    weights = potentials = pooled = events = 0
+    header = 10
+    at = header + len(stages) * len(_Line._fields)
     for stage, behind in zip(stages, (*stages[1:], None), strict=True):
-        stride = _stride(stage.out[-1])
-        line = dict.fromkeys(_sweep.FIELDS, 1) | dict(top=0, left=0)
+        line = _Line(stride=_stride(stage.out[-1]), order=at)
         if len(stage.shape) == 3:
-            line["height"], line["width"], line["inputs"] = stage.shape
-            line["out_height"], line["out_width"], line["outputs"] = stage.out
-            line["rows"] = line["columns"] = stage.size
-        else:  # everything to everything: a 1×1 convolution of a one-pixel image
-            (line["inputs"],), (line["outputs"],) = stage.shape, stage.out
+            line = line._replace(
+                **dict(zip(("height", "width", "inputs"), stage.shape, strict=True)),
+                **dict(
+                    zip(("out_height", "out_width", "outputs"), stage.out, strict=True)
+                ),
+                rows=stage.size,
+                columns=stage.size,
+            )
+        else:
+            line = line._replace(inputs=stage.shape[0], outputs=stage.out[0])
         positions = math.prod(stage.out[:-1])
         if stage.synapse is None:
-            orders.append(_windows(stage))
-        elif (
-            behind is not None and behind.synapse is None
-        ):  # windows that are pooled together in turn, what is left over last
-            windows = _windows(behind)
-            orders.append(np.argsort(windows % (windows.max() + 2), kind="stable"))
+            order = _windows(stage)
+            line = line._replace(pools=1, potentials=pooled)
+            pooled += positions * stage.out[-1]
         else:
-            orders.append(np.arange(positions))
-        line |= dict(order=sum(map(len, orders[:-1])), visits=len(orders[-1]))
-        if stage.synapse is None:
-            line |= dict(pools=1, potentials=spent)
-            spent += positions * stage.out[-1]
-        else:
+            order = np.arange(positions)
+            if behind is not None and behind.synapse is None:
+                # Windows that are pooled together in turn, what is left over last.
+                windows = _windows(behind)
+                order = np.argsort(windows % (windows.max() + 2), kind="stable")
             if isinstance(stage.synapse, Conv):
-                (line["top"], _), (line["left"], _) = stage.synapse.pads
-            line |= dict(pools=0, stride=stride, weights=weights, potentials=potentials)
-            weights += line["rows"] * line["columns"] * line["inputs"] * stride
-            potentials += positions * stride
-            window = line["rows"] * line["columns"] * line["inputs"]
+                (top, _), (left, _) = stage.synapse.pads
+                line = line._replace(top=top, left=left)
+            line = line._replace(weights=weights, potentials=potentials)
+            window = line.rows * line.columns * line.inputs
+            weights += window * line.stride
+            potentials += positions * line.stride
             events = max(events, positions * (window + 1))
-        lines.append([line[field] for field in _sweep.FIELDS])
-    return _Table(
-        np.array(lines),
-        np.concatenate(orders),
+        lines.append(line._replace(visits=len(order)))
+        orders.append(order)
+        at += len(order)
+    sizes = [
+        batch,
+        len(stages),
+        num_steps,
+        _event.bits(threshold),
+        min(batch, _PARTS),
         potentials,
-        spent,
+        pooled,
         max(math.prod(stage.out[:-1]) for stage in stages),
         max(math.prod(s) for stage in stages for s in (stage.shape, stage.out)),
         events,
-    )
+    ]
+    assert len(sizes) == header
+    return np.concatenate([sizes, np.ravel(lines), *orders])
 
 
 def _windows(pool: _Stage) -> np.ndarray:
@@ -276,33 +300,3 @@ def _windows(pool: _Stage) -> np.ndarray:
     y, x = y // size, x // size
     inside = (y < pool.out[0]) & (x < pool.out[1])
     return np.where(inside, y * pool.out[1] + x, -1)
-
-
-def _host_sweep(table, threshold, num_steps, context, results, times, weights):
-    from ds4nn_jax import _sweep
-
-    del context
-    times, weights = np.asarray(times), np.asarray(weights)
-    label, step, spikes = (np.asarray(result) for result in results)
-    times = times.reshape(len(times), -1)
-
-    def task(part):
-        some = slice(*part)
-        _sweep.sweep(
-            times[some],
-            table.lines,
-            table.order,
-            weights,
-            weights.dtype.type(threshold),
-            num_steps,
-            _event.aligned_zeros((table.potentials,), weights.dtype),
-            np.empty(table.spent, bool),
-            table.places,
-            table.largest,
-            table.events,
-            label[some],
-            step[some],
-            spikes[some],
-        )
-
-    _event.in_parallel(task, _event.parts(len(times), 4 * _event.workers()))
