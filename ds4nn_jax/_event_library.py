@@ -69,8 +69,9 @@ def fault() -> str | None:
         return "numba's compiler is switched off (unset NUMBA_DISABLE_JIT)"
     try:
         _ffi_version()
+        ctypes.CDLL(None).sched_yield  # noqa: B018  the kernels call it
     except Exception as error:
-        return _told("this jaxlib's calls into compiled code are not known", error)
+        return _told("its calls are not known here", error)
     return None
 
 
@@ -132,29 +133,32 @@ _KEPT: list[Any] = []
 
 def _address(kernel: str, dtype: str) -> int:
     """Of the machine code of a kernel in this process."""
-    import llvmlite.binding
+    import llvmlite.binding as llvm
     from numba.core.registry import cpu_target
 
-    codegen = cpu_target.target_context.codegen()
+    machine = cpu_target.target_context.codegen().magic_tuple()
     cell = f"ds4nn_jax_{kernel}_{dtype}"
-    memory = ctypes.c_int64(0)
-    llvmlite.binding.add_symbol(cell, ctypes.addressof(memory))
-    name = f"{kernel}-{dtype}-{_digest(codegen.magic_tuple())}.kernel"
+    own_address = ctypes.c_int64(0)
+    llvm.add_symbol(cell, ctypes.addressof(own_address))
+    name = f"{kernel}-{dtype}-{_digest(machine)}.kernel"
     saved = _read(name)
     if saved is None:
-        library, function = _compile(kernel, dtype, cell)
-        saved = function, library.serialize_using_object_code()
+        saved = _compile(kernel, dtype, cell)
         _write(name, marshal.dumps(saved))
-    else:
-        function, state = saved
-        library = codegen.unserialize_library(state)
-    memory.value = library.get_pointer_to_function(function)
-    _KEPT.extend((memory, library))
-    return memory.value
+    function, code = saved
+    # An engine of its own: numba numbers functions anew in every process, so that two
+    # kernels may use one name for two things.
+    target = llvm.Target.from_default_triple().create_target_machine(jit=True)
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), target)
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    own_address.value = engine.get_function_address(function)
+    _KEPT.extend((own_address, engine))
+    return own_address.value
 
 
-def _compile(kernel: str, dtype: str, cell: str) -> tuple[Any, str]:
-    """A numba library and the name of the function in it."""
+def _compile(kernel: str, dtype: str, cell: str) -> tuple[str, bytes]:
+    """The name of the function, and the machine code that it is in."""
     from numba import cfunc, types
 
     module = importlib.import_module(
@@ -162,7 +166,8 @@ def _compile(kernel: str, dtype: str, cell: str) -> tuple[Any, str]:
     )
     entry = module.entry(kernel, getattr(np, dtype), cell, _ffi_version())
     compiled = cfunc(types.intp(types.intp), error_model="numpy", _nrt=False)(entry)
-    return compiled._library, compiled.native_name
+    _, _, (code, _) = compiled._library.serialize_using_object_code()
+    return compiled.native_name, code
 
 
 @functools.cache

@@ -1,9 +1,14 @@
 """The scan engine: one `lax.scan` over the time steps, on any platform.
 
 It is the meaning of the library: what another engine computes is right when it agrees
-with this one. Both passes hold one step at a time, so memory does not grow with T.
+with this one. Memory does not grow with T: a turn of the scan takes a few time steps,
+whose currents are one product, and the backward pass, where every synapse acts once,
+needs no time steps at all.
 """
 
+import functools
+import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -11,7 +16,19 @@ import jax.numpy as jnp
 from jax import lax
 
 from ds4nn_jax import _pool
-from ds4nn_jax._synapse import NO_POOL, Response, Synapse, spikes_per_step
+from ds4nn_jax._synapse import (
+    NO_POOL,
+    Response,
+    Synapse,
+    current_on_matrix_units,
+    flat,
+    spikes_per_step,
+)
+
+_TURN, _TURN_ON_CPU = 10, 4  # steps, at most: their bookkeeping is unrolled
+_CURRENTS = 2**25  # of a turn, at most, where there are matrix units
+_BATCH = 128  # images · steps of a turn on a CPU: XLA's convolutions are slow beyond
+_PAIRS = 2**28  # input-output pairs of a turn of the backward pass, likewise
 
 
 class _Membrane(NamedTuple):
@@ -38,15 +55,56 @@ def forward(
     A neuron that fires has its peak at its spike; a silent one where V is highest.
     """
     out = jax.eval_shape(synapse.current, times, kernel)
+    run = functools.partial(
+        _forward,
+        threshold=threshold,
+        num_steps=num_steps,
+        peaks=peaks,
+        counts=counts,
+    )
+    on_cpu = functools.partial(
+        run, synapse.current, min(_TURN_ON_CPU, max(1, _BATCH // max(1, times.shape[0])))
+    )
+    elsewhere = functools.partial(
+        run,
+        functools.partial(current_on_matrix_units, synapse),
+        min(_TURN, max(1, _CURRENTS // max(1, out.size))),
+    )
+    response = lax.platform_dependent(times, kernel, cpu=on_cpu, default=elsewhere)
+    return response if pool == NO_POOL else _pooled(response, pool, num_steps)
+
+
+def _forward(
+    current: Callable,
+    turn: int,
+    times: jax.Array,
+    kernel: jax.Array,
+    *,
+    threshold: float,
+    num_steps: int,
+    peaks: bool,
+    counts: bool,
+) -> Response:
+    """A scan whose turns are `turn` steps each."""
+    batch, *image = times.shape
+    out = jax.eval_shape(current, times, kernel)
     silent = jnp.full(out.shape, num_steps, out.dtype)
     rest = jnp.zeros(out.shape, out.dtype)
 
-    def count(fires: jax.Array) -> jax.Array:
-        return jnp.sum(fires.reshape(len(fires), -1), axis=1, dtype=jnp.int32)
+    def several(membrane: _Membrane, steps: jax.Array):
+        column = steps.reshape(turn, *[1] * times.ndim)
+        arriving = (times[None] == column).astype(times.dtype)
+        currents = current(arriving.reshape(turn * batch, *image), kernel)
+        currents = currents.reshape(turn, *out.shape)
+        fired = []
+        for index in range(turn):
+            membrane, fires = step(membrane, currents[index], steps[index])
+            if counts:
+                fired.append(jnp.sum(flat(fires), axis=1, dtype=jnp.int32))
+        return membrane, jnp.stack(fired) if counts else None
 
-    def step(membrane: _Membrane, t: jax.Array):
-        arriving = (times == t).astype(times.dtype)
-        potential = membrane.potential + synapse.current(arriving, kernel)
+    def step(membrane: _Membrane, arrived: jax.Array, t: jax.Array):
+        potential = membrane.potential + arrived
         waiting = membrane.spike_time == num_steps
         fires = waiting & (potential >= threshold)
         spike_time = jnp.where(fires, t, membrane.spike_time)
@@ -55,20 +113,23 @@ def forward(
             higher = waiting & (potential > membrane.peak)
             peak = jnp.where(higher, potential, membrane.peak)
             peak_time = jnp.where(higher, t, membrane.peak_time)
-        fired = count(fires) if counts else None
-        return _Membrane(potential, spike_time, peak, peak_time), fired
+        return _Membrane(potential, spike_time, peak, peak_time), fires
 
     start = _Membrane(
         rest, silent, jnp.full_like(rest, -jnp.inf) if peaks else rest, rest
     )
-    steps = jnp.arange(num_steps, dtype=times.dtype)
-    end, fired = lax.scan(step, start, steps)
+    # The last turn is filled up with steps at which nothing can happen.
+    turns = -(-num_steps // turn)
+    steps = jnp.arange(turns * turn, dtype=times.dtype)
+    steps = jnp.where(steps < num_steps, steps, -1).reshape(turns, turn)
+    end, fired = lax.scan(several, start, steps)
     response = Response(end.spike_time)
     if peaks:
         response = response._replace(potential=end.peak, until=end.peak_time)
     if counts:
-        response = response._replace(counts=fired.T[:, None])
-    return response if pool == NO_POOL else _pooled(response, pool, num_steps)
+        by_step = fired.reshape(turns * turn, batch)[:num_steps]
+        response = response._replace(counts=by_step.T[:, None])
+    return response
 
 
 def _pooled(response: Response, pool: tuple[int, int], num_steps: int) -> Response:
@@ -108,22 +169,61 @@ def backward(
     """
     if member is not None:
         until, delta = (_pool.to_member(x, member, pool) for x in (until, delta))
+    rows = kernel.reshape(-1, kernel.shape[-1])
+    places = math.prod(delta.shape[:-1])
+    run = functools.partial(
+        _backward, synapse, num_steps=num_steps, silent_inputs=silent_inputs
+    )
+    many = max(1, min(places, _PAIRS // rows.size))
+    return lax.platform_dependent(
+        times,
+        kernel,
+        jnp.minimum(until, num_steps - 1),
+        delta,
+        cpu=functools.partial(run, 1),
+        default=functools.partial(run, many),
+    )
 
-    def transposed(spikes: jax.Array, delta: jax.Array):
-        _, transpose = jax.vjp(synapse.current, spikes, kernel)
-        return transpose(delta)
 
-    def step(gradients, t: jax.Array):
-        d_times, d_kernel = gradients
-        arriving = times == t
-        listening = jnp.where(until >= t, delta, 0)
-        at_t, weights = transposed(arriving.astype(times.dtype), listening)
-        return (jnp.where(arriving, at_t, d_times), d_kernel - weights), None
+def _backward(
+    synapse: Synapse,
+    turn: int,
+    times: jax.Array,
+    kernel: jax.Array,
+    until: jax.Array,
+    delta: jax.Array,
+    *,
+    num_steps: int,
+    silent_inputs: bool,
+) -> tuple[jax.Array, jax.Array]:
+    """A scan over the places of all neurons, `turn` of them at a time."""
+    heard_in = functools.partial(synapse.windows, kernel=kernel, fill=num_steps)
+    windows, gather = jax.vjp(heard_in, times)
+    weights = kernel.reshape(-1, kernel.shape[-1]).T  # [O, K]
 
-    d_times = jnp.zeros_like(times)
-    if silent_inputs:
-        unheard, _ = transposed(d_times, delta)
-        d_times = jnp.where(times == num_steps, unheard, d_times)
-    steps = jnp.arange(num_steps, dtype=times.dtype)
-    gradients, _ = lax.scan(step, (d_times, jnp.zeros_like(kernel)), steps)
-    return gradients
+    def several(d_weights: jax.Array, some: tuple[jax.Array, ...]):
+        t, limit, error = some  # [turn, K], [turn, O], [turn, O]
+        t, error = t[:, None, :], error[:, :, None]
+        heard = t <= limit[:, :, None]
+        taught = jnp.sum(jnp.where(heard, error, 0), axis=0)
+        if silent_inputs:
+            heard |= t == num_steps
+        d_t = jnp.sum(jnp.where(heard, error * weights[None], 0), axis=1)
+        return d_weights - taught, d_t
+
+    def in_turns(x: jax.Array) -> jax.Array:
+        """[turns, turn, features], filled up with places that have no error."""
+        x = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+        turns = -(-len(x) // turn)
+        x = jnp.pad(x, ((0, turns * turn - len(x)), (0, 0)))
+        return x.reshape(turns, turn, x.shape[-1])
+
+    d_weights, d_windows = lax.scan(
+        several,
+        jnp.zeros_like(weights),
+        tuple(map(in_turns, (windows, until, delta))),
+    )
+    d_windows = d_windows.reshape(-1, weights.shape[1])
+    d_windows = d_windows[: math.prod(windows.shape[:-1])].reshape(windows.shape)
+    (d_times,) = gather(d_windows)
+    return d_times, d_weights.T.reshape(kernel.shape)

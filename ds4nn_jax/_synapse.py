@@ -1,5 +1,7 @@
 """What the engines share: linear maps from spikes to current, and what they answer."""
 
+import functools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,7 +18,16 @@ class Dense(NamedTuple):
     """All to all: kernel [I, O], input [B, I], current [B, O]."""
 
     def current(self, spikes: jax.Array, kernel: jax.Array) -> jax.Array:
-        return lax.dot(spikes, kernel, precision=PRECISION)
+        return lax.dot(
+            spikes,
+            kernel,
+            precision=None if kernel.dtype == jnp.bfloat16 else PRECISION,
+            preferred_element_type=_sums(kernel),
+        )
+
+    def windows(self, times: jax.Array, kernel: jax.Array, fill: float) -> jax.Array:
+        """[B, K]: what the neurons of each image hear."""
+        return times
 
 
 class Conv(NamedTuple):
@@ -35,11 +46,78 @@ class Conv(NamedTuple):
             self.strides,
             self.pads,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            precision=PRECISION,
+            precision=None if kernel.dtype == jnp.bfloat16 else PRECISION,
+            preferred_element_type=_sums(kernel),
         )
+
+    def windows(self, times: jax.Array, kernel: jax.Array, fill: float) -> jax.Array:
+        """[B, H', W', K]: what neurons at each place hear, rows of a kernel in order."""
+        times = jnp.pad(times, ((0, 0), *self.pads, (0, 0)), constant_values=fill)
+        rows, columns = (
+            range(0, size - extent + 1, stride)
+            for size, extent, stride in zip(
+                times.shape[1:3], kernel.shape[:2], self.strides, strict=True
+            )
+        )
+        taps = [
+            times[
+                :,
+                y : y + rows[-1] + 1 : self.strides[0],
+                x : x + columns[-1] + 1 : self.strides[1],
+            ]
+            for y in range(kernel.shape[0])
+            for x in range(kernel.shape[1])
+        ]
+        return jnp.concatenate(taps, axis=-1)
 
 
 Synapse = Dense | Conv
+
+
+def _sums(kernel: jax.Array):
+    """The type in which products are summed."""
+    return jnp.float32 if kernel.dtype == jnp.bfloat16 else kernel.dtype
+
+
+def slices(kernel: jax.Array) -> tuple[jax.Array, ...]:
+    """Three bfloat16 arrays whose exact sum is a float32 kernel.
+
+    8 + 8 + 8 bits of a mantissa of 24. `reduce_precision`, because XLA may drop a
+    conversion there and back.
+    """
+    rest, found = kernel, []
+    for _ in range(3):
+        piece = lax.reduce_precision(rest, exponent_bits=8, mantissa_bits=7)
+        found.append(piece.astype(jnp.bfloat16))
+        rest = rest - piece
+    return tuple(found)
+
+
+def current_on_matrix_units(
+    synapse: Synapse, spikes: jax.Array, kernel: jax.Array
+) -> jax.Array:
+    """`current` of spikes that are 0 or 1, as three bfloat16 products in one.
+
+    Spikes are exact in bfloat16, a weight is the sum of three (`slices`), and sums are
+    taken in float32: so the currents are float32's, up to its rounding, at the speed
+    of a matrix unit. TF32, or bfloat16 alone, would move spike times.
+    """
+    if kernel.dtype != jnp.float32:
+        return synapse.current(spikes, kernel)
+    sliced = jnp.concatenate(slices(kernel), axis=-1)
+    currents = synapse.current(spikes.astype(jnp.bfloat16), sliced)
+    first, second, third = jnp.split(currents, 3, axis=-1)
+    return (third + second) + first
+
+
+def current(synapse: Synapse, spikes: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`synapse.current` of spikes that are 0 or 1, as suits the platform."""
+    return lax.platform_dependent(
+        spikes,
+        kernel,
+        cpu=synapse.current,
+        default=functools.partial(current_on_matrix_units, synapse),
+    )
 
 
 class Response(NamedTuple):
@@ -68,9 +146,14 @@ class Response(NamedTuple):
 NO_POOL = (1, 1)
 
 
+def flat(x: jax.Array) -> jax.Array:
+    """[B, …] → [B, N], also where B = 0."""
+    return x.reshape(x.shape[0], math.prod(x.shape[1:]))
+
+
 def spikes_per_step(times: jax.Array, num_steps: int) -> jax.Array:
     """[B, T] int32 spikes of each step, of spike times [B, …]."""
-    steps = times.reshape(len(times), -1).astype(jnp.int32)
+    steps = flat(times).astype(jnp.int32)
     images = jnp.arange(len(times))[:, None]
     empty = jnp.zeros((len(times), num_steps), jnp.int32)
     return empty.at[images, steps].add(1, mode="drop")  # T, silence, drops out

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ds4nn_jax import _checks
+from ds4nn_jax._synapse import flat
 from ds4nn_jax.modules import Trace
 from ds4nn_jax.types import SpikeTimes
 
@@ -117,8 +118,7 @@ def decide(trace: Trace, *, num_steps: int = 100) -> Decisions:
     last = jnp.minimum(step, num_steps - 1)
 
     def spikes(times: SpikeTimes) -> jax.Array:
-        flat = times.reshape(times.shape[0], -1)
-        return jnp.sum(flat <= last[:, None], axis=1)
+        return jnp.sum(flat(times) <= last[:, None], axis=1, dtype=jnp.int32)
 
     return Decisions(
         label=predict(out, trace.potentials),
@@ -127,7 +127,7 @@ def decide(trace: Trace, *, num_steps: int = 100) -> Decisions:
         times=out,
         spikes=jnp.stack([spikes(times) for times in trace.times], axis=1),
         fired=tuple(
-            jnp.any(times < num_steps, axis=0).reshape(-1) for times in trace.times[1:]
+            jnp.any(times < num_steps, axis=0).ravel() for times in trace.times[1:]
         ),
     )
 

@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 
 from ds4nn_jax import _checks, _event, _event_library, neurons
-from ds4nn_jax._synapse import Conv, Dense, explicit_pads
+from ds4nn_jax._synapse import Conv, Dense, current, explicit_pads, flat
 from ds4nn_jax.modules import ConvSpec, PoolSpec, SpikingNetwork
 from ds4nn_jax.types import SpikeTimes
 
@@ -139,14 +139,16 @@ def _steps(network: SpikingNetwork, times, *kernels) -> Inference:
                 fires = (fires == 0) & ~before
             else:
                 arriving = spikes.reshape(batch, *stage.shape).astype(times.dtype)
-                potential = potential + stage.synapse.current(arriving, next(weights))
+                potential = potential + current(stage.synapse, arriving, next(weights))
                 fires = (potential >= network.threshold) & ~before
             potentials.append(potential)
             fired.append(before | fires)
             counts.append(fires)
             spikes = fires
         undecided = now.step == num_steps
-        counted = jnp.stack([c.reshape(batch, -1).sum(axis=1) for c in counts], axis=1)
+        counted = jnp.stack(
+            [jnp.sum(flat(c), axis=1, dtype=jnp.int32) for c in counts], axis=1
+        )
         return _Progress(
             now.t + 1,
             tuple(potentials),

@@ -9,7 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from ds4nn_jax import _checks, neurons
-from ds4nn_jax._synapse import NO_POOL, Response, explicit_pads, spikes_per_step
+from ds4nn_jax._synapse import (
+    NO_POOL,
+    Response,
+    explicit_pads,
+    flat,
+    spikes_per_step,
+)
 from ds4nn_jax.losses import Normalization, normalize_gradient
 from ds4nn_jax.surrogates import Surrogate, Window, resolve
 from ds4nn_jax.types import SpikeTimes
@@ -412,7 +418,7 @@ class SpikingNetwork(nn.Module):
             else:
                 entering = times
                 if isinstance(spec, DenseSpec):
-                    entering = _flat(times)
+                    entering = flat(times)
                     response = layer.respond(entering, counts=counts)
                 else:
                     pool = None
@@ -453,13 +459,10 @@ class SpikingNetwork(nn.Module):
         times = _checks.spike_times(times, self.num_steps)
         if not isinstance(self.layers[0], DenseSpec):
             _checks.rank("times", times, "[B, H, W, I]")
-        elif times.ndim < 2 or self.input_size not in (None, _flat(times).shape[1]):
+        elif times.ndim < 2 or self.input_size not in (None, flat(times).shape[1]):
             raise ValueError(
                 f"the network {self.spec} takes {self.input_size} inputs an image, "
                 f"got times of shape {times.shape}"
             )
         return times
 
-
-def _flat(times: SpikeTimes) -> SpikeTimes:
-    return times.reshape(times.shape[0], -1)

@@ -25,6 +25,7 @@ from ds4nn_jax import (
     optimizers,
     parallel,
 )
+from ds4nn_jax._synapse import flat
 from ds4nn_jax.encoding import encode
 from ds4nn_jax.modules import Activity, SpikingNetwork, parse_spec
 from ds4nn_jax.surrogates import Constant, Window
@@ -305,7 +306,7 @@ def calibrate(
         kernel = params["params"].get(name, {}).get("kernel")
         if kernel is not None:
             if kernel.ndim == 2:
-                times = times.reshape(times.shape[0], -1)
+                times = flat(times)
             peaks_of = functools.partial(
                 neurons.peak_potentials,
                 times,
@@ -314,12 +315,12 @@ def calibrate(
                 engine=network.engine,
             )
             driven = peaks_of(jnp.ones_like(kernel[..., :1])) > 0
-            peaks = jnp.where(driven, peaks_of(kernel), jnp.nan)
-            reached = jnp.nanquantile(peaks, 1 - rates[name])
+            peaks = peaks_of(kernel)
+            reached = _quantile(peaks, driven, 1 - rates[name])
             if _checks.at_hand(reached) and not reached > 0:
                 raise ValueError(
                     f"firing_rates: {rates[name]:.0%} of the driven neurons of {name} "
-                    f"cannot be made to fire, only {float(jnp.mean(peaks > 0)):.0%} of "
+                    f"cannot be made to fire, only {float(jnp.mean(driven & (peaks > 0))):.0%} of "
                     "all neurons are ever excited: ask for fewer, or let the initial "
                     "weights be more positive"
                 )
@@ -330,6 +331,23 @@ def calibrate(
         )
         times = passed
     return {"params": scaled}
+
+
+@jax.jit
+def _quantile(values: jax.Array, counted: jax.Array, q: jax.Array) -> jax.Array:
+    """The q-quantile of the values counted, between neighbours linear; 0 of none.
+
+    As `jnp.nanquantile`, but without a NaN for `jax_debug_nans` to stumble over.
+    """
+    counted = jnp.broadcast_to(counted, values.shape)
+    ordered = jnp.sort(jnp.where(counted, values, jnp.inf), axis=None)
+    last = jnp.maximum(jnp.sum(counted, dtype=values.dtype) - 1, 0)
+    rank = jnp.asarray(q, values.dtype) * last
+    low, high = jnp.floor(rank), jnp.ceil(rank)
+    share = rank - low
+    below, above = (ordered[jnp.minimum(k, last).astype(int)] for k in (low, high))
+    found = below * (1 - share) + above * share
+    return jnp.where(jnp.any(counted), found, 0)
 
 
 def make_optimizer(

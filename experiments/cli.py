@@ -16,7 +16,7 @@ import numpy as np
 import ds4nn_jax as ds
 from ds4nn_jax import pretrained
 
-from . import report, runner
+from . import progress, report, runner
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -59,6 +59,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _predict(asked: argparse.Namespace) -> None:
+    with progress.interruptible("ds4nn predict"):
+        _predict_now(asked)
+
+
+def _predict_now(asked: argparse.Namespace) -> None:
     try:
         if asked.weights in pretrained.names():
             weights = pretrained.load(asked.weights)

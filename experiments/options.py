@@ -26,6 +26,8 @@ class Options(typing.NamedTuple):
       train_limit: how many of the training images are used, from the first; 0 is all.
       overwrite: whether results already in `out_dir` may be replaced.
       resume: whether the run in `out_dir` is to go on from its latest snapshot.
+      compilation_cache: where XLA's compiled programs are kept for later processes,
+        None for nowhere.
       snapshot_minutes: time between snapshots within an epoch; 0 is none.
       tensorboard: whether metrics and rasters go to TensorBoard as well.
       num_devices: that share out every batch; 0 is the default device, or all of a
@@ -46,6 +48,7 @@ class Options(typing.NamedTuple):
     train_limit: int
     overwrite: bool
     resume: bool
+    compilation_cache: str | None
     snapshot_minutes: float
     tensorboard: bool
     num_devices: int
@@ -96,6 +99,12 @@ def parse(argv: Sequence[str], *, dataset: str) -> Options:
         "resume",
         False,
         "Go on from the latest snapshot in out_dir; without one, from the beginning.",
+        **here,
+    )
+    flags.DEFINE_string(
+        "compilation_cache",
+        None,
+        "Keep XLA's compiled programs in this folder; later runs start sooner.",
         **here,
     )
     flags.DEFINE_float(
@@ -162,6 +171,7 @@ def parse(argv: Sequence[str], *, dataset: str) -> Options:
         values.train_limit,
         values.overwrite,
         values.resume,
+        values.compilation_cache,
         values.snapshot_minutes,
         values.tensorboard,
         values.num_devices,

@@ -1,6 +1,8 @@
 """What a person sees while a network trains: a bar on a terminal, lines in a pipe."""
 
 import contextlib
+import signal
+import sys
 from collections.abc import Iterator
 
 from rich.console import Console
@@ -15,6 +17,19 @@ from rich.progress import (
 from ds4nn_jax.training import EpochResult, Step, StepMetrics
 
 _SMOOTHING = 0.9  # of the running means beside the bar
+
+
+INTERRUPTED = 128 + signal.SIGINT  # exit status
+
+
+@contextlib.contextmanager
+def interruptible(program: str) -> Iterator[None]:
+    """Ctrl-C ends the program with one line and the exit status of shells for it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr, flush=True)
+        raise SystemExit(INTERRUPTED) from None
 
 
 class Display:

@@ -24,7 +24,7 @@ import ds4nn_jax as ds
 from ds4nn_jax import data, energy, plots, pretrained
 from ds4nn_jax.checkpoints import CheckpointError, write_atomically
 
-from . import figures, options, published
+from . import figures, options, progress, published
 
 _HERE = Path(__file__).parent
 _TITLES = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "digits": "Digits"}
@@ -146,7 +146,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out_dir", default="runs/report", help="where the page goes")
     asked = parser.parse_args(argv)
     try:
-        print(f"report in {_report(asked)}")
+        with progress.interruptible("experiments.report"):
+            print(f"report in {_report(asked)}")
     except (data.DataError, CheckpointError, ValueError, OSError) as error:
         raise SystemExit(f"experiments.report: {error}") from error
 

@@ -10,6 +10,7 @@ Under `out_dir`:
 
 import contextlib
 import json
+import os
 import shutil
 import signal
 import sys
@@ -44,18 +45,26 @@ def main(argv: Sequence[str] | None, dataset: str) -> ds.Report | None:
         that already holds a run or cannot be written.
     """
     asked = options.parse(sys.argv if argv is None else argv, dataset=dataset)
+    if asked.compilation_cache:
+        jax.config.update("jax_compilation_cache_dir", asked.compilation_cache)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     try:
-        if asked.distributed:
-            jax.distributed.initialize(
-                asked.coordinator, asked.num_processes, asked.process_id
-            )
-        images = data.load(asked.dataset, asked.data_dir)
-        print(f"{asked.dataset}: {images.source}", flush=True)
-        if asked.evaluate is not None:
-            return _evaluate(asked, images)
-        return _train(asked, images)
+        with progress.interruptible(f"experiments.{dataset}"):
+            return _run(asked)
     except (data.DataError, ValueError, OSError) as error:
         raise SystemExit(f"experiments.{dataset}: {error}") from error
+
+
+def _run(asked: options.Options) -> ds.Report | None:
+    if asked.distributed:
+        jax.distributed.initialize(
+            asked.coordinator, asked.num_processes, asked.process_id
+        )
+    images = data.load(asked.dataset, asked.data_dir)
+    print(f"{asked.dataset}: {images.source}", flush=True)
+    if asked.evaluate is not None:
+        return _evaluate(asked, images)
+    return _train(asked, images)
 
 
 def _train(asked: options.Options, images: data.Dataset) -> ds.Report | None:
@@ -180,11 +189,15 @@ class _Record:
 
 
 class _Stopping:
-    """Snapshots every few minutes, and one before SIGTERM ends the run."""
+    """Snapshots every few minutes, and one before SIGTERM or Ctrl-C ends the run.
+
+    A second signal ends it at once, with what is on disk.
+    """
 
     def __init__(self, record: _Record | None, minutes: float):
         self._record, self._seconds = record, 60 * minutes
-        self._last, self._asked = time.monotonic(), False
+        self._last = time.monotonic()
+        self._asked: signal.Signals | None = None
         self._alone = jax.process_count() == 1
         self._steps = 0
 
@@ -194,26 +207,36 @@ class _Stopping:
         if not (main and self._alone):
             yield  # signals are for the main thread; of several processes JAX listens
             return
-        before = signal.signal(signal.SIGTERM, self._ask)
+        before = {
+            number: signal.signal(number, self._ask)
+            for number in (signal.SIGTERM, signal.SIGINT)
+        }
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
-    def _ask(self, *_) -> None:
-        self._asked = True
+    def _ask(self, number: int, _) -> None:
+        if self._asked is not None:
+            if sys.stdout.isatty():
+                os.write(sys.stdout.fileno(), b"\x1b[?25h\n")  # the bar's cursor
+            os._exit(128 + number)
+        self._asked = signal.Signals(number)
 
     def on_step(self, step: ds.Step) -> None:
         if not self._alone:  # all processes stop after the same step
             self._steps += 1
-            self._asked = multihost_utils.reached_preemption_sync_point(self._steps)
+            if multihost_utils.reached_preemption_sync_point(self._steps):
+                self._asked = signal.SIGTERM
         due = self._seconds and time.monotonic() - self._last > self._seconds
-        if (due or self._asked) and self._record is not None:
+        if (due or self._asked is not None) and self._record is not None:
             self._record.save(step.snapshot())
             self._last = time.monotonic()
-        if self._asked:
-            print("stopped by SIGTERM; --resume goes on from here", flush=True)
-            raise SystemExit(128 + signal.SIGTERM)
+        if self._asked is not None:
+            name = self._asked.name
+            print(f"stopped by {name}; --resume goes on from here", flush=True)
+            raise SystemExit(128 + self._asked)
 
 
 def _evaluate(asked: options.Options, images: data.Dataset) -> ds.Report:

@@ -1,0 +1,202 @@
+"""numba may fail in any way: the answer stays right, and one warning says why."""
+
+import os
+import re
+import subprocess
+import sys
+import textwrap
+import warnings
+
+import numpy as np
+import pytest
+
+from ds4nn_jax import _event_library as library
+
+PROGRAM = """
+    import warnings
+    import jax, numpy as np, ds4nn_jax as ds
+    times = np.array([[3.0, 5.0, 100.0]])
+    kernel = np.array([[60.0, 60.0], [50.0, 30.0], [90.0, 90.0]])
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            out, back = jax.vjp(ds.dense, times, kernel)
+            d_times, d_kernel = back(np.ones_like(out))
+            network = ds.SpikingNetwork.from_spec("3-2")
+            params = {"params": {"dense1": {"kernel": kernel.astype(np.float32)}}}
+            decided = ds.infer(network, params, times)
+    assert out.tolist() == [[5.0, 100.0]], out
+    assert d_kernel.tolist() == [[-1.0, -1.0], [-1.0, -1.0], [0.0, 0.0]], d_kernel
+    assert d_times.tolist() == [[120.0, 80.0, 0.0]], d_times
+    assert decided.label.tolist() == [0] and decided.step.tolist() == [5], decided
+    print("warned:", *[w.message for w in seen if w.category is RuntimeWarning])
+    try:
+        ds.dense(times, kernel, engine="event")
+    except ImportError as error:
+        print("refused:", error)
+"""
+
+
+def run(program=PROGRAM, **environment):
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    ("package", "environment", "why"),
+    {
+        "broken on import": (
+            'raise ImportError("Numba needs NumPy 2.2 or less")',
+            {},
+            r"numba cannot be imported \(ImportError: Numba needs NumPy 2.2 or less\)",
+        ),
+        "an error of its own": (
+            'raise SystemError("initialization of _internal failed")',
+            {},
+            r"numba cannot be imported \(SystemError: initialization of",
+        ),
+        "absent": (None, {}, r"numba is not installed \(pip install numba\)"),
+        "switched off": ("", {"NUMBA_DISABLE_JIT": "1"}, "unset NUMBA_DISABLE_JIT"),
+    }.values(),
+    ids=str,
+)
+def test_without_numba_the_scan_computes_and_one_warning_says_why(
+    package, environment, why, tmp_path
+):
+    program = PROGRAM
+    if package is None:
+        program = '    import sys; sys.modules["numba"] = None\n' + PROGRAM
+    elif package:
+        (tmp_path / "numba").mkdir()
+        (tmp_path / "numba" / "__init__.py").write_text(package)
+        path = f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+        environment = {"PYTHONPATH": path}
+    out = run(program, **environment)
+    warned, refused = out.splitlines()
+    assert len(re.findall("ds4nn_jax computes without its event engine", warned)) == 1
+    assert re.search(why, warned)
+    assert re.search(why, refused) and 'engine="scan"' in refused
+
+
+def test_kernels_are_found_again_beside_new_ones(tmp_path):
+    """A later process adds a kernel to those that it finds; neither disturbs another.
+
+    numba numbers functions anew in every process, so two kernels may share names.
+    """
+    program = """
+        import numpy as np, jax, ds4nn_jax as ds
+        from ds4nn_jax import _event, _scan
+        from ds4nn_jax._synapse import Dense
+        network = ds.SpikingNetwork.from_spec("3-2")
+        kernel = np.array([[60.0, 60.0], [50.0, 30.0], [90.0, 90.0]], np.float32)
+        times = np.array([[3.0, 5.0, 100.0]], np.float32)
+        decided = ds.infer(network, {"params": {"dense1": {"kernel": kernel}}}, times)
+        assert decided.step.tolist() == [5]
+        """
+    cache = {"NUMBA_CACHE_DIR": str(tmp_path)}
+    run(program, **cache)
+    found = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert [name.split("-")[0] for name in found] == ["sweep"]
+    run(
+        program
+        + """
+        arrays = times, kernel, np.full((1, 2), 9.0), np.ones((1, 2))
+        arrays = [np.asarray(x, np.float32) for x in arrays]
+        options = dict(num_steps=100, silent_inputs=True)
+        for engine in (_event, _scan):
+            back = jax.jit(lambda *a: engine.backward(Dense(), *a, **options))
+            d_times, d_kernel = back(*arrays)
+            assert d_times.tolist() == [[120.0, 80.0, 180.0]], d_times
+            assert d_kernel.tolist() == [[-1.0, -1.0], [-1.0, -1.0], [0.0, 0.0]]
+        """,
+        **cache,
+    )
+    both = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert sorted(name.split("-")[0] for name in both) == ["backward", "sweep"]
+    assert found.items() <= both.items()
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    first, second = tmp_path / "first", tmp_path / "second"
+    monkeypatch.setattr(
+        library, "_folders", lambda: iter(((first, "the first"), (second, "the second")))
+    )
+    library.warn.cache_clear()
+    yield first, second
+    library.warn.cache_clear()
+
+
+def test_what_is_kept_is_read(folders):
+    library._write("a.kernel", library.marshal.dumps(("name", b"code")))
+    assert library._read("a.kernel") == ("name", b"code")
+    assert [path.name for path in folders[0].iterdir()] == ["a.kernel"]
+    assert not folders[1].exists()
+    assert library._read("b.kernel") is None
+
+
+def test_a_folder_that_cannot_be_written_is_passed_over(folders):
+    folders[0].write_text("a file where a folder should be")
+    library._write("a.kernel", library.marshal.dumps(("name", b"code")))
+    assert library._read("a.kernel") == ("name", b"code")
+
+
+def test_no_folder_at_all_is_said_once(folders):
+    for folder in folders:
+        folder.write_text("a file where a folder should be")
+    with pytest.warns(RuntimeWarning, match="the second, .*NUMBA_CACHE_DIR") as seen:
+        for _ in range(3):
+            library._write("a.kernel", b"code")
+    assert len(seen) == 1
+
+
+def test_a_full_disk_leaves_nothing_half_written(folders, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(library.os, "replace", full)
+    with pytest.warns(RuntimeWarning, match="No space left on device"):
+        library._write("a.kernel", b"code")
+    assert not list(folders[0].iterdir()) and not list(folders[1].iterdir())
+
+
+@pytest.mark.parametrize("damage", ["cut short", "a bit", "empty", "other content"])
+def test_damaged_code_is_not_taken(folders, damage):
+    library._write("a.kernel", library.marshal.dumps(("name", b"code" * 100)))
+    file = folders[0] / "a.kernel"
+    whole = file.read_bytes()
+    changed = bytearray(whole)
+    changed[100] ^= 1
+    file.write_bytes(
+        {
+            "cut short": whole[:-1],
+            "a bit": bytes(changed),
+            "empty": b"",
+            "other content": b"\x00" * 200,
+        }[damage]
+    )
+    assert library._read("a.kernel") is None
+    library._write("a.kernel", library.marshal.dumps(("name", b"new")))
+    assert library._read("a.kernel") == ("name", b"new")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no owners here")
+@pytest.mark.parametrize("fault", ["another user's", "open to all"])
+def test_code_that_others_can_write_is_not_taken(folders, fault, monkeypatch):
+    library._write("a.kernel", library.marshal.dumps(("name", b"code")))
+    if fault == "open to all":
+        (folders[0] / "a.kernel").chmod(0o666)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: 12345)
+        if os.getuid() == 0:  # root's files are taken by everybody
+            os.chown(folders[0] / "a.kernel", 54321, 54321)
+    assert library._read("a.kernel") is None
+
+

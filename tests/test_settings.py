@@ -1,0 +1,159 @@
+"""JAX's own settings change nothing: each public function under each of them."""
+
+import contextlib
+
+import jax
+import numpy as np
+import pytest
+
+import ds4nn_jax as ds
+from ds4nn_jax import augmentation, data, energy
+
+SETTINGS = {
+    "64 bits": lambda: jax.enable_x64(True),
+    "debug_nans": lambda: jax.debug_nans(True),
+    "rank promotion raises": lambda: jax.numpy_rank_promotion("raise"),
+    "strict dtype promotion": lambda: jax.numpy_dtype_promotion("strict"),
+    "disable_jit": lambda: jax.disable_jit(True),
+}
+T, THETA = 12, 3.0
+NETWORK = ds.SpikingNetwork.from_spec("4C3-P2-6", num_steps=T, threshold=THETA)
+LABELS = np.array([3, 1, 5, 0])
+CONFIG = ds.TrainConfig(
+    spec="2C3-P4-10",
+    num_steps=T,
+    surrogate="window",
+    output_rule="softmax",
+    normalization="none",
+    firing_rates=(0.4, 0.7),
+    learning_rates=(0.02,),
+    rate_unit="rms",
+    weight_norm="hidden",
+    average=0.9,
+    shift=1,
+    flip=True,
+    batch_size=100,
+    epochs=1,
+)
+
+
+@pytest.fixture(scope="module")
+def arrays():
+    rng = np.random.default_rng(0)
+
+    def dyadic(*shape):
+        return (np.round(rng.normal(0.3, 1, shape) * 8) / 8).astype(np.float32)
+
+    images = rng.integers(0, 256, (4, 8, 8, 1)).astype(np.uint8)
+    times = np.asarray(ds.encode(images, num_steps=T))
+    params = NETWORK.init(jax.random.key(0), times)
+    shapes = jax.tree.map(np.shape, params, is_leaf=lambda x: hasattr(x, "shape"))
+    params = jax.tree.map(lambda x: dyadic(*x.shape), params)
+    del shapes
+    digits = data.load("digits")
+    return dict(
+        images=images,
+        times=times,
+        params=params,
+        kernel=dyadic(64, 6),
+        window=dyadic(3, 3, 1, 4),
+        train=(digits.train_images[:300], digits.train_labels[:300]),
+    )
+
+
+def flat(times):
+    return times.reshape(len(times), -1)
+
+
+def layers(a):
+    shared = dict(threshold=THETA, num_steps=T)
+    by_step = {"num_steps": T}
+    times, flats = a["times"], flat(a["times"])
+    return (
+        ds.encode(a["images"], num_steps=T),
+        ds.encode(a["images"] / np.float32(255), num_steps=T),
+        ds.raster(times, num_steps=T),
+        ds.decode(times, num_steps=T),
+        ds.dense(flats, a["kernel"], **shared),
+        ds.conv(times, a["window"], **shared),
+        ds.conv(times, a["window"], surrogate="window", engine="scan", **shared),
+        ds.conv_pool(times, a["window"], **shared),
+        ds.earliest_pool(times),
+        ds.membrane_potentials(flats, a["kernel"], **by_step),
+        ds.decision_potentials(flats, a["kernel"], **shared),
+        ds.peak_potentials(times, a["window"], **by_step),
+        energy.cost(NETWORK, a["params"], times) if hasattr(energy, "cost") else 0,
+    )
+
+
+def gradients(a):
+    def error(params, surrogate):
+        network = NETWORK.clone(surrogate=surrogate)
+        out = network.apply(params, a["times"])
+        target = ds.relative_target(out, LABELS, num_steps=T)
+        return ds.temporal_loss(out, target, num_steps=T)
+
+    return tuple(jax.grad(error)(a["params"], rule) for rule in ("constant", "window"))
+
+
+def targets(a):
+    out = NETWORK.apply(a["params"], a["times"])
+    trace = NETWORK.apply(a["params"], a["times"], method="trace")
+    by = {"num_steps": T}
+    peaks = dict(threshold=THETA, num_steps=T)
+    return (
+        out,
+        ds.relative_target(out, LABELS, **by),
+        ds.margin_target(out, LABELS, **by),
+        ds.s4nn_target(out, LABELS, **by),
+        ds.fixed_target(out, LABELS, label_time=0, other_time=T, **by),
+        ds.hinge_target(out, LABELS, trace.potentials, **peaks),
+        ds.softmax_target(out, LABELS, trace.potentials, **peaks),
+        ds.predict(out, trace.potentials),
+        ds.decide(trace, num_steps=T),
+        trace,
+        NETWORK.apply(a["params"], a["times"], method="activity"),
+    )
+
+
+def decisions(a):
+    report = ds.evaluate(NETWORK, a["params"], a["images"], LABELS, batch_size=3)
+    return (
+        ds.infer(NETWORK, a["params"], a["times"]),
+        ds.infer(NETWORK.clone(engine="scan"), a["params"], a["times"]),
+        tuple(report.summary().values()),
+    )
+
+
+def pictures(a):
+    key = jax.random.key(0)
+    names = [name for name in dir(augmentation) if name in ("shift", "flip")]
+    return tuple(
+        getattr(augmentation, name)(key, a["images"], *((1,) if name == "shift" else ()))
+        for name in names
+    )
+
+
+@pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS.keys())
+@pytest.mark.parametrize("work", [layers, gradients, targets, decisions, pictures])
+def test_settings_change_no_result(setting, work, arrays):
+    expected = work(arrays)
+    with setting():
+        actual = work(arrays)
+    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert np.shape(a) == np.shape(e)
+        assert np.asarray(a).dtype.kind == np.asarray(e).dtype.kind
+        np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [SETTINGS[name] for name in SETTINGS if name not in ("64 bits", "disable_jit")],
+    ids=[name for name in SETTINGS if name not in ("64 bits", "disable_jit")],
+)
+def test_settings_change_no_training(setting, arrays):
+    expected = list(ds.train(CONFIG, *arrays["train"]))[-1]
+    with setting(), contextlib.nullcontext():
+        actual = list(ds.train(CONFIG, *arrays["train"]))[-1]
+    assert actual.validation.summary() == expected.validation.summary()
+    jax.tree.map(np.testing.assert_array_equal, actual.params, expected.params)
