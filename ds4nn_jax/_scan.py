@@ -26,8 +26,8 @@ from ds4nn_jax._synapse import (
 )
 
 _TURN, _TURN_ON_CPU = 10, 4  # steps, at most: their bookkeeping is unrolled
+_NEAR = 2**19  # inputs of a turn on a CPU: what its caches hold
 _CURRENTS = 2**25  # of a turn, at most, where there are matrix units
-_BATCH = 128  # images · steps of a turn on a CPU: XLA's convolutions are slow beyond
 _PAIRS = 2**28  # input-output pairs of a turn of the backward pass, likewise
 
 
@@ -62,9 +62,20 @@ def forward(
         peaks=peaks,
         counts=counts,
     )
-    on_cpu = functools.partial(
-        run, synapse.current, min(_TURN_ON_CPU, max(1, _BATCH // max(1, times.shape[0])))
-    )
+
+    def on_cpu(times: jax.Array, kernel: jax.Array) -> Response:
+        # Faster than XLA's convolutions of a CPU; a few images at a time stay near.
+        heard = synapse.windows(times, kernel, num_steps)
+        rows = kernel.reshape(-1, kernel.shape[-1])
+        batch, *image = heard.shape
+        some = _NEAR // max(1, _TURN_ON_CPU * math.prod(image))
+        some = next((n for n in range(min(some, batch), 1, -1) if batch % n == 0), 1)
+        found = lax.map(
+            lambda heard: run(_product, _TURN_ON_CPU, heard, rows),
+            heard.reshape(batch // some, some, *image),
+        )
+        return jax.tree.map(lambda x: x.reshape(batch, *x.shape[2:]), found)
+
     elsewhere = functools.partial(
         run,
         functools.partial(current_on_matrix_units, synapse),
@@ -72,6 +83,11 @@ def forward(
     )
     response = lax.platform_dependent(times, kernel, cpu=on_cpu, default=elsewhere)
     return response if pool == NO_POOL else _pooled(response, pool, num_steps)
+
+
+def _product(spikes: jax.Array, rows: jax.Array) -> jax.Array:
+    """Currents [..., O] of the spikes [..., K] that each window hears."""
+    return lax.dot_general(spikes, rows, (((spikes.ndim - 1,), (0,)), ((), ())))
 
 
 def _forward(
