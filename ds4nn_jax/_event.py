@@ -18,9 +18,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.custom_batching import custom_vmap
 from jax.extend.core import Primitive
-from jax.interpreters import mlir
+from jax.interpreters import batching, mlir
 
 from ds4nn_jax import _event_library, _scan
 from ds4nn_jax._synapse import NO_POOL, Dense, Response, Synapse
@@ -43,25 +42,21 @@ def forward(
     peaks: bool,
     pool: tuple[int, int] = NO_POOL,
     counts: bool = False,
+    only: bool = True,
 ) -> Response:
     """Spike times and, if `peaks`, the highest potential up to the spike and its step.
 
     V(t) = V(t−1) + Σ_i w_i·[t_i = t]  (Eq. 2), fires at the first V(t) ≥ θ (Eq. 3).
     A neuron that fires has its peak at its spike; a silent one where V is highest.
+    Unless `only`, the scan takes over where this engine cannot work.
     """
-    scan = functools.partial(
-        _scan.forward,
-        synapse,
-        threshold=threshold,
-        num_steps=num_steps,
-        peaks=peaks,
-        pool=pool,
-        counts=counts,
+    asked: dict[str, Any] = dict(
+        threshold=threshold, num_steps=num_steps, peaks=peaks, pool=pool, counts=counts
     )
-    event = functools.partial(
-        _forward, synapse, threshold, num_steps, peaks, pool, counts
-    )
-    return on_cpu("forward", event, scan, times, kernel)
+    shapes = _response(synapse, num_steps, peaks, pool, counts, times, kernel)
+    event = functools.partial(_forward, synapse, **asked)
+    scan = functools.partial(_scan.forward, synapse, **asked)
+    return choose("forward", event, scan, shapes, times, kernel, only=only)
 
 
 def backward(
@@ -75,6 +70,7 @@ def backward(
     num_steps: int,
     silent_inputs: bool,
     pool: tuple[int, int] = NO_POOL,
+    only: bool = True,
 ) -> tuple[jax.Array, jax.Array]:
     """∂E/∂t_i and ∂E/∂w for neurons that listened up to and including `until`.
 
@@ -83,34 +79,38 @@ def backward(
     A silent input has δ_i = 0, or with `silent_inputs` Σ_j δ_j·w_ji. With pooling
     `until` and `delta` are those of the first members; the others have no error.
     """
-    scan = functools.partial(
-        _scan.backward,
-        synapse,
-        num_steps=num_steps,
-        silent_inputs=silent_inputs,
-        pool=pool,
+    asked: dict[str, Any] = dict(
+        num_steps=num_steps, silent_inputs=silent_inputs, pool=pool
     )
-    event = functools.partial(_backward, synapse, num_steps, silent_inputs, pool)
-    taught = (until, delta) if member is None else (until, delta, member)
-    return on_cpu("backward", event, scan, times, kernel, *taught)
+    event = functools.partial(_backward, synapse, **asked)
+    scan = functools.partial(_scan.backward, synapse, **asked)
+    arrays = (times, kernel, until, delta) + (() if member is None else (member,))
+    shapes = Shape(times.shape, times.dtype), Shape(kernel.shape, times.dtype)
+    return choose("backward", event, scan, shapes, *arrays, only=only)
 
 
-def _forward(synapse, threshold, num_steps, peaks, pool, counts, times, kernel):
-    out = jax.eval_shape(synapse.current, times, kernel).shape
-    response = jax.eval_shape(
-        functools.partial(
-            _scan.forward,
-            synapse,
-            threshold=threshold,
-            num_steps=num_steps,
-            peaks=peaks,
-            pool=pool,
-            counts=counts,
-        ),
-        times,
-        kernel,
+def _response(synapse, num_steps, peaks, pool, counts, times, kernel) -> Response:
+    """The shapes that a forward pass gives."""
+    shape = jax.eval_shape(synapse.current, times, kernel).shape
+    pooled = pool != NO_POOL
+    if pooled:
+        shape = (shape[0], shape[1] // pool[0], shape[2] // pool[1], shape[3])
+    out: Any = Shape(shape, times.dtype)
+    counted: Any = Shape((shape[0], 1 + pooled, num_steps), jnp.int32)
+    return Response(
+        out,
+        out if peaks else None,
+        out if peaks else None,
+        out if pooled else None,
+        counted if counts else None,
     )
-    geometry = _geometry(synapse, times, kernel, out, pool)
+
+
+def _forward(
+    synapse, times, kernel, *, threshold, num_steps, peaks, pool, counts
+) -> Response:
+    shapes = _response(synapse, num_steps, peaks, pool, counts, times, kernel)
+    geometry = _geometry(synapse, times, kernel, shapes.times.shape, pool)
     rows = kernel.reshape(-1, kernel.shape[-1])
     lanes = _lanes(times.dtype, rows.shape[1] <= _NARROW * 4 // times.dtype.itemsize)
     images = min(geometry["images"], _FORWARD_PARTS)
@@ -122,20 +122,28 @@ def _forward(synapse, threshold, num_steps, peaks, pool, counts, times, kernel):
         image_parts=images,
         row_parts=min(geometry["out_height"], max(1, 8 // images)),
         flag=peaks,
-        counts=0 if response.counts is None else response.counts.shape[1],
+        counts=shapes.counts.shape[1] if counts else 0,
     )
     # A row of zeros behind the others fills up groups of events.
     weights = _blocks(jnp.pad(rows, ((0, 1), (0, 0))), lanes)
-    flat, structure = jax.tree.flatten(response)
+    flat, structure = jax.tree.flatten(shapes)
     results = call("forward", times.dtype, flat, plan, times, weights)
     return jax.tree.unflatten(structure, results)
 
 
 def _backward(
-    synapse, num_steps, silent_inputs, pool, times, kernel, until, delta, member=None
-):
-    out = jax.eval_shape(synapse.current, times, kernel).shape
-    geometry = _geometry(synapse, times, kernel, out, pool)
+    synapse,
+    times,
+    kernel,
+    until,
+    delta,
+    member=None,
+    *,
+    num_steps,
+    silent_inputs,
+    pool,
+) -> tuple[jax.Array, jax.Array]:
+    geometry = _geometry(synapse, times, kernel, delta.shape, pool)
     rows = kernel.reshape(-1, kernel.shape[-1])
     inputs, size = geometry["inputs"], rows.shape[0]
     wide = _lanes(times.dtype, narrow=False)
@@ -151,9 +159,9 @@ def _backward(
     )
     results = [Shape(times.shape, times.dtype), Shape(kernel.shape, times.dtype)]
     member = until if member is None else member
-    weights = _blocks(rows.T, lanes)
-    arrays = times, weights, until, delta, member
-    return tuple(call("backward", times.dtype, results, plan, *arrays))
+    arrays = times, _blocks(rows.T, lanes), until, delta, member
+    d_times, d_kernel = call("backward", times.dtype, results, plan, *arrays)
+    return d_times, d_kernel
 
 
 class _Plan(NamedTuple):
@@ -188,7 +196,10 @@ def _plan(*, threshold: int = 0, row_parts: int = 1, counts: int = 0, **fields) 
 
 
 def _geometry(synapse: Synapse, times, kernel, out, pool) -> dict[str, int]:
-    """Images, windows and strides; a dense layer has 1×1 images."""
+    """Images, windows and strides; a dense layer has 1×1 images.
+
+    `out` is the shape of what leaves the layer, behind the pooling.
+    """
     if isinstance(synapse, Dense):
         image, after, window, strides, corner = (1, 1), (1, 1), (1, 1), (1, 1), (0, 0)
     else:
@@ -200,8 +211,8 @@ def _geometry(synapse: Synapse, times, kernel, out, pool) -> dict[str, int]:
         height=image[0],
         width=image[1],
         inputs=times.shape[-1],
-        out_height=after[0] // pool[0],
-        out_width=after[1] // pool[1],
+        out_height=after[0],
+        out_width=after[1],
         outputs=kernel.shape[-1],
         rows=window[0],
         columns=window[1],
@@ -243,75 +254,115 @@ def call(
     return jax.ffi.ffi_call(name, results)(*arrays, plan=np.array(plan, np.int64))
 
 
-def on_cpu(kernel: str, event: Callable, scan: Callable, *arrays: jax.Array) -> Any:
-    """event(*arrays), which calls `kernel`, where it can be had; else scan(*arrays).
+def choose(
+    kernel: str,
+    event: Callable,
+    scan: Callable,
+    shapes: Any,
+    *arrays: jax.Array,
+    only: bool = False,
+) -> Any:
+    """event(*arrays) on a CPU where its `kernel` can be had, else scan(*arrays).
 
-    Both mean the same. A mapped axis of the first array alone makes a larger batch, any
-    other is a loop over calls.
+    Both mean the same and give arrays like `shapes`. With `only`, the event engine is
+    asked for by name: no other will do.
     """
-    shapes, structure = jax.tree.flatten(jax.eval_shape(scan, *arrays))
+    leaves, structure = jax.tree.flatten(shapes)
     if 0 in arrays[0].shape:
-        return jax.tree.unflatten(structure, [jnp.zeros(x.shape, x.dtype) for x in shapes])
-
-    @custom_vmap
-    def run(*arrays):
-        shapes = jax.tree.leaves(jax.eval_shape(scan, *arrays))
-        static = tuple((x.shape, x.dtype) for x in shapes)
-        found = event_p.bind(
-            *arrays, kernel=kernel, event=event, scan=scan, shapes=static
-        )
-        return jax.tree.unflatten(structure, found)
-
-    @run.def_vmap
-    def mapped(size, in_batched, *arrays):
-        first, *others = in_batched
-        if first and not any(others) and kernel != "backward":
-            images, *rest = arrays
-            many = run(images.reshape(-1, *images.shape[2:]), *rest)
-            found = jax.tree.map(lambda x: x.reshape(size, -1, *x.shape[1:]), many)
-        else:
-
-            def each(some):
-                given = iter(some)
-                pairs = zip(arrays, in_batched, strict=True)
-                return run(*(next(given) if moves else x for x, moves in pairs))
-
-            pairs = zip(arrays, in_batched, strict=True)
-            found = jax.lax.map(each, [x for x, moves in pairs if moves])
-        return found, jax.tree.map(lambda _: True, found)
-
-    return run(*arrays)
+        zeros = [jnp.zeros(leaf.shape, leaf.dtype) for leaf in leaves]
+        return jax.tree.unflatten(structure, zeros)
+    if only:
+        _event_library.require(kernel, arrays[0].dtype.name)
+    static = tuple((leaf.shape, jnp.dtype(leaf.dtype)) for leaf in leaves)
+    found = engine_p.bind(
+        *arrays,
+        kernel=kernel,
+        event=functools.partial(_leaves, event),
+        scan=functools.partial(_leaves, scan),
+        shapes=static,
+        only=only,
+    )
+    return jax.tree.unflatten(structure, found)
 
 
-event_p = Primitive("ds4nn_event")
-event_p.multiple_results = True
+def _leaves(function: Callable, *arrays: jax.Array) -> list[jax.Array]:
+    return jax.tree.leaves(function(*arrays))
 
 
-@event_p.def_abstract_eval
+# The choice between the engines, taken where a computation is lowered. (Not
+# `lax.platform_dependent`: that traces both of them, which is most of a start.)
+engine_p = Primitive("ds4nn_engine")
+engine_p.multiple_results = True
+
+
+@engine_p.def_abstract_eval
 def _abstract(*arrays, shapes, **static):
-    return [jax.core.ShapedArray(shape, dtype) for shape, dtype in shapes]
+    varying = frozenset().union(*(getattr(x, "vma", ()) for x in arrays))
+    varies = {"vma": varying} if varying else {}
+    return [jax.core.ShapedArray(shape, dtype, **varies) for shape, dtype in shapes]
 
 
-@event_p.def_impl
+@engine_p.def_impl
 def _eager(*arrays, **static):
     with jax.disable_jit(False):
-        return jax.jit(functools.partial(event_p.bind, **static))(*arrays)
+        return jax.jit(functools.partial(engine_p.bind, **static))(*arrays)
 
 
-def _lower_on_cpu(ctx, *operands, kernel, event, scan, shapes):
+def _mapped(arrays, axes, *, kernel, event, scan, shapes, only):
+    """A mapped axis of images makes a larger batch, any other is a loop over calls."""
+    size = next(x.shape[n] for x, n in zip(arrays, axes, strict=True) if n is not None)
+    arrays = [
+        x if n is None else jnp.moveaxis(x, n, 0)
+        for x, n in zip(arrays, axes, strict=True)
+    ]
+    moving = tuple(n is not None for n in axes)
+    images_alone = moving[0] and not any(moving[1:]) and kernel != "backward"
+    over = _over_images if images_alone else _over_calls
+    found = engine_p.bind(
+        *arrays,
+        kernel=kernel,
+        event=functools.partial(over, event, moving),
+        scan=jax.vmap(scan, tuple(0 if m else None for m in moving)),
+        shapes=tuple(((size, *shape), dtype) for shape, dtype in shapes),
+        only=only,
+    )
+    return found, [0] * len(shapes)
+
+
+def _over_images(event: Callable, moving, images: jax.Array, *others) -> list:
+    size, batch = images.shape[:2]
+    found = event(images.reshape(size * batch, *images.shape[2:]), *others)
+    return [x.reshape(size, batch, *x.shape[1:]) for x in found]
+
+
+def _over_calls(event: Callable, moving, *arrays: jax.Array) -> list[jax.Array]:
+    def each(some):
+        given = iter(some)
+        pairs = zip(arrays, moving, strict=True)
+        return event(*(next(given) if moves else x for x, moves in pairs))
+
+    return jax.lax.map(each, [x for x, m in zip(arrays, moving, strict=True) if m])
+
+
+batching.primitive_batchers[engine_p] = _mapped
+
+
+def _lower_for_cpu(ctx, *operands, kernel, event, scan, shapes, only):
     exporting = ctx.module_context.lowering_parameters.for_export
     dtype = ctx.avals_in[0].dtype.name
-    chosen = scan if exporting or not _event_library.usable(kernel, dtype) else event
-    leaves = mlir.lower_fun(lambda *arrays: jax.tree.leaves(chosen(*arrays)))
-    return leaves(ctx, *operands)
+    usable = not exporting and _event_library.usable(kernel, dtype)
+    chosen = event if usable else scan
+    return mlir.lower_fun(chosen, multiple_results=True)(ctx, *operands)
 
 
-def _refuse(ctx, *operands, **static):
-    platforms = ", ".join(ctx.module_context.platforms)
-    raise NotImplementedError(
-        f'engine="event" computes on CPUs, not on {platforms}: use "auto" or "scan"'
-    )
+def _lower_elsewhere(ctx, *operands, kernel, event, scan, shapes, only):
+    if only:
+        platforms = ", ".join(ctx.module_context.platforms)
+        raise NotImplementedError(
+            f'engine="event" computes on CPUs, not on {platforms}: use "auto" or "scan"'
+        )
+    return mlir.lower_fun(scan, multiple_results=True)(ctx, *operands)
 
 
-mlir.register_lowering(event_p, _refuse)
-mlir.register_lowering(event_p, _lower_on_cpu, platform="cpu")
+mlir.register_lowering(engine_p, _lower_elsewhere)
+mlir.register_lowering(engine_p, _lower_for_cpu, platform="cpu")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ds4nn_jax import _checks, _event, _event_library, neurons
+from ds4nn_jax import _checks, _event, neurons
 from ds4nn_jax._synapse import Conv, Dense, current, explicit_pads, flat
 from ds4nn_jax.modules import ConvSpec, PoolSpec, SpikingNetwork
 from ds4nn_jax.types import SpikeTimes
@@ -66,11 +66,11 @@ def _infer(network: SpikingNetwork, times, *kernels) -> Inference:
         return by_step(times, *kernels)
     if not _fits(network, _stages(network, times.shape[1:], kernels)):
         return by_step(times, *kernels)
-    on_cpu = functools.partial(_event.on_cpu, "sweep", sweep, by_step)
-    if network.engine == "event":
-        _event_library.require("sweep", times.dtype.name)
-        return on_cpu(times, *kernels)
-    return lax.platform_dependent(times, *kernels, cpu=on_cpu, default=by_step)
+    one: Any = jax.ShapeDtypeStruct(times.shape[:1], jnp.int32)
+    each: Any = jax.ShapeDtypeStruct((*one.shape, len(network.layers) + 1), jnp.int32)
+    only = network.engine == "event"
+    shapes, arrays = Inference(one, one, each), (times, *kernels)
+    return _event.choose("sweep", sweep, by_step, shapes, *arrays, only=only)
 
 
 class _Stage(NamedTuple):

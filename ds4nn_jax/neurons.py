@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ds4nn_jax import _checks, _event, _event_library, _pool, _scan
+from ds4nn_jax import _checks, _event, _pool, _scan
 from ds4nn_jax._synapse import (
     NO_POOL,
     Conv,
@@ -347,12 +347,9 @@ def _dispatch(layer: Layer, function: str, *arrays: jax.Array, **static):
             **static,
         )
 
-    if layer.engine == "auto":
-        return lax.platform_dependent(*arrays, cpu=of(_event), default=of(_scan))
     if layer.engine == "scan":
         return of(_scan)(*arrays)
-    _event_library.require(function, arrays[0].dtype.name)
-    return of(_event)(*arrays)
+    return of(_event)(*arrays, only=layer.engine == "event")
 
 
 def _forward(layer: Layer, times, kernel, **asked) -> Response:

@@ -301,53 +301,79 @@ def calibrate(
       ValueError: outside jit, a layer with fewer excitable neurons than are to fire.
     """
     rates = dict(zip(network.weighted, firing_rates, strict=True))
-    scaled = {}
+    scaled: dict[str, Any] = {}
     for index, name in enumerate(network.names):
         kernel = params["params"].get(name, {}).get("kernel")
         if kernel is not None:
             if kernel.ndim == 2:
                 times = flat(times)
-            peaks_of = functools.partial(
-                neurons.peak_potentials,
-                times,
-                num_steps=network.num_steps,
-                padding=network.padding,
-                engine=network.engine,
-            )
-            driven = peaks_of(jnp.ones_like(kernel[..., :1])) > 0
-            peaks = peaks_of(kernel)
+            peaks, driven = _excitation(network, times, kernel)
             reached = _quantile(peaks, driven, 1 - rates[name])
             if _checks.at_hand(reached) and not reached > 0:
+                excited = float(jnp.mean(driven & (peaks > 0)))
                 raise ValueError(
                     f"firing_rates: {rates[name]:.0%} of the driven neurons of {name} "
-                    f"cannot be made to fire, only {float(jnp.mean(driven & (peaks > 0))):.0%} of "
-                    "all neurons are ever excited: ask for fewer, or let the initial "
-                    "weights be more positive"
+                    f"cannot be made to fire, only {excited:.0%} of all neurons are "
+                    "ever excited: ask for fewer, or let the initial weights be more "
+                    "positive"
                 )
             scale = jnp.where(reached > 0, network.threshold / reached, 1)
             scaled[name] = {"kernel": kernel * scale}
-        passed: Any = network.apply(
-            {"params": scaled}, times, method=lambda net, t, i=index: net.stack[i](t)
-        )
-        times = passed
+        times = jax.jit(
+            lambda params, times, index=index: network.apply(
+                {"params": params}, times, method=lambda net, t: net.stack[index](t)
+            )
+        )({name: scaled[name]} if name in scaled else {}, times)
     return {"params": scaled}
 
 
-@jax.jit
-def _quantile(values: jax.Array, counted: jax.Array, q: jax.Array) -> jax.Array:
+def _excitation(
+    network: SpikingNetwork, times: SpikeTimes, kernel: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Highest potentials of a layer if nothing fired, and which neurons are driven."""
+
+    @jax.jit
+    def excitation(times, kernel):
+        peaks_of = functools.partial(
+            neurons.peak_potentials,
+            times,
+            num_steps=network.num_steps,
+            padding=network.padding,
+            engine=network.engine,
+        )
+        peaks = peaks_of(kernel)
+        driven = peaks_of(jnp.ones_like(kernel[..., :1])) > 0
+        return peaks, jnp.broadcast_to(driven, peaks.shape)
+
+    return excitation(times, kernel)
+
+
+def _quantile(values: jax.Array, counted: jax.Array, q: float) -> jax.Array:
     """The q-quantile of the values counted, between neighbours linear; 0 of none.
 
-    As `jnp.nanquantile`, but without a NaN for `jax_debug_nans` to stumble over.
+    As `jnp.nanquantile`, but without a NaN for `jax_debug_nans` to stumble over, and
+    outside jit without sorting everything.
     """
-    counted = jnp.broadcast_to(counted, values.shape)
+    if _checks.at_hand(values):
+        kept = np.asarray(values)[np.asarray(counted)]
+        last = np.asarray(max(kept.size - 1, 0), kept.dtype)
+        rank = np.asarray(q, kept.dtype) * last
+        if not kept.size:
+            return jnp.zeros((), kept.dtype)
+        ranks = [int(np.floor(rank)), min(int(np.ceil(rank)), kept.size - 1)]
+        return _between(*np.partition(kept, ranks)[ranks], rank)
     ordered = jnp.sort(jnp.where(counted, values, jnp.inf), axis=None)
     last = jnp.maximum(jnp.sum(counted, dtype=values.dtype) - 1, 0)
     rank = jnp.asarray(q, values.dtype) * last
-    low, high = jnp.floor(rank), jnp.ceil(rank)
-    share = rank - low
-    below, above = (ordered[jnp.minimum(k, last).astype(int)] for k in (low, high))
-    found = below * (1 - share) + above * share
+    ranks = jnp.floor(rank), jnp.minimum(jnp.ceil(rank), last)
+    found = _between(*(ordered[k.astype(jnp.int32)] for k in ranks), rank)
     return jnp.where(jnp.any(counted), found, 0)
+
+
+@jax.jit
+def _between(below: jax.Array, above: jax.Array, rank: jax.Array) -> jax.Array:
+    share = rank - jnp.floor(rank)
+    return below * (1 - share) + above * share
 
 
 def make_optimizer(
@@ -432,7 +458,7 @@ def init(
     """Initial state; `images` [B, …] give the shape, and scale the first weights."""
     network = config.network()
     times = encode(images, num_steps=config.num_steps)
-    params: Any = network.init(key, times[:1])
+    params: Any = jax.jit(network.init)(key, times[:1])
     if config.firing_rates:
         params = calibrate(network, params, times, config.firing_rates)
     return TrainState(
