@@ -11,7 +11,8 @@ demo: $(VENV)/ready
 	$(RUN) -m experiments.digits --flagfile=experiments/flagfiles/digits_demo.cfg
 
 test: $(VENV)/ready
-	JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.jax_cache $(RUN) -m pytest
+	JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.jax_cache \
+	JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 $(RUN) -m pytest
 
 lint: $(VENV)/ready
 	$(VENV)/bin/ruff check .

@@ -32,6 +32,11 @@ _WIDE, _NARROW = 32, 16  # lanes of a block of float32; of float64 half as many
 Shape = jax.ShapeDtypeStruct
 
 
+def available() -> bool:
+    """Whether the engine can work in this process."""
+    return _event_library.fault() is None
+
+
 def forward(
     synapse: Synapse,
     times: jax.Array,

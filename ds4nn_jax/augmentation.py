@@ -24,10 +24,13 @@ def shift(key: jax.Array, images: jax.Array, *, pixels: int) -> jax.Array:
     if pixels < 0:
         raise ValueError(f"pixels must be ≥ 0, got {pixels}")
     padded = jnp.pad(images, ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0)))
-    corners = jax.random.randint(key, (len(images), 2), 0, 2 * pixels + 1)
+    corners = jax.random.randint(
+        key, (len(images), 2), 0, 2 * pixels + 1, dtype=jnp.int32
+    )
 
     def cut(image: jax.Array, corner: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_slice(image, (*corner, 0), images.shape[1:])
+        start = (*corner, jnp.zeros_like(corner[0]))
+        return jax.lax.dynamic_slice(image, start, images.shape[1:])
 
     return jax.vmap(cut)(padded, corners)
 
@@ -39,5 +42,5 @@ def flip(key: jax.Array, images: jax.Array) -> jax.Array:
       ValueError: images of another rank.
     """
     _checks.rank("images", images, "[B, H, W, C]")
-    mirrored = jax.random.bernoulli(key, shape=(len(images), 1, 1, 1))
+    mirrored = jax.random.bernoulli(key, jnp.float32(0.5), (len(images), 1, 1, 1))
     return jnp.where(mirrored, images[:, :, ::-1], images)

@@ -57,8 +57,9 @@ def encode(images: jax.Array | np.ndarray, *, num_steps: int = 100) -> SpikeTime
 def raster(times: SpikeTimes, *, num_steps: int = 100) -> jax.Array:
     """Spike train S(t) = [t_i = t] of Eq. 2: times [...] -> bool [T, ...]."""
     _checks.num_steps(num_steps)
-    steps = jnp.arange(num_steps).reshape((num_steps,) + (1,) * jnp.ndim(times))
-    return jnp.asarray(times) == steps
+    times = jnp.asarray(times)
+    steps = jnp.arange(num_steps, dtype=times.dtype)
+    return times[None] == steps.reshape((num_steps,) + (1,) * times.ndim)
 
 
 def decode(times: SpikeTimes, *, num_steps: int = 100) -> jax.Array:

@@ -124,7 +124,7 @@ def _steps(network: SpikingNetwork, times, *kernels) -> Inference:
     stages = _stages(network, tuple(shape), kernels)
 
     def advance(now: _Progress) -> _Progress:
-        spikes, weights = times == now.t, iter(kernels)
+        spikes, weights = times == now.t.astype(times.dtype), iter(kernels)
         counts = [spikes]
         potentials, fired = [], []
         for stage, potential, before in zip(

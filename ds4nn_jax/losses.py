@@ -243,9 +243,10 @@ def softmax_target(
     _within_run("label_time", label_time, num_steps)
     missing = horizon * (threshold - potentials) / threshold
     latency = times + jnp.where(times == num_steps, missing, 0)
-    p = jax.nn.softmax(-(latency + offset * is_label) / temperature, axis=1)
+    onehot = is_label.astype(times.dtype)
+    p = jax.nn.softmax(-(latency + offset * onehot) / temperature, axis=1)
     drawn = anchor * jnp.clip((latency - label_time) / num_steps, -1, 1)
-    return times - (is_label * (1 + drawn) - p)
+    return times - (onehot * (1 + drawn) - p)
 
 
 def temporal_loss(times: SpikeTimes, target: SpikeTimes) -> jax.Array:

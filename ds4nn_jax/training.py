@@ -546,12 +546,13 @@ def _gradients(
     (value, activity), gradient = jax.value_and_grad(loss, has_aux=True)(params)
     decided = analysis.predict(activity.times, activity.potentials)
     step = jnp.min(activity.times, axis=1)
-    until = jnp.arange(config.num_steps) <= step[:, None, None]
+    steps = jnp.arange(config.num_steps, dtype=step.dtype)
+    until = steps[None, None] <= step[:, None, None]
     return gradient, StepMetrics(
         loss=value,
         accuracy=jnp.mean(decided == labels),
         decision_step=jnp.mean(step),
-        spikes=jnp.mean(jnp.sum(activity.counts[:, 1:] * until, axis=(1, 2))),
+        spikes=jnp.mean(jnp.sum(jnp.where(until, activity.counts[:, 1:], 0), axis=(1, 2))),
     )
 
 

@@ -4,10 +4,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ds4nn_jax import _event_library, data
+from ds4nn_jax import _event, data
 
 # The engines that the same tests hold to the same meaning.
-ENGINES = ["scan"] + (["event"] if _event_library.fault() is None else [])
+ENGINES = ["scan"] + (["event"] if _event.available() else [])
 
 
 @pytest.fixture(params=ENGINES)

@@ -1,13 +1,11 @@
 """JAX's own settings change nothing: each public function under each of them."""
 
-import contextlib
-
 import jax
 import numpy as np
 import pytest
 
 import ds4nn_jax as ds
-from ds4nn_jax import augmentation, data, energy
+from ds4nn_jax import augmentation, data
 
 SETTINGS = {
     "64 bits": lambda: jax.enable_x64(True),
@@ -32,7 +30,7 @@ CONFIG = ds.TrainConfig(
     average=0.9,
     shift=1,
     flip=True,
-    batch_size=100,
+    batch_size=50,
     epochs=1,
 )
 
@@ -47,9 +45,7 @@ def arrays():
     images = rng.integers(0, 256, (4, 8, 8, 1)).astype(np.uint8)
     times = np.asarray(ds.encode(images, num_steps=T))
     params = NETWORK.init(jax.random.key(0), times)
-    shapes = jax.tree.map(np.shape, params, is_leaf=lambda x: hasattr(x, "shape"))
     params = jax.tree.map(lambda x: dyadic(*x.shape), params)
-    del shapes
     digits = data.load("digits")
     return dict(
         images=images,
@@ -57,7 +53,7 @@ def arrays():
         params=params,
         kernel=dyadic(64, 6),
         window=dyadic(3, 3, 1, 4),
-        train=(digits.train_images[:300], digits.train_labels[:300]),
+        train=(digits.train_images[:120], digits.train_labels[:120]),
     )
 
 
@@ -82,7 +78,6 @@ def layers(a):
         ds.membrane_potentials(flats, a["kernel"], **by_step),
         ds.decision_potentials(flats, a["kernel"], **shared),
         ds.peak_potentials(times, a["window"], **by_step),
-        energy.cost(NETWORK, a["params"], times) if hasattr(energy, "cost") else 0,
     )
 
 
@@ -90,8 +85,8 @@ def gradients(a):
     def error(params, surrogate):
         network = NETWORK.clone(surrogate=surrogate)
         out = network.apply(params, a["times"])
-        target = ds.relative_target(out, LABELS, num_steps=T)
-        return ds.temporal_loss(out, target, num_steps=T)
+        target = ds.relative_target(out, LABELS, offset=2.0, num_steps=T)
+        return ds.temporal_loss(out, target).sum()
 
     return tuple(jax.grad(error)(a["params"], rule) for rule in ("constant", "window"))
 
@@ -99,15 +94,15 @@ def gradients(a):
 def targets(a):
     out = NETWORK.apply(a["params"], a["times"])
     trace = NETWORK.apply(a["params"], a["times"], method="trace")
-    by = {"num_steps": T}
-    peaks = dict(threshold=THETA, num_steps=T)
+    by = {"num_steps": T, "offset": 2.0}
+    peaks = dict(threshold=THETA, temperature=2.0, **by)
     return (
         out,
         ds.relative_target(out, LABELS, **by),
         ds.margin_target(out, LABELS, **by),
         ds.s4nn_target(out, LABELS, **by),
-        ds.fixed_target(out, LABELS, label_time=0, other_time=T, **by),
-        ds.hinge_target(out, LABELS, trace.potentials, **peaks),
+        ds.fixed_target(out, LABELS, label_time=0, other_time=T, num_steps=T),
+        ds.hinge_target(out, LABELS, trace.potentials, threshold=THETA, **by),
         ds.softmax_target(out, LABELS, trace.potentials, **peaks),
         ds.predict(out, trace.potentials),
         ds.decide(trace, num_steps=T),
@@ -127,10 +122,9 @@ def decisions(a):
 
 def pictures(a):
     key = jax.random.key(0)
-    names = [name for name in dir(augmentation) if name in ("shift", "flip")]
-    return tuple(
-        getattr(augmentation, name)(key, a["images"], *((1,) if name == "shift" else ()))
-        for name in names
+    return (
+        augmentation.shift(key, a["images"], pixels=1),
+        augmentation.flip(key, a["images"]),
     )
 
 
@@ -146,14 +140,11 @@ def test_settings_change_no_result(setting, work, arrays):
         np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "setting",
-    [SETTINGS[name] for name in SETTINGS if name not in ("64 bits", "disable_jit")],
-    ids=[name for name in SETTINGS if name not in ("64 bits", "disable_jit")],
-)
+# (optax's own Adam raises under strict promotion; 64 bits draw other random numbers.)
+@pytest.mark.parametrize("setting", ["debug_nans", "rank promotion raises"])
 def test_settings_change_no_training(setting, arrays):
     expected = list(ds.train(CONFIG, *arrays["train"]))[-1]
-    with setting(), contextlib.nullcontext():
+    with SETTINGS[setting]():
         actual = list(ds.train(CONFIG, *arrays["train"]))[-1]
     assert actual.validation.summary() == expected.validation.summary()
     jax.tree.map(np.testing.assert_array_equal, actual.params, expected.params)
