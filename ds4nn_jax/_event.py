@@ -196,7 +196,9 @@ class _Plan(NamedTuple):
     counts: int  # rows of spike counts asked for: 0, 1 or, with those of pooling, 2
 
 
-def _plan(*, threshold: int = 0, row_parts: int = 1, counts: int = 0, **fields) -> _Plan:
+def _plan(
+    *, threshold: int = 0, row_parts: int = 1, counts: int = 0, **fields
+) -> _Plan:
     return _Plan(threshold=threshold, row_parts=row_parts, counts=counts, **fields)
 
 
@@ -285,6 +287,7 @@ def choose(
         event=functools.partial(_leaves, event),
         scan=functools.partial(_leaves, scan),
         shapes=static,
+        by_image=kernel != "backward",
         only=only,
     )
     return jax.tree.unflatten(structure, found)
@@ -313,23 +316,26 @@ def _eager(*arrays, **static):
         return jax.jit(functools.partial(engine_p.bind, **static))(*arrays)
 
 
-def _mapped(arrays, axes, *, kernel, event, scan, shapes, only):
-    """A mapped axis of images makes a larger batch, any other is a loop over calls."""
+def _mapped(arrays, axes, *, event, scan, shapes, by_image, **static):
+    """A mapped axis of images makes a larger batch, any other is a loop over calls.
+
+    `by_image`: results have an axis of images in front, as the first array has.
+    """
     size = next(x.shape[n] for x, n in zip(arrays, axes, strict=True) if n is not None)
     arrays = [
         x if n is None else jnp.moveaxis(x, n, 0)
         for x, n in zip(arrays, axes, strict=True)
     ]
     moving = tuple(n is not None for n in axes)
-    images_alone = moving[0] and not any(moving[1:]) and kernel != "backward"
-    over = _over_images if images_alone else _over_calls
+    by_image &= moving[0] and not any(moving[1:])
+    over = _over_images if by_image else _over_calls
     found = engine_p.bind(
         *arrays,
-        kernel=kernel,
         event=functools.partial(over, event, moving),
         scan=jax.vmap(scan, tuple(0 if m else None for m in moving)),
         shapes=tuple(((size, *shape), dtype) for shape, dtype in shapes),
-        only=only,
+        by_image=False,
+        **static,
     )
     return found, [0] * len(shapes)
 
@@ -352,7 +358,7 @@ def _over_calls(event: Callable, moving, *arrays: jax.Array) -> list[jax.Array]:
 batching.primitive_batchers[engine_p] = _mapped
 
 
-def _lower_for_cpu(ctx, *operands, kernel, event, scan, shapes, only):
+def _lower_for_cpu(ctx, *operands, kernel, event, scan, **static):
     exporting = ctx.module_context.lowering_parameters.for_export
     dtype = ctx.avals_in[0].dtype.name
     usable = not exporting and _event_library.usable(kernel, dtype)
@@ -360,7 +366,7 @@ def _lower_for_cpu(ctx, *operands, kernel, event, scan, shapes, only):
     return mlir.lower_fun(chosen, multiple_results=True)(ctx, *operands)
 
 
-def _lower_elsewhere(ctx, *operands, kernel, event, scan, shapes, only):
+def _lower_elsewhere(ctx, *operands, scan, only, **static):
     if only:
         platforms = ", ".join(ctx.module_context.platforms)
         raise NotImplementedError(

@@ -41,7 +41,9 @@ _RESOURCE_EXHAUSTED = 8
 
 # Words of a job, what the threads of a call share, and XLA's arguments behind them.
 # A job's first word cannot be a frame's, which is its size.
-_KIND, _NEXT, _DONE, _PARTS, _HOLDERS, _FAILED, _FRAME, _SHARED, _PHASE = range(0, 72, 8)
+_KIND, _NEXT, _DONE, _PARTS, _HOLDERS, _FAILED, _FRAME, _SHARED, _PHASE = range(
+    0, 72, 8
+)
 _TASK, _COUNT, _JOB_BYTES, _JOB = 72, 112, 256, -1
 
 

@@ -316,7 +316,9 @@ def _moving(lanes):
 def _forward(kind):
     """What `_event_calls.handler` asks for, of spike times of the scalar type `kind`."""
     (wide, narrow), size_of = LANES[np.dtype(kind).name], np.dtype(kind).itemsize
-    first_wide, first_narrow = (_by_slots(_first_spikes, w, kind) for w in (wide, narrow))
+    first_wide, first_narrow = (
+        _by_slots(_first_spikes, w, kind) for w in (wide, narrow)
+    )
     highest_wide, highest_narrow = (
         _by_slots(_highest_potentials, width, kind) for width in (wide, narrow)
     )
@@ -490,7 +492,9 @@ def _forward(kind):
                                 pixel = row % kh * width + column
                                 tap = ((row - top) * kw + column - left) * inputs
                                 own = tail(events, pixel * inputs)
-                                _place(own, arrived[pixel], tap, lanes, place, own_order)
+                                _place(
+                                    own, arrived[pixel], tap, lanes, place, own_order
+                                )
                         listed[x] = groups * 8 + (1 << shift)
                         from_0 = window_count[0] > 0
                     _fill(spike, x * padded, padded, steps)
@@ -534,13 +538,20 @@ def _forward(kind):
 
     @njit(**OPTIONS)
     def scratch_bytes(plan):
-        kh, width, inputs, steps = plan[_ROWS], plan[_WIDTH], plan[_INPUTS], plan[_STEPS]
+        kh, width, inputs, steps = (
+            plan[_ROWS],
+            plan[_WIDTH],
+            plan[_INPUTS],
+            plan[_STEPS],
+        )
         windows = plan[_OUT_WIDTH] * plan[_POOL_COLUMNS]
         size = kh * plan[_COLUMNS] * inputs
         padded = plan[_OUTPUTS] + plan[_LANES]
         words = kh * width * (inputs + 1) + 1 + steps + size + 1 + 2 * steps + windows
         ints = (kh + 1) * width * steps + steps + windows * 4 * size
-        return 20 * 64 + 8 * words + 4 * ints + size_of * windows * (size + 1 + 3 * padded)
+        return (
+            20 * 64 + 8 * words + 4 * ints + size_of * windows * (size + 1 + 3 * padded)
+        )
 
     @njit(**OPTIONS)
     def prepare(frame, plan):

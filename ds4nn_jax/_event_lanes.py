@@ -259,9 +259,7 @@ def peek_int(typing, address):
     """The C int at an address."""
 
     def build(context, builder, signature, args):
-        return builder.sext(
-            builder.load(_at(builder, args[0], 32)), ir.IntType(64)
-        )
+        return builder.sext(builder.load(_at(builder, args[0], 32)), ir.IntType(64))
 
     return types.intp(types.intp), build
 

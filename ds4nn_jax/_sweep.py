@@ -215,7 +215,16 @@ def entry(kernel, kind, cell, version):
 
     @njit(**OPTIONS)
     def conv(
-        layer, order, spikes, count, found, events, weights, potentials, threshold, fired
+        layer,
+        order,
+        spikes,
+        count,
+        found,
+        events,
+        weights,
+        potentials,
+        threshold,
+        fired,
     ):
         """Takes a chunk's spikes to the windows they reach; how many neurons fire.
 

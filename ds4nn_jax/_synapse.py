@@ -75,8 +75,8 @@ Synapse = Dense | Conv
 
 
 def _sums(kernel: jax.Array):
-    """The type in which products are summed."""
-    return jnp.float32 if kernel.dtype == jnp.bfloat16 else kernel.dtype
+    """The type in which products are summed; None: their own."""
+    return jnp.float32 if kernel.dtype == jnp.bfloat16 else None
 
 
 def slices(kernel: jax.Array) -> tuple[jax.Array, ...]:

@@ -465,4 +465,3 @@ class SpikingNetwork(nn.Module):
                 f"got times of shape {times.shape}"
             )
         return times
-

@@ -552,7 +552,9 @@ def _gradients(
         loss=value,
         accuracy=jnp.mean(decided == labels),
         decision_step=jnp.mean(step),
-        spikes=jnp.mean(jnp.sum(jnp.where(until, activity.counts[:, 1:], 0), axis=(1, 2))),
+        spikes=jnp.mean(
+            jnp.sum(jnp.where(until, activity.counts[:, 1:], 0), axis=(1, 2))
+        ),
     )
 
 

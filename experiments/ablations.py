@@ -16,7 +16,7 @@ import ds4nn_jax as ds
 from ds4nn_jax import data
 from ds4nn_jax.checkpoints import write_atomically
 
-from . import options
+from . import options, progress
 
 _HERE = Path(__file__).parent
 _IMAGES, _EPOCHS = 10_000, 5
@@ -96,4 +96,4 @@ def _row(what: str, seen: ds.Report) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    progress.program("experiments.ablations", main)

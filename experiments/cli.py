@@ -59,11 +59,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _predict(asked: argparse.Namespace) -> None:
-    with progress.interruptible("ds4nn predict"):
-        _predict_now(asked)
-
-
-def _predict_now(asked: argparse.Namespace) -> None:
     try:
         if asked.weights in pretrained.names():
             weights = pretrained.load(asked.weights)
@@ -106,5 +101,10 @@ def _read(path: Path, shape: Sequence[int], invert: bool) -> np.ndarray:
         return np.asarray(image, np.uint8).reshape(shape)
 
 
+def program() -> None:
+    """The console script."""
+    progress.program("ds4nn", main)
+
+
 if __name__ == "__main__":
-    main()
+    program()

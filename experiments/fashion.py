@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import ds4nn_jax as ds
 
-from . import runner
+from . import progress, runner
 
 
 def main(argv: Sequence[str] | None = None) -> ds.Report:
@@ -15,4 +15,4 @@ def main(argv: Sequence[str] | None = None) -> ds.Report:
 
 
 if __name__ == "__main__":
-    main()
+    progress.program("experiments.fashion", main)

@@ -1,9 +1,11 @@
 """What a person sees while a network trains: a bar on a terminal, lines in a pipe."""
 
 import contextlib
+import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 from rich.console import Console
 from rich.progress import (
@@ -19,17 +21,27 @@ from ds4nn_jax.training import EpochResult, Step, StepMetrics
 _SMOOTHING = 0.9  # of the running means beside the bar
 
 
-INTERRUPTED = 128 + signal.SIGINT  # exit status
+def program(name: str, main: Callable[[], object]) -> None:
+    """Runs `main` as what a shell started: Ctrl-C ends it with one line and status 130.
+
+    At once, and not by KeyboardInterrupt: interrupted while it traces or compiles, JAX
+    may lose the interrupt or crash when the interpreter ends.
+    """
+
+    def leave(*_) -> None:
+        leave_at_once(signal.SIGINT, f"{name}: interrupted")
+
+    signal.signal(signal.SIGINT, leave)
+    main()
 
 
-@contextlib.contextmanager
-def interruptible(program: str) -> Iterator[None]:
-    """Ctrl-C ends the program with one line and the exit status of shells for it."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        print(f"{program}: interrupted", file=sys.stderr, flush=True)
-        raise SystemExit(INTERRUPTED) from None
+def leave_at_once(number: int, message: str) -> NoReturn:
+    """Ends the process with one line and the exit status of shells for a signal."""
+    with contextlib.suppress(RuntimeError, OSError):  # in the middle of a write
+        sys.stdout.flush()
+    cursor = "\x1b[?25h\n" if sys.stdout.isatty() else ""  # that a bar has hidden
+    os.write(2, f"{cursor}{message}\n".encode())
+    os._exit(128 + number)
 
 
 class Display:

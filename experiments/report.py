@@ -146,8 +146,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out_dir", default="runs/report", help="where the page goes")
     asked = parser.parse_args(argv)
     try:
-        with progress.interruptible("experiments.report"):
-            print(f"report in {_report(asked)}")
+        print(f"report in {_report(asked)}")
     except (data.DataError, CheckpointError, ValueError, OSError) as error:
         raise SystemExit(f"experiments.report: {error}") from error
 
@@ -428,4 +427,4 @@ def _last_line(path: Path) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    progress.program("experiments.report", main)

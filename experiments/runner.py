@@ -10,7 +10,6 @@ Under `out_dir`:
 
 import contextlib
 import json
-import os
 import shutil
 import signal
 import sys
@@ -49,8 +48,7 @@ def main(argv: Sequence[str] | None, dataset: str) -> ds.Report | None:
         jax.config.update("jax_compilation_cache_dir", asked.compilation_cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     try:
-        with progress.interruptible(f"experiments.{dataset}"):
-            return _run(asked)
+        return _run(asked)
     except (data.DataError, ValueError, OSError) as error:
         raise SystemExit(f"experiments.{dataset}: {error}") from error
 
@@ -219,9 +217,7 @@ class _Stopping:
 
     def _ask(self, number: int, _) -> None:
         if self._asked is not None:
-            if sys.stdout.isatty():
-                os.write(sys.stdout.fileno(), b"\x1b[?25h\n")  # the bar's cursor
-            os._exit(128 + number)
+            progress.leave_at_once(number, "stopped at once")
         self._asked = signal.Signals(number)
 
     def on_step(self, step: ds.Step) -> None:

@@ -5,9 +5,7 @@ import re
 import subprocess
 import sys
 import textwrap
-import warnings
 
-import numpy as np
 import pytest
 
 from ds4nn_jax import _event_library as library
@@ -127,7 +125,9 @@ def test_kernels_are_found_again_beside_new_ones(tmp_path):
 def folders(tmp_path, monkeypatch):
     first, second = tmp_path / "first", tmp_path / "second"
     monkeypatch.setattr(
-        library, "_folders", lambda: iter(((first, "the first"), (second, "the second")))
+        library,
+        "_folders",
+        lambda: iter(((first, "the first"), (second, "the second"))),
     )
     library.warn.cache_clear()
     yield first, second
@@ -198,5 +198,3 @@ def test_code_that_others_can_write_is_not_taken(folders, fault, monkeypatch):
         if os.getuid() == 0:  # root's files are taken by everybody
             os.chown(folders[0] / "a.kernel", 54321, 54321)
     assert library._read("a.kernel") is None
-
-

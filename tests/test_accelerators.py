@@ -1,0 +1,195 @@
+"""What other platforms would compute, as far as a CPU can show it.
+
+Nothing here runs on an accelerator: programs are lowered for CUDA and TPU, and the
+arithmetic of matrix units (bfloat16 products, float32 sums) is computed on the CPU.
+"""
+
+import functools
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+from test_event import LAYERS, assert_equal, dyadic, layers, spikes
+
+import ds4nn_jax as ds
+from ds4nn_jax import _scan, training
+from ds4nn_jax._synapse import Conv, Dense, current_on_matrix_units, slices
+
+CONFIG = ds.TrainConfig(
+    spec="4C3-P2-10",
+    surrogate="window",
+    output_rule="softmax",
+    normalization="none",
+    optimizer="muon",
+    weight_norm="hidden",
+    shift=1,
+    batch_size=4,
+)
+
+
+def programs():
+    """A training step, a decision that stops, and one of `evaluate`'s, with inputs."""
+    network, images = CONFIG.network(), np.zeros((4, 8, 8, 1), np.uint8)
+    times = ds.encode(images)
+    optimizer = ds.make_optimizer(CONFIG, 10)
+    state = jax.eval_shape(
+        functools.partial(training.init, CONFIG, optimizer),
+        jax.random.key(0),
+        images,
+    )
+    step = functools.partial(ds.train_step, CONFIG, optimizer)
+    labels = np.zeros(4, np.int32)
+    return {
+        "training step": (step, state, images, labels),
+        "infer": (functools.partial(ds.infer, network), state.params, times),
+        "evaluate": (
+            functools.partial(training._decide, network),
+            state.params,
+            images,
+        ),
+    }
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize("name", ["training step", "infer", "evaluate"])
+def test_lowers_for(name, platform):
+    function, *arrays = programs()[name]
+    exported = export.export(jax.jit(function), platforms=[platform])(*arrays)
+    text = exported.mlir_module()
+    assert "stablehlo.while" in text and "custom_call @ds4nn" not in text
+    products = re.findall(r"stablehlo\.(?:convolution|dot_general).*", text)
+    on_spikes = [line for line in products if "bf16" in line]
+    assert on_spikes and all(re.search(r"-> tensor<[\dx]+xf32>", x) for x in on_spikes)
+    # What is left in float32 asks for all of its bits: never TF32.
+    for line in set(products) - set(on_spikes):
+        assert "HIGHEST" in line or "precision" not in line, line
+
+
+@pytest.mark.parametrize("name", ["training step", "infer", "evaluate"])
+def test_exports_on_the_cpu_and_computes_the_same(name):
+    function, *arrays = programs()[name]
+    state = training.init(
+        CONFIG,
+        ds.make_optimizer(CONFIG, 10),
+        jax.random.key(0),
+        np.zeros((4, 8, 8, 1), np.uint8),
+    )
+    rng = np.random.default_rng(0)
+    arrays[0] = state if name == "training step" else state.params
+    arrays[1] = rng.integers(0, 256, (4, 8, 8, 1)).astype(np.uint8)
+    if name == "infer":
+        arrays[1] = ds.encode(arrays[1])
+    keys = [
+        x
+        for x in jax.tree.leaves(arrays)
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    ]
+    exported = export.export(jax.jit(function))(*arrays)
+    if not keys:  # keys have no serialisation
+        exported = export.deserialize(bytearray(exported.serialize()))
+    found, expected = exported.call(*arrays), function(*arrays)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        if not jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_the_event_engine_by_name_is_refused_elsewhere():
+    layer = jax.jit(lambda t, k: ds.dense(t, k, engine="event"))
+    arrays = jnp.zeros((2, 3)), jnp.ones((3, 2))
+    with pytest.raises(NotImplementedError, match='on CPUs, not on cuda: use "auto"'):
+        export.export(layer, platforms=["cuda"])(*arrays)
+
+
+def test_three_slices_are_the_kernel():
+    rng = np.random.default_rng(0)
+    kernel = np.concatenate(
+        [
+            rng.normal(0, 3, 1000),
+            2.0 ** rng.integers(-60, 60, 1000) * rng.normal(0, 1, 1000),
+            [0.0, -0.0, 1.0, -1 / 3, 100.1, 2**24 + 1, 1e-30, 3e38],
+        ]
+    ).astype(np.float32)
+    pieces = jax.jit(slices)(kernel)
+    assert all(piece.dtype == jnp.bfloat16 for piece in pieces)
+    exact = sum(np.asarray(piece, np.float64) for piece in pieces)
+    np.testing.assert_array_equal(exact, kernel.astype(np.float64))
+
+
+@layers
+def test_currents_on_matrix_units_are_float32_s(layer):
+    synapse, t_shape, k_shape = layer
+    rng = np.random.default_rng(1)
+    arriving = (rng.random(t_shape) < 0.4).astype(np.float32)
+    kernel = rng.normal(0.4, 30, k_shape).astype(np.float32)
+    found = jax.jit(functools.partial(current_on_matrix_units, synapse))(
+        arriving, kernel
+    )
+    assert found.dtype == jnp.float32
+    with jax.enable_x64(True):
+        exact = np.asarray(synapse.current(jnp.float64(arriving), jnp.float64(kernel)))
+        size = synapse.current(jnp.float64(arriving), jnp.abs(jnp.float64(kernel)))
+    terms = math.prod(k_shape[:-1])
+    bound = (terms + 3) * np.finfo(np.float32).eps * np.asarray(size)
+    assert (np.abs(np.asarray(found, np.float64) - exact) <= bound).all()
+    # One bfloat16 product alone would be far off.
+    alone = synapse.current(jnp.bfloat16(arriving), jnp.bfloat16(kernel))
+    if terms > 8:
+        assert (np.abs(np.asarray(alone, np.float64) - exact) > bound).any()
+
+
+@layers
+def test_spike_times_on_matrix_units_are_equal_on_dyadic_weights(layer):
+    synapse, t_shape, k_shape = layer
+    rng = np.random.default_rng(2)
+    times, kernel = spikes(rng, t_shape, 12), dyadic(rng, k_shape)
+    options = dict(threshold=3.0, num_steps=12, peaks=True, counts=True)
+    expected = jax.jit(functools.partial(_scan.forward, synapse, **options))(
+        times, kernel
+    )
+    for turn in (1, 5, 12, 20):  # of any number of steps
+        units = functools.partial(current_on_matrix_units, synapse)
+        run = functools.partial(_scan._forward, units, turn, **options)
+        assert_equal(
+            jax.tree.leaves(jax.jit(run)(times, kernel)), jax.tree.leaves(expected)
+        )
+
+
+@pytest.mark.parametrize("silent_inputs", [False, True])
+@pytest.mark.parametrize("turn", [7, 1000])
+def test_the_backward_pass_in_turns_of_any_size(turn, silent_inputs):
+    rng = np.random.default_rng(3)
+    for name in ("dense", "conv 3x3 same", "conv 5x5 stride (2, 1)"):
+        synapse, t_shape, k_shape = LAYERS[name]
+        times, kernel = spikes(rng, t_shape, 12), dyadic(rng, k_shape)
+        shape = jax.eval_shape(synapse.current, times, kernel).shape
+        until = rng.integers(0, 12, shape).astype(np.float32)
+        arrays = times, kernel, until, dyadic(rng, shape)
+        options = dict(num_steps=12, silent_inputs=silent_inputs)
+        expected = jax.jit(functools.partial(_scan.backward, synapse, **options))(
+            *arrays
+        )
+        run = functools.partial(_scan._backward, synapse, turn, **options)
+        assert_equal(jax.jit(run)(*arrays), expected)
+
+
+def test_float64_kernels_stay_float64():
+    with jax.enable_x64(True):
+        kernel = jnp.asarray([[1.0 + 2.0**-40]], jnp.float64)
+        found = current_on_matrix_units(Dense(), jnp.ones((1, 1)), kernel)
+    assert found.dtype == np.float64 and float(found[0, 0]) == 1.0 + 2.0**-40
+
+
+def test_synapses_name_their_windows_in_the_order_of_the_kernel():
+    """windows(times) @ rows is what the convolution computes."""
+    rng = np.random.default_rng(4)
+    for strides, pads in (((1, 1), ((1, 1), (1, 1))), ((2, 3), ((0, 1), (2, 0)))):
+        synapse = Conv(strides, pads)
+        spiking, kernel = dyadic(rng, (2, 7, 8, 3)), dyadic(rng, (3, 3, 3, 5))
+        windows = synapse.windows(jnp.asarray(spiking), kernel, 0.0)
+        np.testing.assert_array_equal(
+            windows @ kernel.reshape(-1, 5), synapse.current(spiking, kernel)
+        )
