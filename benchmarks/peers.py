@@ -52,6 +52,9 @@ PEERS = {
     "snntorch": Library("snnTorch", "with_snntorch", "loop"),
     "snntorch-layers": Library("snnTorch, by layer", "with_snntorch", "layers"),
     "spikingjelly": Library("SpikingJelly", "with_spikingjelly", "multi-step"),
+    "spikingjelly-timing": Library(
+        "SpikingJelly, timing_based", "with_spikingjelly_timing", "cubic"
+    ),
     "spyx": Library("spyx", "with_spyx", "scan"),
     "jaxpike": Library("jaxpike", "with_jaxpike", "unroll"),
     "jaxpike-checkpointed": Library(
@@ -292,8 +295,8 @@ def draw(taken: dict, path: Path, args) -> None:
     # Okabe and Ito's colours, darkened to be read as text; markers tell lines apart
     # without colour.
     colours = ("#0072B2", "#000000", "#D55E00", "#B07D00", "#009E73", "#B0508F")
-    colours += ("#5A5A5A", "#2E9BD6")
-    markers, dashes = "osD^vPXh", ("-", "-", "--", "--", "--", "--", "--", "--")
+    colours += ("#5A5A5A", "#2E9BD6", "#8C4A2F")
+    markers, dashes = "osD^vPXh*", ("-", "-", *["--"] * 7)
     figure = Figure(figsize=(7.5, 4.8), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     ends = {}

@@ -127,7 +127,7 @@ def _forward(
         image_parts=images,
         row_parts=min(geometry["out_height"], max(1, 8 // images)),
         flag=peaks,
-        counts=shapes.counts.shape[1] if counts else 0,
+        counts=0 if shapes.counts is None else shapes.counts.shape[1],
     )
     # A row of zeros behind the others fills up groups of events.
     weights = _blocks(jnp.pad(rows, ((0, 1), (0, 0))), lanes)
@@ -169,7 +169,7 @@ def _backward(
     return d_times, d_kernel
 
 
-class _Plan(NamedTuple):
+class Plan(NamedTuple):
     """What is static about a call; the kernels read it as int64 words in this order."""
 
     images: int
@@ -196,10 +196,8 @@ class _Plan(NamedTuple):
     counts: int  # rows of spike counts asked for: 0, 1 or, with those of pooling, 2
 
 
-def _plan(
-    *, threshold: int = 0, row_parts: int = 1, counts: int = 0, **fields
-) -> _Plan:
-    return _Plan(threshold=threshold, row_parts=row_parts, counts=counts, **fields)
+def _plan(*, threshold: int = 0, row_parts: int = 1, counts: int = 0, **fields) -> Plan:
+    return Plan(threshold=threshold, row_parts=row_parts, counts=counts, **fields)
 
 
 def _geometry(synapse: Synapse, times, kernel, out, pool) -> dict[str, int]:
@@ -253,7 +251,7 @@ def call(
     kernel: str,
     dtype: np.dtype,
     results: Sequence[Any],
-    plan: Sequence[int],
+    plan: Sequence[int] | np.ndarray,
     *arrays: jax.Array,
 ) -> Sequence[jax.Array]:
     """Calls a compiled kernel; where the computation is lowered for the CPU."""

@@ -8,6 +8,8 @@ threads in parts that never change a result; the calling thread works too, so a 
 never waits for a free thread, and it returns when every part that began has ended.
 """
 
+from typing import Any
+
 import numpy as np
 from numba import njit, types
 
@@ -23,7 +25,7 @@ from ds4nn_jax._event_lanes import (
     text,
 )
 
-OPTIONS = dict(error_model="numpy", no_cpython_wrapper=True, _nrt=False)
+OPTIONS: dict[str, Any] = dict(error_model="numpy", no_cpython_wrapper=True, _nrt=False)
 LINE = 64  # bytes: vectors across two cache lines cost twice
 
 _malloc = types.ExternalFunction("malloc", types.intp(types.intp))

@@ -32,11 +32,7 @@ from ds4nn_jax._event_lanes import (
     trailing_zeros,
 )
 
-FIELDS = (
-    "images height width inputs out_height out_width outputs rows columns "
-    "row_stride column_stride top left pool_rows pool_columns steps threshold "
-    "lanes image_parts row_parts flag counts"
-).split()  # words of a plan; out_height, out_width are those behind the pooling
+# Words of a plan, in the order of `_event.Plan`.
 (
     _IMAGES,
     _HEIGHT,
@@ -60,7 +56,7 @@ FIELDS = (
     _ROW_PARTS,
     _FLAG,  # forward: peaks are asked for; backward: silent inputs take part
     _COUNTS,  # rows of spike counts asked for: 0, 1 or, with those of pooling, 2
-) = range(len(FIELDS))
+) = range(22)
 
 LANES = {"float32": (32, 16), "float64": (16, 8)}  # wide, narrow
 _SMALL = 32  # up to so many rows of a window, insertion beats counting
@@ -314,7 +310,7 @@ def _moving(lanes):
 
 
 def _forward(kind):
-    """What `_event_calls.handler` asks for, of spike times of the scalar type `kind`."""
+    """What `_event_calls.handler` asks for, of spike times of a scalar type."""
     (wide, narrow), size_of = LANES[np.dtype(kind).name], np.dtype(kind).itemsize
     first_wide, first_narrow = (
         _by_slots(_first_spikes, w, kind) for w in (wide, narrow)
@@ -632,7 +628,7 @@ def _summing(lanes):
 
 
 def _backward(kind):
-    """What `_event_calls.handler` asks for, of spike times of the scalar type `kind`."""
+    """What `_event_calls.handler` asks for, of spike times of a scalar type."""
     (wide, narrow), size_of = LANES[np.dtype(kind).name], np.dtype(kind).itemsize
     teach_wide, teach_narrow = _teaching(wide, kind), _teaching(narrow, kind)
     total_wide, total_narrow = _summing(wide), _summing(narrow)
@@ -680,7 +676,6 @@ def _backward(kind):
         size = kh * kw * inputs
         padded = (size + lanes - 1) // lanes * lanes
         image = height * width * inputs
-        total = plan[_IMAGES] * out_height * out_width * outputs
         times = array_at(argument(frame, 0), kind)
         weights = array_at(argument(frame, 1), kind)
         until = array_at(argument(frame, 2), kind)

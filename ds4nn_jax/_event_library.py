@@ -165,7 +165,8 @@ def _compile(kernel: str, dtype: str, cell: str) -> tuple[str, bytes]:
         "ds4nn_jax._sweep" if kernel == "sweep" else "ds4nn_jax._event_kernels"
     )
     entry = module.entry(kernel, getattr(np, dtype), cell, _ffi_version())
-    compiled = cfunc(types.intp(types.intp), error_model="numpy", _nrt=False)(entry)
+    options: Any = dict(error_model="numpy", _nrt=False)
+    compiled: Any = cfunc(types.intp(types.intp), **options)(entry)
     _, _, (code, _) = compiled._library.serialize_using_object_code()
     return compiled.native_name, code
 

@@ -51,7 +51,7 @@ class Conv(NamedTuple):
         )
 
     def windows(self, times: jax.Array, kernel: jax.Array, fill: float) -> jax.Array:
-        """[B, H', W', K]: what neurons at each place hear, rows of a kernel in order."""
+        """[B, H', W', K]: what each place hears, in the order of a kernel's rows."""
         times = jnp.pad(times, ((0, 0), *self.pads, (0, 0)), constant_values=fill)
         rows, columns = (
             range(0, size - extent + 1, stride)

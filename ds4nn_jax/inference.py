@@ -238,7 +238,7 @@ class _Line(NamedTuple):
 def _plan(
     stages: list[_Stage], batch: int, threshold: float, num_steps: int
 ) -> np.ndarray:
-    """The words that `_sweep` reads: sizes, a line for each layer, orders of windows."""
+    """The words that `_sweep` reads: sizes, lines of layers, orders of windows."""
     lines: list[_Line] = []
     orders: list[np.ndarray] = []
     weights = potentials = pooled = events = 0

@@ -356,12 +356,11 @@ def _quantile(values: jax.Array, counted: jax.Array, q: float) -> jax.Array:
     """
     if _checks.at_hand(values):
         kept = np.asarray(values)[np.asarray(counted)]
-        last = np.asarray(max(kept.size - 1, 0), kept.dtype)
-        rank = np.asarray(q, kept.dtype) * last
         if not kept.size:
             return jnp.zeros((), kept.dtype)
-        ranks = [int(np.floor(rank)), min(int(np.ceil(rank)), kept.size - 1)]
-        return _between(*np.partition(kept, ranks)[ranks], rank)
+        at = np.asarray(q, kept.dtype) * np.asarray(kept.size - 1, kept.dtype)
+        pair = [int(np.floor(at)), min(int(np.ceil(at)), kept.size - 1)]
+        return _between(*np.partition(kept, pair)[pair], at)
     ordered = jnp.sort(jnp.where(counted, values, jnp.inf), axis=None)
     last = jnp.maximum(jnp.sum(counted, dtype=values.dtype) - 1, 0)
     rank = jnp.asarray(q, values.dtype) * last

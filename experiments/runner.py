@@ -80,6 +80,8 @@ def _train(asked: options.Options, images: data.Dataset) -> ds.Report | None:
         mesh = parallel.data_mesh(asked.num_devices or None)
     limit = asked.train_limit or None
     training = images.train_images[:limit], images.train_labels[:limit]
+    if lead:
+        print("compiling, and first weights …", flush=True)
     start = ds.first_snapshot(config, *training)
     record = None
     if lead:
@@ -240,6 +242,7 @@ def _evaluate(asked: options.Options, images: data.Dataset) -> ds.Report:
         network, params, _ = pretrained.load(images.name)
     else:
         network, params, _ = ds.load_weights(asked.evaluate)
+    print(f"evaluating {len(images.test_images)} test images …", flush=True)
     test = ds.evaluate(network, params, images.test_images, images.test_labels)
     _print_report(test, asked.evaluate)
     return test

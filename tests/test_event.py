@@ -1,6 +1,7 @@
 """The event engine against a loop over time, exactly: dyadic weights add exactly."""
 
 import functools
+import json
 import os
 import subprocess
 import sys
@@ -434,3 +435,39 @@ def test_disagreements_on_real_weights_are_rounding_at_the_threshold(grid, image
     assert neurons == 8 * times.size
     assert all(each.distance <= each.bound < 1e-4 for each in found)
     assert bool(found) == (grid is not None)
+
+
+@pytest.mark.parametrize("kind", ["conv", "gradient", "infer", "evaluate"])
+def test_ctrl_c_is_a_keyboard_interrupt_and_breaks_nothing(kind):
+    command = [sys.executable, "-m", "benchmarks.interrupts", "--interrupts=8"]
+    done = subprocess.run(
+        [*command, f"--child={kind}"], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["seen"] == {"KeyboardInterrupt": 8} and said["wrong"] == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
+def test_memory_that_cannot_be_had_is_an_error_and_nothing_else():
+    """The kernels ask for memory of their own; without it XLA raises."""
+    in_subprocess(
+        """
+    import resource
+    wide = jnp.zeros((1, 3, 40000, 64)), jnp.zeros((3, 3, 64, 2))
+    layer = jax.jit(lambda t, k: _event.forward(
+        synapse, t, k, threshold=3.0, num_steps=100, peaks=False
+    ).times)
+    compiled = layer.lower(*wide).compile()
+    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**26, resource.RLIM_INFINITY))
+    try:
+        jax.block_until_ready(compiled(*wide))
+    except Exception as error:
+        assert "no memory" in str(error), error
+    else:
+        raise SystemExit("it went through")
+    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
+    assert same(jax.jit(run)(times, kernel), alone)
+    """
+    )

@@ -14,7 +14,7 @@ import ds4nn_jax as ds
 from ds4nn_jax import data, snapshots
 from ds4nn_jax.checkpoints import CheckpointError
 from ds4nn_jax.snapshots import Snapshots
-from experiments import digits
+from experiments import digits, runner
 
 CONFIG = ds.TrainConfig(
     spec="64-20-10",
@@ -146,6 +146,9 @@ def test_a_place_that_is_no_directory(tmp_path):
         Snapshots(tmp_path / "file" / "snapshots", CONFIG)
 
 
+RESUME = "--resume goes on from here\n"
+
+
 def without_seconds(out):
     rows = [json.loads(row) for row in (out / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
@@ -158,7 +161,7 @@ def undisturbed(tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_run_goes_on(end, tmp_path, undisturbed):
     """Stopped in the second epoch, resumed: weights byte for byte, metrics whole."""
     command = [sys.executable, "-m", "experiments.digits", *FLAGS]
@@ -172,14 +175,44 @@ def test_a_stopped_run_goes_on(end, tmp_path, undisturbed):
                 run.send_signal(end)
                 break
         lines += run.stdout.readlines()
-    assert run.returncode == (143 if end == signal.SIGTERM else -signal.SIGKILL)
-    assert any("--resume goes on" in x for x in lines) == (end == signal.SIGTERM)
+    killed = end == signal.SIGKILL
+    assert run.returncode == (-end if killed else 128 + end)
+    told = [x for x in lines if "--resume goes on" in x]
+    assert told == ([] if killed else [f"stopped by {end.name}; {RESUME}"])
     assert len(without_seconds(tmp_path)) < 4
     digits.main(["x", *FLAGS, f"--out_dir={tmp_path}", "--resume"])
     assert "resume" not in (tmp_path / "flags.cfg").read_text()
     best = "best.safetensors"
     assert (tmp_path / best).read_bytes() == (undisturbed / best).read_bytes()
     assert without_seconds(tmp_path) == without_seconds(undisturbed)
+
+
+def test_a_second_signal_ends_a_run_at_once(monkeypatch):
+    def leave(number, message):
+        raise SystemExit(128 + number)
+
+    monkeypatch.setattr(runner.progress, "leave_at_once", leave)
+    stopping = runner._Stopping(None, 0)
+    stopping._ask(signal.SIGINT, None)
+    with pytest.raises(SystemExit) as left:
+        stopping._ask(signal.SIGINT, None)
+    assert left.value.code == 130
+
+
+@pytest.mark.parametrize("module", ["digits", "report"])
+def test_ctrl_c_ends_a_program_with_one_line(module, undisturbed, tmp_path):
+    command = [sys.executable, "-u", "-m", f"experiments.{module}"]
+    if module == "digits":
+        command += [f"--evaluate={undisturbed / 'best.safetensors'}"]
+    else:
+        command += [f"--run_dir={undisturbed}", f"--out_dir={tmp_path}"]
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with subprocess.Popen(command, **pipes) as run:
+        run.stdout.readline()
+        run.send_signal(signal.SIGINT)
+        _, said = run.communicate()
+    assert run.returncode == 130
+    assert said == f"experiments.{module}: interrupted\n"
 
 
 def test_resuming_a_complete_run_changes_nothing(undisturbed):
