@@ -114,6 +114,30 @@ def s4nn_step(images, labels, steps):
     return step
 
 
+def decisions(name, network, params, images, rounds: int) -> None:
+    """What deciding early saves, for one image and for a batch."""
+
+    def decide(params, times):
+        return ds.decide(network.apply(params, times, method="trace"))
+
+    def activity(params, times):
+        return network.apply(params, times, method="activity")
+
+    functions = {
+        "output spike times (`apply`)": network.apply,
+        "label, step, spikes (`decide` of the `trace`)": decide,
+        "output times and potentials, spikes by step (`activity`)": activity,
+        "`infer`": functools.partial(ds.infer, network),
+    }
+    for batch in (1, BATCH):
+        times = ds.encode(images[:batch])
+        runs = {
+            what: functools.partial(jax.jit(function), params, times)
+            for what, function in functions.items()
+        }
+        table(f"{name}, batch {batch}", medians(runs, rounds), "`infer`")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data_dir", help="where the IDX files of MNIST lie")
@@ -153,6 +177,20 @@ def main() -> None:
         few = {e: spiking_step(images, labels, engine=e) for e in ("event", "scan")}
         table("training step, T = 100", medians(few, 1), "event")
 
+    for rule in ("constant", "window"):
+        runs = {
+            engine: spiking_step(
+                images[:32],
+                labels[:32],
+                spec="16C3-P2-32C3-10",
+                surrogate=rule,
+                engine=engine,
+            )
+            for engine in ("event", "scan")
+        }
+        title = f"training step of 16C3-P2-32C3-10, batch 32, {rule} rule"
+        table(title, medians(runs, args.rounds // 3), "event")
+
     flat = {
         "ours (event)": spiking_step(
             images, labels, spec="784-400-10", firing_rates=(0.4, 0.7), num_steps=256
@@ -161,6 +199,8 @@ def main() -> None:
     }
     table("training step of 784-400-10, T = 256", medians(flat, 3), "ours (event)")
 
+    shipped, weights, _ = ds.pretrained.load("mnist")
+    decisions("shipped network", shipped, weights, mnist.test_images, args.rounds)
     print(f"\nEarly decisions, after one epoch of {args.train_images} training images:")
     *_, trained = ds.train(
         CONFIG,
@@ -168,26 +208,7 @@ def main() -> None:
         mnist.train_labels[: args.train_images],
     )
     network, params = CONFIG.network(), trained.params
-    for batch in (1, BATCH):
-        times = ds.encode(mnist.test_images[:batch])
-
-        def decide(params, times):
-            return ds.decide(network.apply(params, times, method="trace"))
-
-        def activity(params, times):
-            return network.apply(params, times, method="activity")
-
-        runs = {
-            "output spike times (`apply`)": network.apply,
-            "label, step, spikes (`decide` of the `trace`)": decide,
-            "output times and potentials, spikes by step (`activity`)": activity,
-            "`infer`": functools.partial(ds.infer, network),
-        }
-        runs = {
-            name: functools.partial(jax.jit(function), params, times)
-            for name, function in runs.items()
-        }
-        table(f"trained network, batch {batch}", medians(runs, args.rounds), "`infer`")
+    decisions("trained network", network, params, mnist.test_images, args.rounds)
     report = ds.evaluate(
         network, params, mnist.test_images[:2000], mnist.test_labels[:2000]
     )

@@ -51,8 +51,8 @@ def dense(
       kernel: [I, O] weights, mV.
       threshold: θ > 0, mV.
       num_steps: T.
-      engine: "scan", "event" (CPU, needs numba), or "auto": event where the computation
-        is compiled for a CPU and numba is installed, scan elsewhere.
+      engine: "scan", "event" (CPU), or "auto": event where the computation is compiled
+        for a CPU, scan elsewhere, and where numba cannot work, with one warning.
       surrogate: "constant", "window", or a value of `ds4nn_jax.surrogates`.
 
     Returns:
@@ -62,7 +62,7 @@ def dense(
       TypeError: times or kernel are not floating.
       ValueError: shapes do not fit, T ≤ 0, θ ≤ 0; outside jit also times that are no
         whole steps in 0 … T, or weights that are not finite.
-      ImportError: engine "event" without numba.
+      ImportError: engine "event" where numba cannot work.
 
     Example:
       >>> import jax, numpy as np, ds4nn_jax as ds

@@ -448,6 +448,20 @@ def test_ctrl_c_is_a_keyboard_interrupt_and_breaks_nothing(kind):
     assert said["seen"] == {"KeyboardInterrupt": 8} and said["wrong"] == 0
 
 
+def test_python_threads_and_the_end_of_the_interpreter():
+    """Calls from several threads at once; and some still at work at the end."""
+    in_subprocess(
+        """
+    import concurrent.futures
+    call = jax.jit(run)
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(lambda _: call(times, kernel), range(30)))
+    assert all(same(each, alone) for each in found)
+    last = [call(times, kernel) for _ in range(20)]  # dispatched, never waited for
+    """
+    )
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
 def test_memory_that_cannot_be_had_is_an_error_and_nothing_else():
     """The kernels ask for memory of their own; without it XLA raises."""

@@ -148,3 +148,50 @@ def test_settings_change_no_training(setting, arrays):
         actual = list(ds.train(CONFIG, *arrays["train"]))[-1]
     assert actual.validation.summary() == expected.validation.summary()
     jax.tree.map(np.testing.assert_array_equal, actual.params, expected.params)
+
+
+def error(params, times):
+    return (NETWORK.apply(params, times) ** 2).sum()
+
+
+def test_transformations_change_no_result(arrays):
+    params, times = arrays["params"], jax.numpy.asarray(arrays["times"])
+    expected = jax.jit(jax.grad(error))(params, times)
+
+    def same(actual):
+        jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+    same(jax.jit(jax.grad(jax.checkpoint(error)))(params, times))
+    donated = jax.tree.map(jax.numpy.array, params)
+    same(jax.jit(jax.grad(error), donate_argnums=0)(donated, times))
+    one_by_one = jax.vmap(jax.grad(error), (None, 0))(params, times[:, None])
+    same(jax.tree.map(lambda x: x.sum(axis=0), one_by_one))
+    mesh = jax.make_mesh((1,), ("data",))
+    spec, everywhere = jax.sharding.PartitionSpec("data"), jax.sharding.PartitionSpec()
+    shared = jax.shard_map(
+        lambda p, t: NETWORK.apply(p, t),
+        mesh=mesh,
+        in_specs=(everywhere, spec),
+        out_specs=spec,
+    )
+    np.testing.assert_array_equal(
+        jax.jit(shared)(params, times), NETWORK.apply(params, times)
+    )
+
+
+def test_an_empty_batch_goes_through_everything(arrays):
+    params, times = arrays["params"], arrays["times"][:0]
+    for engine in ("auto", "scan"):
+        network = NETWORK.clone(engine=engine)
+        trace = network.apply(params, times, method="trace")
+        activity = network.apply(params, times, method="activity")
+        decided, inferred = (
+            ds.decide(trace, num_steps=T),
+            ds.infer(network, params, times),
+        )
+        assert network.apply(params, times).shape == trace.times[-1].shape == (0, 6)
+        assert activity.counts.shape == (0, 4, T)
+        assert decided.label.shape == inferred.label.shape == (0,)
+        assert decided.spikes.shape == inferred.spikes.shape == (0, 4)
+        gradient = jax.grad(lambda p, n=network: (n.apply(p, times) ** 2).sum())(params)
+        assert all(not x.any() for x in jax.tree.leaves(gradient))
