@@ -169,7 +169,7 @@ def test_transformations_change_no_result(arrays):
     same(jax.jit(jax.grad(error), donate_argnums=0)(donated, times))
     one_by_one = jax.vmap(jax.grad(error), (None, 0))(params, times[:, None])
     same(jax.tree.map(lambda x: x.sum(axis=0), one_by_one))
-    mesh = jax.make_mesh((1,), ("data",))
+    mesh = jax.make_mesh((1,), ("data",), (jax.sharding.AxisType.Auto,))
     spec, everywhere = jax.sharding.PartitionSpec("data"), jax.sharding.PartitionSpec()
     shared = jax.shard_map(
         lambda p, t: NETWORK.apply(p, t),
