@@ -48,21 +48,17 @@ def main(argv: Sequence[str] | None, dataset: str) -> ds.Report | None:
         jax.config.update("jax_compilation_cache_dir", asked.compilation_cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     try:
-        return _run(asked)
+        if asked.distributed:
+            jax.distributed.initialize(
+                asked.coordinator, asked.num_processes, asked.process_id
+            )
+        images = data.load(asked.dataset, asked.data_dir)
+        print(f"{asked.dataset}: {images.source}", flush=True)
+        if asked.evaluate is not None:
+            return _evaluate(asked, images)
+        return _train(asked, images)
     except (data.DataError, ValueError, OSError) as error:
         raise SystemExit(f"experiments.{dataset}: {error}") from error
-
-
-def _run(asked: options.Options) -> ds.Report | None:
-    if asked.distributed:
-        jax.distributed.initialize(
-            asked.coordinator, asked.num_processes, asked.process_id
-        )
-    images = data.load(asked.dataset, asked.data_dir)
-    print(f"{asked.dataset}: {images.source}", flush=True)
-    if asked.evaluate is not None:
-        return _evaluate(asked, images)
-    return _train(asked, images)
 
 
 def _train(asked: options.Options, images: data.Dataset) -> ds.Report | None:
