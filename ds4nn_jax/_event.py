@@ -13,7 +13,7 @@ this process is of no use to another), the scan takes its place.
 import functools
 import struct
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +22,12 @@ from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
 from ds4nn_jax import _event_library, _scan
+from ds4nn_jax._event_plan import LANES, Plan
 from ds4nn_jax._synapse import NO_POOL, Dense, Response, Synapse
 
 _PARTS = 16  # of a batch in the backward pass; fixed, so that sums never reorder
 _PARTIAL_SUMS = 2**24  # weights in all parts together
 _FORWARD_PARTS = 32  # of a batch in the forward pass
-_WIDE, _NARROW = 32, 16  # lanes of a block of float32; of float64 half as many
 
 Shape = jax.ShapeDtypeStruct
 
@@ -117,20 +117,20 @@ def _forward(
     shapes = _response(synapse, num_steps, peaks, pool, counts, times, kernel)
     geometry = _geometry(synapse, times, kernel, shapes.times.shape, pool)
     rows = kernel.reshape(-1, kernel.shape[-1])
-    lanes = _lanes(times.dtype, rows.shape[1] <= _NARROW * 4 // times.dtype.itemsize)
+    wide, narrow = LANES[times.dtype.name]
     images = min(geometry["images"], _FORWARD_PARTS)
     plan = _plan(
         **geometry,
         steps=num_steps,
         threshold=bits(threshold),
-        lanes=lanes,
+        lanes=narrow if rows.shape[1] <= narrow else wide,
         image_parts=images,
         row_parts=min(geometry["out_height"], max(1, 8 // images)),
         flag=peaks,
         counts=0 if shapes.counts is None else shapes.counts.shape[1],
     )
     # A row of zeros behind the others fills up groups of events.
-    weights = _blocks(jnp.pad(rows, ((0, 1), (0, 0))), lanes)
+    weights = _blocks(jnp.pad(rows, ((0, 1), (0, 0))), plan.lanes)
     flat, structure = jax.tree.flatten(shapes)
     results = call("forward", times.dtype, flat, plan, times, weights)
     return jax.tree.unflatten(structure, results)
@@ -151,49 +151,21 @@ def _backward(
     geometry = _geometry(synapse, times, kernel, delta.shape, pool)
     rows = kernel.reshape(-1, kernel.shape[-1])
     inputs, size = geometry["inputs"], rows.shape[0]
-    wide = _lanes(times.dtype, narrow=False)
+    wide, narrow = LANES[times.dtype.name]
     # Blocks within a pixel's inputs need no copy; else few lanes shall stand idle.
-    narrow = inputs % wide and (inputs % (wide // 2) == 0 or size <= wide // 2)
-    lanes = wide // 2 if narrow else wide
+    narrower = inputs % wide and (inputs % narrow == 0 or size <= narrow)
     plan = _plan(
         **geometry,
         steps=num_steps,
-        lanes=lanes,
+        lanes=narrow if narrower else wide,
         image_parts=min(geometry["images"], _PARTS, max(1, _PARTIAL_SUMS // rows.size)),
         flag=silent_inputs,
     )
     results = [Shape(times.shape, times.dtype), Shape(kernel.shape, times.dtype)]
     member = until if member is None else member
-    arrays = times, _blocks(rows.T, lanes), until, delta, member
+    arrays = times, _blocks(rows.T, plan.lanes), until, delta, member
     d_times, d_kernel = call("backward", times.dtype, results, plan, *arrays)
     return d_times, d_kernel
-
-
-class Plan(NamedTuple):
-    """What is static about a call; the kernels read it as int64 words in this order."""
-
-    images: int
-    height: int
-    width: int
-    inputs: int
-    out_height: int  # behind the pooling
-    out_width: int
-    outputs: int
-    rows: int
-    columns: int
-    row_stride: int
-    column_stride: int
-    top: int
-    left: int
-    pool_rows: int
-    pool_columns: int
-    steps: int
-    threshold: int
-    lanes: int
-    image_parts: int
-    row_parts: int
-    flag: int  # forward: peaks are asked for; backward: silent inputs take part
-    counts: int  # rows of spike counts asked for: 0, 1 or, with those of pooling, 2
 
 
 def _plan(*, threshold: int = 0, row_parts: int = 1, counts: int = 0, **fields) -> Plan:
@@ -228,10 +200,6 @@ def _geometry(synapse: Synapse, times, kernel, out, pool) -> dict[str, int]:
         pool_rows=pool[0],
         pool_columns=pool[1],
     )
-
-
-def _lanes(dtype: np.dtype, narrow: bool) -> int:
-    return (_NARROW if narrow else _WIDE) * 4 // dtype.itemsize
 
 
 def bits(value: float) -> int:
@@ -332,7 +300,7 @@ def _mapped(arrays, axes, *, event, scan, shapes, by_image, **static):
         event=functools.partial(over, event, moving),
         scan=jax.vmap(scan, tuple(0 if m else None for m in moving)),
         shapes=tuple(((size, *shape), dtype) for shape, dtype in shapes),
-        by_image=False,
+        by_image=by_image,
         **static,
     )
     return found, [0] * len(shapes)

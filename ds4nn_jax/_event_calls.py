@@ -80,6 +80,29 @@ def span(index, count, length):
 
 
 @njit(**OPTIONS)
+def fill(array, size, value):
+    for k in range(size):
+        array[k] = value
+
+
+@njit(**OPTIONS)
+def copy(array, values, size):
+    for k in range(size):
+        array[k] = values[k]
+
+
+@njit(**OPTIONS)
+def nothing_to_prepare(frame, plan):
+    """For kernels whose parts write all of their results."""
+
+
+@njit(**OPTIONS)
+def nothing_shared(plan):
+    """For kernels whose parts need no memory in common."""
+    return 0
+
+
+@njit(**OPTIONS)
 def _out_of_memory(frame):
     """The error that XLA turns into one of Python's."""
     api = peek(frame + _API)

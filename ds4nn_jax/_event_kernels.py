@@ -11,7 +11,11 @@ from numba import njit
 from ds4nn_jax._event_calls import (
     OPTIONS,
     argument,
+    copy,
+    fill,
     handler,
+    nothing_shared,
+    nothing_to_prepare,
     result,
     room,
     span,
@@ -31,34 +35,8 @@ from ds4nn_jax._event_lanes import (
     tail,
     trailing_zeros,
 )
+from ds4nn_jax._event_plan import LANES, PLAN
 
-# Words of a plan, in the order of `_event.Plan`.
-(
-    _IMAGES,
-    _HEIGHT,
-    _WIDTH,
-    _INPUTS,
-    _OUT_HEIGHT,
-    _OUT_WIDTH,
-    _OUTPUTS,
-    _ROWS,
-    _COLUMNS,
-    _ROW_STRIDE,
-    _COLUMN_STRIDE,
-    _TOP,
-    _LEFT,
-    _POOL_ROWS,
-    _POOL_COLUMNS,
-    _STEPS,
-    _THRESHOLD,
-    _LANES,
-    _IMAGE_PARTS,
-    _ROW_PARTS,
-    _FLAG,  # forward: peaks are asked for; backward: silent inputs take part
-    _COUNTS,  # rows of spike counts asked for: 0, 1 or, with those of pooling, 2
-) = range(22)
-
-LANES = {"float32": (32, 16), "float64": (16, 8)}  # wide, narrow
 _SMALL = 32  # up to so many rows of a window, insertion beats counting
 _COLLECTED = 8  # parts in which the sums over the batch are taken
 _LOOKS = 8  # groups of events between looks whether all neurons of a block have fired
@@ -92,12 +70,6 @@ def _read_pixel(times, inputs, steps, events):
 
 
 @njit(**OPTIONS)
-def _fill(array, at, size, value):
-    for k in range(size):
-        array[at + k] = value
-
-
-@njit(**OPTIONS)
 def _add(sums, terms, size):
     for k in range(size):
         sums[k] += terms[k]
@@ -112,7 +84,7 @@ def _read_row(times, width, inputs, steps, events, arrived, by_step, counting):
         arrived[x] = n
         if counting:
             count = tail(by_step, x * steps)
-            _fill(count, 0, steps, 0)
+            fill(count, steps, 0)
             for k in range(n):
                 count[_step(own[k])] += 1
 
@@ -164,7 +136,7 @@ def _lay_out(count, events, steps, peaks, when, place):
         groups, shift, cost = pairs, 1, (compared + 12) * pairs
     if (compared + 36) * fours < cost:
         groups, shift = fours, 2
-    _fill(when, 0, groups + 1, steps)
+    fill(when, groups + 1, steps)
     found, rest = np.intp(0), (1 << shift) - 1
     for t in range(steps):
         place[t] = found << shift
@@ -182,6 +154,14 @@ def _place(events, size, tap, lanes, place, order):
         to = place[step]
         order[to] = (_offset(events[k]) + tap) * lanes
         place[step] = to + 1
+
+
+@njit(**OPTIONS)
+def _results_of(plan):
+    """Which results of a forward pass hold members and counts, if there are any."""
+    members = 1 + 2 * (plan[PLAN.flag] != 0)
+    pooled = plan[PLAN.pool_rows] * plan[PLAN.pool_columns] > 1
+    return members, members + np.intp(pooled)
 
 
 def _first_spikes(lanes, slots, kind):
@@ -295,20 +275,6 @@ def _counting(lanes, kind):
     return count
 
 
-def _moving(lanes):
-    """Compiles what writes a block to an array without idle lanes."""
-
-    @njit(**OPTIONS)
-    def move(values, filled, array):
-        if filled == lanes:
-            store(array, 0, load(values, 0, lanes))
-        else:
-            for k in range(filled):
-                array[k] = values[k]
-
-    return move
-
-
 def _forward(kind):
     """What `_event_calls.handler` asks for, of spike times of a scalar type."""
     (wide, narrow), size_of = LANES[np.dtype(kind).name], np.dtype(kind).itemsize
@@ -319,7 +285,6 @@ def _forward(kind):
         _by_slots(_highest_potentials, width, kind) for width in (wide, narrow)
     )
     count_wide, count_narrow = _counting(wide, kind), _counting(narrow, kind)
-    move_wide, move_narrow = _moving(wide), _moving(narrow)
 
     @njit(**OPTIONS)
     def integrate(
@@ -327,8 +292,8 @@ def _forward(kind):
     ):
         """All neurons of a row of windows, block by block: the weights of a block stay
         near while the events of all windows stream past."""
-        lanes, outputs, steps = plan[_LANES], plan[_OUTPUTS], plan[_STEPS]
-        size = plan[_ROWS] * plan[_COLUMNS] * plan[_INPUTS]
+        lanes, outputs, steps = plan[PLAN.lanes], plan[PLAN.outputs], plan[PLAN.steps]
+        size = plan[PLAN.rows] * plan[PLAN.columns] * plan[PLAN.inputs]
         padded = (outputs + lanes - 1) // lanes * lanes
         start = 0
         for block in range(0, outputs, lanes):
@@ -340,7 +305,7 @@ def _forward(kind):
                 events = tail(order, x * 4 * size), tail(when, x * (size + 1)), groups
                 neurons = weights, start, threshold, steps, filled, spike
                 at = x * padded + block
-                if plan[_FLAG]:
+                if plan[PLAN.flag]:
                     if lanes == wide:
                         highest_wide(slots, *events, *neurons, potential, until, at)
                     else:
@@ -353,33 +318,23 @@ def _forward(kind):
 
     @njit(**OPTIONS)
     def count(plan, spike, counts):
-        lanes = plan[_LANES]
-        for block in range(0, plan[_OUTPUTS], lanes):
-            filled = min(lanes, plan[_OUTPUTS] - block)
+        lanes = plan[PLAN.lanes]
+        for block in range(0, plan[PLAN.outputs], lanes):
+            filled = min(lanes, plan[PLAN.outputs] - block)
             if lanes == wide:
-                count_wide(tail(spike, block), filled, plan[_STEPS], counts)
+                count_wide(tail(spike, block), filled, plan[PLAN.steps], counts)
             else:
-                count_narrow(tail(spike, block), filled, plan[_STEPS], counts)
-
-    @njit(**OPTIONS)
-    def move(plan, values, array):
-        lanes = plan[_LANES]
-        for block in range(0, plan[_OUTPUTS], lanes):
-            filled = min(lanes, plan[_OUTPUTS] - block)
-            if lanes == wide:
-                move_wide(tail(values, block), filled, tail(array, block))
-            else:
-                move_narrow(tail(values, block), filled, tail(array, block))
+                count_narrow(tail(spike, block), filled, plan[PLAN.steps], counts)
 
     @njit(**OPTIONS)
     def part(frame, plan, phase, index, scratch, shared):
         """Windows of some rows of some images."""
-        height, width, inputs = plan[_HEIGHT], plan[_WIDTH], plan[_INPUTS]
-        out_height, out_width = plan[_OUT_HEIGHT], plan[_OUT_WIDTH]
-        outputs, kh, kw = plan[_OUTPUTS], plan[_ROWS], plan[_COLUMNS]
-        pool_rows, pool_columns = plan[_POOL_ROWS], plan[_POOL_COLUMNS]
-        steps, lanes, peaks = plan[_STEPS], plan[_LANES], plan[_FLAG] != 0
-        kinds, threshold = plan[_COUNTS], kind(as_float(plan[_THRESHOLD]))
+        height, width, inputs = plan[PLAN.height], plan[PLAN.width], plan[PLAN.inputs]
+        out_height, out_width = plan[PLAN.out_height], plan[PLAN.out_width]
+        outputs, kh, kw = plan[PLAN.outputs], plan[PLAN.rows], plan[PLAN.columns]
+        pool_rows, pool_columns = plan[PLAN.pool_rows], plan[PLAN.pool_columns]
+        steps, lanes, peaks = plan[PLAN.steps], plan[PLAN.lanes], plan[PLAN.flag] != 0
+        kinds, threshold = plan[PLAN.counts], kind(as_float(plan[PLAN.threshold]))
         members, windows = pool_rows * pool_columns, out_width * pool_columns
         size = kh * kw * inputs
         padded = (outputs + lanes - 1) // lanes * lanes
@@ -387,17 +342,14 @@ def _forward(kind):
 
         times = array_at(argument(frame, 0), kind)
         weights = array_at(argument(frame, 1), kind)
-        results = 0
         spike_times = array_at(result(frame, 0), kind)
         out_potential, out_until, out_member = spike_times, spike_times, spike_times
         if peaks:
             out_potential = array_at(result(frame, 1), kind)
             out_until = array_at(result(frame, 2), kind)
-            results = 2
         if members > 1:
-            results += 1
-            out_member = array_at(result(frame, results), kind)
-        all_counts = result(frame, results + 1) if kinds else 0
+            out_member = array_at(result(frame, _results_of(plan)[0]), kind)
+        all_counts = result(frame, _results_of(plan)[1]) if kinds else 0
 
         at = scratch
         events = array_at(at, np.uint64)
@@ -428,14 +380,16 @@ def _forward(kind):
         at += room(windows * padded, size_of)
         until = array_at(at, kind)
 
-        image_part, row_part = divmod(index, plan[_ROW_PARTS])
-        first_image, last_image = span(image_part, plan[_IMAGE_PARTS], plan[_IMAGES])
-        first_row, last_row = span(row_part, plan[_ROW_PARTS], out_height)
+        image_part, row_part = divmod(index, plan[PLAN.row_parts])
+        first_image, last_image = span(
+            image_part, plan[PLAN.image_parts], plan[PLAN.images]
+        )
+        first_row, last_row = span(row_part, plan[PLAN.row_parts], out_height)
         for b in range(first_image, last_image):
-            _fill(counts, 0, 2 * steps, 0)
+            fill(counts, 2 * steps, 0)
             read = 0
             for y in range(first_row * pool_rows, last_row * pool_rows):
-                top = y * plan[_ROW_STRIDE] - plan[_TOP]
+                top = y * plan[PLAN.row_stride] - plan[PLAN.top]
                 first, bottom = max(top, 0), min(top + kh, height)
                 for row in range(max(read, first), bottom):
                     pixel, slot = (b * height + row) * width * inputs, row % kh * width
@@ -451,12 +405,12 @@ def _forward(kind):
                     )
                 read = max(read, bottom)
                 if not small:
-                    _fill(columns, 0, width * steps, 0)
+                    fill(columns, width * steps, 0)
                     for row in range(first, bottom):
                         of_row = tail(by_step, row % kh * width * steps)
                         _add(columns, of_row, width * steps)
                 for x in range(windows):
-                    left = x * plan[_COLUMN_STRIDE] - plan[_LEFT]
+                    left = x * plan[PLAN.column_stride] - plan[PLAN.left]
                     start, right = max(left, 0), min(left + kw, width)
                     own_order = tail(order, x * 4 * size)
                     own_when = tail(when, x * (size + 1))
@@ -472,7 +426,7 @@ def _forward(kind):
                         listed[x] = n * 8 + 1
                         from_0 = n > 0 and _step(ordered[0]) == 0
                     else:
-                        _fill(window_count, 0, steps, 0)
+                        fill(window_count, steps, 0)
                         n = 0
                         for column in range(start, right):
                             _add(window_count, tail(columns, column * steps), steps)
@@ -482,7 +436,7 @@ def _forward(kind):
                             window_count, n, steps, peaks, own_when, place
                         )
                         if shift:  # a row of zeros fills up what is not full
-                            _fill(own_order, 0, groups << shift, size * lanes)
+                            fill(own_order, groups << shift, size * lanes)
                         for row in range(first, bottom):
                             for column in range(start, right):
                                 pixel = row % kh * width + column
@@ -493,11 +447,15 @@ def _forward(kind):
                                 )
                         listed[x] = groups * 8 + (1 << shift)
                         from_0 = window_count[0] > 0
-                    _fill(spike, x * padded, padded, steps)
+                    fill(tail(spike, x * padded), padded, steps)
                     if peaks:
                         # V(0) = 0 counts as a peak where nothing arrives at t = 0.
-                        _fill(potential, x * padded, padded, -np.inf if from_0 else 0)
-                        _fill(until, x * padded, padded, 0)
+                        fill(
+                            tail(potential, x * padded),
+                            padded,
+                            -np.inf if from_0 else 0,
+                        )
+                        fill(tail(until, x * padded), padded, 0)
                 neurons = weights, threshold, spike, potential, until
                 integrate(plan, windows, listed, order, when, *neurons)
                 for x in range(windows):
@@ -508,12 +466,13 @@ def _forward(kind):
                     if kinds and listed[x] >> 3:
                         count(plan, tail(spike, own), counts)
                     if member == 0:
-                        move(plan, tail(spike, own), tail(spike_times, to))
+                        copy(tail(spike_times, to), tail(spike, own), outputs)
                         if peaks:
-                            move(plan, tail(potential, own), tail(out_potential, to))
-                            move(plan, tail(until, own), tail(out_until, to))
+                            of_peak = tail(potential, own)
+                            copy(tail(out_potential, to), of_peak, outputs)
+                            copy(tail(out_until, to), tail(until, own), outputs)
                         if members > 1:
-                            _fill(out_member, to, outputs, 0)
+                            fill(tail(out_member, to), outputs, 0)
                     elif listed[x] >> 3:
                         for o in range(outputs):
                             if spike[own + o] < spike_times[to + o]:
@@ -535,14 +494,14 @@ def _forward(kind):
     @njit(**OPTIONS)
     def scratch_bytes(plan):
         kh, width, inputs, steps = (
-            plan[_ROWS],
-            plan[_WIDTH],
-            plan[_INPUTS],
-            plan[_STEPS],
+            plan[PLAN.rows],
+            plan[PLAN.width],
+            plan[PLAN.inputs],
+            plan[PLAN.steps],
         )
-        windows = plan[_OUT_WIDTH] * plan[_POOL_COLUMNS]
-        size = kh * plan[_COLUMNS] * inputs
-        padded = plan[_OUTPUTS] + plan[_LANES]
+        windows = plan[PLAN.out_width] * plan[PLAN.pool_columns]
+        size = kh * plan[PLAN.columns] * inputs
+        padded = plan[PLAN.outputs] + plan[PLAN.lanes]
         words = kh * width * (inputs + 1) + 1 + steps + size + 1 + 2 * steps + windows
         ints = (kh + 1) * width * steps + steps + windows * 4 * size
         return (
@@ -552,21 +511,16 @@ def _forward(kind):
     @njit(**OPTIONS)
     def prepare(frame, plan):
         """Counts start from zero: parts of an image add to them."""
-        if plan[_COUNTS]:
-            out = 1 + 2 * (plan[_FLAG] != 0)
-            out += plan[_POOL_ROWS] * plan[_POOL_COLUMNS] > 1
-            total = plan[_IMAGES] * plan[_COUNTS] * plan[_STEPS]
-            _fill(array_at(result(frame, out), np.int32), 0, total, 0)
+        if plan[PLAN.counts]:
+            total = plan[PLAN.images] * plan[PLAN.counts] * plan[PLAN.steps]
+            counts = array_at(result(frame, _results_of(plan)[1]), np.int32)
+            fill(counts, total, 0)
 
     @njit(**OPTIONS)
     def counts_of(plan, phase):
-        return plan[_IMAGE_PARTS] * plan[_ROW_PARTS] if phase == 0 else 0
+        return plan[PLAN.image_parts] * plan[PLAN.row_parts] if phase == 0 else 0
 
-    @njit(**OPTIONS)
-    def shared_bytes(plan):
-        return 0
-
-    return prepare, counts_of, part, scratch_bytes, shared_bytes
+    return prepare, counts_of, part, scratch_bytes, nothing_shared
 
 
 def _teaching(lanes, kind):
@@ -646,9 +600,12 @@ def _backward(kind):
 
         Windows are those of places in row order, members of a place in turn.
         """
-        places, outputs = plan[_OUT_HEIGHT] * plan[_OUT_WIDTH], plan[_OUTPUTS]
-        members = plan[_POOL_ROWS] * plan[_POOL_COLUMNS]
-        last = kind(plan[_STEPS] - 1)
+        places, outputs = (
+            plan[PLAN.out_height] * plan[PLAN.out_width],
+            plan[PLAN.outputs],
+        )
+        members = plan[PLAN.pool_rows] * plan[PLAN.pool_columns]
+        last = kind(plan[PLAN.steps] - 1)
         found = np.intp(0)
         for place in range(places):
             start = (b * places + place) * outputs
@@ -666,11 +623,15 @@ def _backward(kind):
     @njit(**OPTIONS)
     def gradients(frame, plan, index, scratch, partial):
         """∂E/∂t, and ∂E/∂w summed, of some images."""
-        height, width, inputs = plan[_HEIGHT], plan[_WIDTH], plan[_INPUTS]
-        out_height, out_width = plan[_OUT_HEIGHT], plan[_OUT_WIDTH]
-        outputs, kh, kw = plan[_OUTPUTS], plan[_ROWS], plan[_COLUMNS]
-        pool_rows, pool_columns = plan[_POOL_ROWS], plan[_POOL_COLUMNS]
-        steps, lanes, silent_inputs = plan[_STEPS], plan[_LANES], plan[_FLAG] != 0
+        height, width, inputs = plan[PLAN.height], plan[PLAN.width], plan[PLAN.inputs]
+        out_height, out_width = plan[PLAN.out_height], plan[PLAN.out_width]
+        outputs, kh, kw = plan[PLAN.outputs], plan[PLAN.rows], plan[PLAN.columns]
+        pool_rows, pool_columns = plan[PLAN.pool_rows], plan[PLAN.pool_columns]
+        steps, lanes, silent_inputs = (
+            plan[PLAN.steps],
+            plan[PLAN.lanes],
+            plan[PLAN.flag] != 0,
+        )
         members = pool_rows * pool_columns
         windows = out_height * out_width * members
         size = kh * kw * inputs
@@ -700,10 +661,10 @@ def _backward(kind):
 
         by_tap = inputs % lanes == 0  # a block is of one pixel: taken where it lies
         chunks = inputs // lanes if by_tap else 1
-        _fill(d_weights, 0, padded * outputs, 0)
-        first_image, last_image = span(index, plan[_IMAGE_PARTS], plan[_IMAGES])
+        fill(d_weights, padded * outputs, 0)
+        first_image, last_image = span(index, plan[PLAN.image_parts], plan[PLAN.images])
         for b in range(first_image, last_image):
-            _fill(d_times, b * image, image, 0)
+            fill(tail(d_times, b * image), image, 0)
             lessons(plan, until, delta, member, b, begins, neurons, deltas, limits)
             for chunk in range(chunks):
                 for window in range(windows):
@@ -714,8 +675,8 @@ def _backward(kind):
                     row_out, column_out = divmod(place, out_width)
                     y = row_out * pool_rows + index // pool_columns
                     x = column_out * pool_columns + index % pool_columns
-                    top = y * plan[_ROW_STRIDE] - plan[_TOP]
-                    left = x * plan[_COLUMN_STRIDE] - plan[_LEFT]
+                    top = y * plan[PLAN.row_stride] - plan[PLAN.top]
+                    left = x * plan[PLAN.column_stride] - plan[PLAN.left]
                     first, last = max(left, 0), min(left + kw, width)
                     if by_tap:
                         for row in range(max(top, 0), min(top + kh, height)):
@@ -742,13 +703,13 @@ def _backward(kind):
                                     at,
                                 )
                         continue
-                    _fill(t_window, 0, padded, steps)
-                    _fill(d_window, 0, padded, 0)
+                    fill(t_window, padded, steps)
+                    fill(d_window, padded, 0)
                     for row in range(max(top, 0), min(top + kh, height)):
                         tap = (row - top) * kw + first - left
                         at = ((b * height + row) * width + first) * inputs
-                        for k in range((last - first) * inputs):
-                            t_window[tap * inputs + k] = times[at + k]
+                        heard = tail(t_window, tap * inputs)
+                        copy(heard, tail(times, at), (last - first) * inputs)
                     for block in range(0, padded, lanes):
                         teach(
                             lanes,
@@ -770,14 +731,18 @@ def _backward(kind):
                     for row in range(max(top, 0), min(top + kh, height)):
                         tap = (row - top) * kw + first - left
                         at = ((b * height + row) * width + first) * inputs
-                        for k in range((last - first) * inputs):
-                            d_times[at + k] += d_window[tap * inputs + k]
+                        learnt = tail(d_window, tap * inputs)
+                        _add(tail(d_times, at), learnt, (last - first) * inputs)
 
     @njit(**OPTIONS)
     def collect(frame, plan, index, scratch, partial):
         """Sums the parts in their order, for some blocks of the weights."""
-        outputs, lanes, parts = plan[_OUTPUTS], plan[_LANES], plan[_IMAGE_PARTS]
-        size = plan[_ROWS] * plan[_COLUMNS] * plan[_INPUTS]
+        outputs, lanes, parts = (
+            plan[PLAN.outputs],
+            plan[PLAN.lanes],
+            plan[PLAN.image_parts],
+        )
+        size = plan[PLAN.rows] * plan[PLAN.columns] * plan[PLAN.inputs]
         blocks = (size + lanes - 1) // lanes
         stride = room(blocks * lanes * outputs, size_of) // size_of
         d_weights = array_at(partial, kind)
@@ -795,15 +760,11 @@ def _backward(kind):
                     d_kernel[(block * lanes + k) * outputs + j] = sums[k]
 
     @njit(**OPTIONS)
-    def prepare(frame, plan):
-        pass
-
-    @njit(**OPTIONS)
     def counts_of(plan, phase):
-        size = plan[_ROWS] * plan[_COLUMNS] * plan[_INPUTS]
+        size = plan[PLAN.rows] * plan[PLAN.columns] * plan[PLAN.inputs]
         if phase == 0:
-            return plan[_IMAGE_PARTS]
-        blocks = (size + plan[_LANES] - 1) // plan[_LANES]
+            return plan[PLAN.image_parts]
+        blocks = (size + plan[PLAN.lanes] - 1) // plan[PLAN.lanes]
         return min(blocks, _COLLECTED) if phase == 1 else 0
 
     @njit(**OPTIONS)
@@ -815,20 +776,22 @@ def _backward(kind):
 
     @njit(**OPTIONS)
     def scratch_bytes(plan):
-        places = plan[_OUT_HEIGHT] * plan[_OUT_WIDTH]
-        windows = places * plan[_POOL_ROWS] * plan[_POOL_COLUMNS]
-        taught = places * plan[_OUTPUTS] + 1
-        padded = plan[_ROWS] * plan[_COLUMNS] * plan[_INPUTS] + plan[_LANES]
+        places = plan[PLAN.out_height] * plan[PLAN.out_width]
+        windows = places * plan[PLAN.pool_rows] * plan[PLAN.pool_columns]
+        taught = places * plan[PLAN.outputs] + 1
+        padded = (
+            plan[PLAN.rows] * plan[PLAN.columns] * plan[PLAN.inputs] + plan[PLAN.lanes]
+        )
         words = windows + 1 + taught
         return 8 * 64 + 8 * words + size_of * (2 * taught + 2 * padded)
 
     @njit(**OPTIONS)
     def shared_bytes(plan):
-        size = plan[_ROWS] * plan[_COLUMNS] * plan[_INPUTS]
-        padded = (size + plan[_LANES] - 1) // plan[_LANES] * plan[_LANES]
-        return plan[_IMAGE_PARTS] * room(padded * plan[_OUTPUTS], size_of)
+        size = plan[PLAN.rows] * plan[PLAN.columns] * plan[PLAN.inputs]
+        padded = (size + plan[PLAN.lanes] - 1) // plan[PLAN.lanes] * plan[PLAN.lanes]
+        return plan[PLAN.image_parts] * room(padded * plan[PLAN.outputs], size_of)
 
-    return prepare, counts_of, part, scratch_bytes, shared_bytes
+    return nothing_to_prepare, counts_of, part, scratch_bytes, shared_bytes
 
 
 def entry(kernel, kind, cell, version):

@@ -25,7 +25,7 @@ import jax
 import jaxlib
 import numpy as np
 
-SOURCES = ("_event_calls", "_event_kernels", "_event_lanes", "_sweep")
+SOURCES = ("_event_calls", "_event_kernels", "_event_lanes", "_event_plan", "_sweep")
 _LOCK = threading.RLock()
 
 

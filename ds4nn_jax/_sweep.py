@@ -10,7 +10,18 @@ registers while the window's events stream past; between chunks they rest in mem
 import numpy as np
 from numba import njit
 
-from ds4nn_jax._event_calls import OPTIONS, argument, handler, result, room, span
+from ds4nn_jax._event_calls import (
+    OPTIONS,
+    argument,
+    copy,
+    fill,
+    handler,
+    nothing_shared,
+    nothing_to_prepare,
+    result,
+    room,
+    span,
+)
 from ds4nn_jax._event_lanes import (
     array_at,
     as_float,
@@ -23,44 +34,8 @@ from ds4nn_jax._event_lanes import (
     tail,
     trailing_zeros,
 )
+from ds4nn_jax._event_plan import LINE, SWEEP, SWEEP_LANES
 
-# A plan: these words, a line for each layer, and the orders that layers point to.
-(
-    _IMAGES,
-    _LAYERS,
-    _STEPS,
-    _THRESHOLD,
-    _PARTS,
-    _POTENTIALS,  # padded, of all layers with weights
-    _POOLED,  # neurons of all pooling layers
-    _PLACES,  # positions of the largest convolution
-    _LARGEST,  # neurons of the largest layer or image
-    _EVENTS,  # synapses that can act in one layer, and a stop for every position
-    _HEADER,
-) = range(11)
-# A layer's words; weights and potentials are offsets, order is one into the plan. The
-# last layer is dense. For a convolution `order` lists its windows as they are visited,
-# for pooling the window of each pixel, or −1.
-(
-    _POOLS,
-    _HEIGHT,
-    _WIDTH,
-    _INPUTS,
-    _ROWS,
-    _COLUMNS,
-    _TOP,
-    _LEFT,
-    _OUT_HEIGHT,
-    _OUT_WIDTH,
-    _OUTPUTS,
-    _WEIGHTS,
-    _RESTING,
-    _STRIDE,
-    _ORDER,
-    _VISITS,
-    _LINE,
-) = range(17)
-LANES = 16  # weight rows and potentials are padded to a multiple of it
 _WIDE = 64  # lanes taken at once while there are so many
 _CHUNK = 8  # steps
 _NEVER = -1e30  # mV: where a neuron that has fired is put, out of reach of θ
@@ -130,16 +105,15 @@ def _integrating(lanes, kind):
 def _spread(layer, spikes, count, found, events):
     """Lists the events of every window, those of p at p·(K + 1), found[p] of them."""
     width, inputs, rows, columns = (
-        layer[_WIDTH],
-        layer[_INPUTS],
-        layer[_ROWS],
-        layer[_COLUMNS],
+        layer[LINE.width],
+        layer[LINE.inputs],
+        layer[LINE.rows],
+        layer[LINE.columns],
     )
-    top, left = layer[_TOP], layer[_LEFT]
-    out_height, out_width = layer[_OUT_HEIGHT], layer[_OUT_WIDTH]
-    stride, most = layer[_STRIDE], rows * columns * inputs + 1
-    for place in range(out_height * out_width):
-        found[place] = 0
+    top, left = layer[LINE.top], layer[LINE.left]
+    out_height, out_width = layer[LINE.out_height], layer[LINE.out_width]
+    stride, most = layer[LINE.stride], rows * columns * inputs + 1
+    fill(found, out_height * out_width, 0)
     for k in range(count):
         pixel = np.uint32(_pixel(spikes[k]))
         y = np.intp(pixel // np.uint32(width))
@@ -159,8 +133,7 @@ def _spread(layer, spikes, count, found, events):
 @njit(**OPTIONS)
 def _sort(spikes, count, start, starts, out):
     """Stable counting sort by step, of a chunk that begins at `start`."""
-    for t in range(_CHUNK + 1):
-        starts[t] = 0
+    fill(starts, _CHUNK + 1, 0)
     for k in range(count):
         starts[np.intp(_step(spikes[k])) - start + 1] += 1
     for t in range(1, _CHUNK + 1):
@@ -178,11 +151,11 @@ def _pool(layer, window, spikes, count, spent, fired):
     window[p] is where pixel p belongs, or −1. `fired` is in order if `spikes` are in
     order of their steps, then of their windows.
     """
-    inputs, firing = layer[_INPUTS], 0
+    inputs, firing = layer[LINE.inputs], 0
     for k in range(count):
         place, i = window[_pixel(spikes[k])], _feature(spikes[k])
         if place >= 0:
-            neuron = layer[_RESTING] + place * inputs + i
+            neuron = layer[LINE.potentials] + place * inputs + i
             if not spent[neuron]:
                 spent[neuron] = 1
                 spike = _spike(_step(spikes[k]), place, i)
@@ -211,7 +184,7 @@ def entry(kernel, kind, cell, version):
     each layer up to the decision, all int32. See `_event_calls.handler`.
     """
     size_of = np.dtype(kind).itemsize
-    wide, narrow = _integrating(_WIDE, kind), _integrating(LANES, kind)
+    wide, narrow = _integrating(_WIDE, kind), _integrating(SWEEP_LANES, kind)
 
     @njit(**OPTIONS)
     def conv(
@@ -230,11 +203,11 @@ def entry(kernel, kind, cell, version):
 
         `spikes` are in order; `fired` is in the `order` in which windows are visited.
         """
-        stride = layer[_STRIDE]
-        most = layer[_ROWS] * layer[_COLUMNS] * layer[_INPUTS] + 1
+        stride = layer[LINE.stride]
+        most = layer[LINE.rows] * layer[LINE.columns] * layer[LINE.inputs] + 1
         _spread(layer, spikes, count, found, events)
         firing = 0
-        for visit in range(layer[_VISITS]):
+        for visit in range(layer[LINE.visits]):
             place = order[visit]
             if found[place] == 0:
                 continue
@@ -248,9 +221,9 @@ def entry(kernel, kind, cell, version):
                     first,
                     last,
                     weights,
-                    layer[_WEIGHTS] + block,
+                    layer[LINE.weights] + block,
                     potentials,
-                    layer[_RESTING] + place * stride + block,
+                    layer[LINE.potentials] + place * stride + block,
                     threshold,
                     _spike(0, place, block),
                     fired,
@@ -261,34 +234,38 @@ def entry(kernel, kind, cell, version):
                     block += _WIDE
                 else:
                     firing = narrow(*arguments)
-                    block += LANES
+                    block += SWEEP_LANES
         return firing
 
     @njit(**OPTIONS)
     def part(frame, plan, phase, index, scratch, shared):
-        num_steps, layers = plan[_STEPS], plan[_LAYERS]
-        threshold = kind(as_float(plan[_THRESHOLD]))
-        table = tail(plan, _HEADER)
-        last = tail(table, (layers - 1) * _LINE)
-        classes, output, stride = last[_OUTPUTS], last[_RESTING], last[_STRIDE]
-        pixels, features = table[_HEIGHT] * table[_WIDTH], table[_INPUTS]
+        num_steps, layers = plan[SWEEP.steps], plan[SWEEP.layers]
+        threshold = kind(as_float(plan[SWEEP.threshold]))
+        table = tail(plan, len(SWEEP))
+        last = tail(table, (layers - 1) * len(LINE))
+        classes, output, stride = (
+            last[LINE.outputs],
+            last[LINE.potentials],
+            last[LINE.stride],
+        )
+        pixels, features = table[LINE.height] * table[LINE.width], table[LINE.inputs]
         inputs = pixels * features
         weights = array_at(argument(frame, 1), kind)
         labels = array_at(result(frame, 0), np.int32)
         decisions = array_at(result(frame, 1), np.int32)
         at = scratch
         potentials = array_at(at, kind)
-        at += room(plan[_POTENTIALS], size_of)
+        at += room(plan[SWEEP.potentials], size_of)
         spent = array_at(at, np.int8)
-        at += room(plan[_POOLED], 1)
+        at += room(plan[SWEEP.pooled], 1)
         found = array_at(at, np.intp)
-        at += room(plan[_PLACES], 8)
+        at += room(plan[SWEEP.places], 8)
         events = array_at(at, np.uint64)
-        at += room(plan[_EVENTS], 8)
+        at += room(plan[SWEEP.events], 8)
         arriving = array_at(at, np.uint64)
-        at += room(plan[_LARGEST] + 1, 8)
+        at += room(plan[SWEEP.largest] + 1, 8)
         leaving = array_at(at, np.uint64)
-        at += room(plan[_LARGEST] + 1, 8)
+        at += room(plan[SWEEP.largest] + 1, 8)
         sorted_input = array_at(at, np.uint64)
         at += room(inputs + 1, 8)
         begins = array_at(at, np.intp)
@@ -296,18 +273,14 @@ def entry(kernel, kind, cell, version):
         starts = array_at(at, np.intp)
         at += room(_CHUNK + 1, 8)
         counts = array_at(at, np.intp)
-        first_image, last_image = span(index, plan[_PARTS], plan[_IMAGES])
+        first_image, last_image = span(index, plan[SWEEP.parts], plan[SWEEP.images])
         for image in range(first_image, last_image):
             times = tail(array_at(argument(frame, 0), kind), image * inputs)
             spikes = array_at(result(frame, 2) + 4 * image * (layers + 1), np.int32)
-            for k in range(plan[_POTENTIALS]):
-                potentials[k] = 0
-            for k in range(plan[_POOLED]):
-                spent[k] = 0
-            for k in range(layers + 1):
-                spikes[k] = 0
-            for t in range(num_steps + 2):
-                begins[t] = 0
+            fill(potentials, plan[SWEEP.potentials], 0)
+            fill(spent, plan[SWEEP.pooled], 0)
+            fill(spikes, layers + 1, 0)
+            fill(begins, num_steps + 2, 0)
             for i in range(inputs):
                 if times[i] >= 0 and times[i] < num_steps:
                     begins[np.intp(times[i]) + 2] += 1
@@ -324,22 +297,22 @@ def entry(kernel, kind, cell, version):
             for start in range(0, num_steps, _CHUNK):
                 end = min(start + _CHUNK, num_steps)
                 count = begins[end] - begins[start]
-                for k in range(count):
-                    arriving[k] = sorted_input[begins[start] + k]
-                for k in range((layers + 1) * _CHUNK):
-                    counts[k] = 0
+                copy(arriving, tail(sorted_input, begins[start]), count)
+                fill(counts, (layers + 1) * _CHUNK, 0)
                 width = features
                 for k in range(layers):
                     for n in range(count):
                         counts[k * _CHUNK + np.intp(_step(arriving[n])) - start] += 1
                     if count == 0 or k == layers - 1:
                         break
-                    layer = tail(table, k * _LINE)
-                    if layer[_HEIGHT] * layer[_WIDTH] == 1:  # all that arrives: a pixel
+                    layer = tail(table, k * len(LINE))
+                    if (
+                        layer[LINE.height] * layer[LINE.width] == 1
+                    ):  # all that arrives: a pixel
                         _flatten(arriving, count, width)
-                    pools = layer[_POOLS] != 0
-                    width = layer[_INPUTS] if pools else layer[_OUTPUTS]
-                    order = tail(plan, layer[_ORDER])
+                    pools = layer[LINE.pools] != 0
+                    width = layer[LINE.inputs] if pools else layer[LINE.outputs]
+                    order = tail(plan, layer[LINE.order])
                     if pools:
                         count = _pool(layer, order, arriving, count, spent, leaving)
                         arriving, leaving = leaving, arriving
@@ -363,7 +336,7 @@ def entry(kernel, kind, cell, version):
                 while k < count and decided == end:
                     step = _step(arriving[k])
                     while k < count and _step(arriving[k]) == step:
-                        source = last[_WEIGHTS] + _feature(arriving[k]) * stride
+                        source = last[LINE.weights] + _feature(arriving[k]) * stride
                         for o in range(classes):
                             potentials[output + o] += weights[source + o]
                         k += 1
@@ -387,22 +360,23 @@ def entry(kernel, kind, cell, version):
 
     @njit(**OPTIONS)
     def scratch_bytes(plan):
-        table = tail(plan, _HEADER)
-        inputs = table[_HEIGHT] * table[_WIDTH] * table[_INPUTS]
-        words = plan[_PLACES] + plan[_EVENTS] + 2 * (plan[_LARGEST] + 1) + inputs + 1
-        words += plan[_STEPS] + 2 + _CHUNK + 1 + (plan[_LAYERS] + 1) * _CHUNK
-        return 12 * 64 + plan[_POTENTIALS] * size_of + plan[_POOLED] + 8 * words
-
-    @njit(**OPTIONS)
-    def shared_bytes(plan):
-        return 0
+        table = tail(plan, len(SWEEP))
+        inputs = table[LINE.height] * table[LINE.width] * table[LINE.inputs]
+        words = (
+            plan[SWEEP.places]
+            + plan[SWEEP.events]
+            + 2 * (plan[SWEEP.largest] + 1)
+            + inputs
+            + 1
+        )
+        words += plan[SWEEP.steps] + 2 + _CHUNK + 1 + (plan[SWEEP.layers] + 1) * _CHUNK
+        return (
+            12 * 64 + plan[SWEEP.potentials] * size_of + plan[SWEEP.pooled] + 8 * words
+        )
 
     @njit(**OPTIONS)
     def counts_of(plan, phase):
-        return plan[_PARTS] if phase == 0 else 0
+        return plan[SWEEP.parts] if phase == 0 else 0
 
-    @njit(**OPTIONS)
-    def prepare(frame, plan):
-        pass
-
-    return handler(cell, version, prepare, counts_of, part, scratch_bytes, shared_bytes)
+    made = nothing_to_prepare, counts_of, part, scratch_bytes, nothing_shared
+    return handler(cell, version, *made)

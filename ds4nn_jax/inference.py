@@ -10,6 +10,7 @@ import numpy as np
 from jax import lax
 
 from ds4nn_jax import _checks, _event, neurons
+from ds4nn_jax._event_plan import LINE, SWEEP, SWEEP_LANES, Line, Sweep
 from ds4nn_jax._synapse import Conv, Dense, current, explicit_pads, flat
 from ds4nn_jax.modules import ConvSpec, PoolSpec, SpikingNetwork
 from ds4nn_jax.types import SpikeTimes
@@ -193,7 +194,6 @@ def _swept(network: SpikingNetwork, times, *kernels) -> Inference:
     )
 
 
-_LANES = 16  # of a weight row: it is padded to a multiple of them
 _PARTS = 64  # of a batch; images differ in how soon they are decided
 _MOST_STEPS, _MOST_NEURONS = 2**16 - 2, 2**24  # what fits into a word of the sweep
 
@@ -205,7 +205,7 @@ def _fits(network: SpikingNetwork, stages: list[_Stage]) -> bool:
 
 
 def _stride(outputs: int) -> int:
-    return -(-outputs // _LANES) * _LANES
+    return -(-outputs // SWEEP_LANES) * SWEEP_LANES
 
 
 def _padded(kernel: jax.Array) -> jax.Array:
@@ -213,39 +213,16 @@ def _padded(kernel: jax.Array) -> jax.Array:
     return jnp.pad(rows, ((0, 0), (0, _stride(rows.shape[1]) - rows.shape[1]))).ravel()
 
 
-class _Line(NamedTuple):
-    """What `_sweep` knows of a layer; everything to everything is a 1×1 convolution of
-    a one-pixel image."""
-
-    pools: int = 0
-    height: int = 1
-    width: int = 1
-    inputs: int = 1
-    rows: int = 1
-    columns: int = 1
-    top: int = 0
-    left: int = 0
-    out_height: int = 1
-    out_width: int = 1
-    outputs: int = 1
-    weights: int = 0
-    potentials: int = 0
-    stride: int = 1
-    order: int = 0
-    visits: int = 0
-
-
 def _plan(
     stages: list[_Stage], batch: int, threshold: float, num_steps: int
 ) -> np.ndarray:
     """The words that `_sweep` reads: sizes, lines of layers, orders of windows."""
-    lines: list[_Line] = []
+    lines: list[Line] = []
     orders: list[np.ndarray] = []
     weights = potentials = pooled = events = 0
-    header = 10
-    at = header + len(stages) * len(_Line._fields)
+    at = len(SWEEP) + len(stages) * len(LINE)
     for stage, behind in zip(stages, (*stages[1:], None), strict=True):
-        line = _Line(stride=_stride(stage.out[-1]), order=at)
+        line = Line(stride=_stride(stage.out[-1]), order=at)
         if len(stage.shape) == 3:
             line = line._replace(
                 **dict(zip(("height", "width", "inputs"), stage.shape, strict=True)),
@@ -279,19 +256,18 @@ def _plan(
         lines.append(line._replace(visits=len(order)))
         orders.append(order)
         at += len(order)
-    sizes = [
-        batch,
-        len(stages),
-        num_steps,
-        _event.bits(threshold),
-        min(batch, _PARTS),
-        potentials,
-        pooled,
-        max(math.prod(stage.out[:-1]) for stage in stages),
-        max(math.prod(s) for stage in stages for s in (stage.shape, stage.out)),
-        events,
-    ]
-    assert len(sizes) == header
+    sizes = Sweep(
+        images=batch,
+        layers=len(stages),
+        steps=num_steps,
+        threshold=_event.bits(threshold),
+        parts=min(batch, _PARTS),
+        potentials=potentials,
+        pooled=pooled,
+        places=max(math.prod(stage.out[:-1]) for stage in stages),
+        largest=max(math.prod(s) for stage in stages for s in (stage.shape, stage.out)),
+        events=events,
+    )
     return np.concatenate([sizes, np.ravel(lines), *orders])
 
 

@@ -315,6 +315,19 @@ def test_nested_vmap_over_images_and_seeds():
     np.testing.assert_array_equal(actual, np.array(expected))
 
 
+def test_any_axes_of_images_are_one_larger_batch():
+    rng = np.random.default_rng(8)
+    times, kernel = spikes(rng, (2, 3, 4, 20), 12), dyadic(rng, (20, 6))
+
+    def run(times):
+        return forward(Dense(), times, kernel)[0]
+
+    nested = jax.jit(jax.vmap(jax.vmap(run)))
+    expected = run(times.reshape(24, 20)).reshape(2, 3, 4, 6)
+    np.testing.assert_array_equal(nested(times), expected)
+    assert "stablehlo.while" not in nested.lower(times).as_text()
+
+
 def test_inside_a_scan_over_batches():
     rng = np.random.default_rng(4)
     batches, kernel = spikes(rng, (3, 4, 20), 12), dyadic(rng, (20, 6))

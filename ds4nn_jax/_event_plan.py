@@ -1,0 +1,84 @@
+"""What is static about a call of a kernel: int64 words, the call's one attribute.
+
+The side that writes a plan and the loops that read it share these names; a loop takes
+word `PLAN.images`, which is its position.
+"""
+
+from typing import NamedTuple
+
+LANES = {"float32": (32, 16), "float64": (16, 8)}  # of a block, wide and narrow
+
+
+class Plan(NamedTuple):
+    """Of a layer's forward or backward pass."""
+
+    images: int
+    height: int
+    width: int
+    inputs: int
+    out_height: int  # behind the pooling
+    out_width: int
+    outputs: int
+    rows: int
+    columns: int
+    row_stride: int
+    column_stride: int
+    top: int
+    left: int
+    pool_rows: int
+    pool_columns: int
+    steps: int
+    threshold: int  # the bits of a float64
+    lanes: int
+    image_parts: int
+    row_parts: int
+    flag: int  # forward: peaks are asked for; backward: silent inputs take part
+    counts: int  # rows of spike counts asked for: 0, 1 or, with those of pooling, 2
+
+
+class Sweep(NamedTuple):
+    """Of a decision; behind it a `Line` for each layer, then the orders of windows."""
+
+    images: int
+    layers: int
+    steps: int
+    threshold: int  # the bits of a float64
+    parts: int
+    potentials: int  # padded, of all layers with weights
+    pooled: int  # neurons of all pooling layers
+    places: int  # positions of the largest convolution
+    largest: int  # neurons of the largest layer or image
+    events: int  # synapses that can act in one layer, and a stop for every position
+
+
+class Line(NamedTuple):
+    """Of a layer in a decision; the last is dense, a 1×1 convolution of one pixel.
+
+    `weights` and `potentials` are offsets, `order` is one into the plan: for a
+    convolution its windows as they are visited, for pooling the window of each pixel,
+    or −1.
+    """
+
+    pools: int = 0
+    height: int = 1
+    width: int = 1
+    inputs: int = 1
+    rows: int = 1
+    columns: int = 1
+    top: int = 0
+    left: int = 0
+    out_height: int = 1
+    out_width: int = 1
+    outputs: int = 1
+    weights: int = 0
+    potentials: int = 0
+    stride: int = 1
+    order: int = 0
+    visits: int = 0
+
+
+SWEEP_LANES = 16  # weight rows and potentials of a decision are padded to such blocks
+
+PLAN = Plan(*range(len(Plan._fields)))
+SWEEP = Sweep(*range(len(Sweep._fields)))
+LINE = Line(*range(len(Line._fields)))
