@@ -12,7 +12,7 @@ demo: $(VENV)/ready
 
 test: $(VENV)/ready
 	JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.jax_cache \
-	JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 $(RUN) -m pytest
+	JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 $(RUN) -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/ready
 	$(VENV)/bin/ruff check .

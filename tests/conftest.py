@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from ds4nn_jax import _event, data
+from experiments import digits
 
 # The engines that the same tests hold to the same meaning.
 ENGINES = ["scan"] + (["event"] if _event.available() else [])
@@ -38,3 +39,12 @@ def images():
         print("no real MNIST at hand: using the embedded digits")
     dataset = data.load("digits") if folder is None else data.load("mnist", folder)
     return dataset.test_images[:200], dataset.test_labels[:200]
+
+
+@pytest.fixture(scope="session")
+def smoke_run(tmp_path_factory):
+    """(out_dir, report) of the digits' smoke run, as its flagfile makes it. Not to be
+    written to."""
+    out = tmp_path_factory.mktemp("smoke")
+    flagfile = Path(__file__).parents[1] / "experiments/flagfiles/digits_smoke.cfg"
+    return out, digits.main(["digits", f"--flagfile={flagfile}", f"--out_dir={out}"])

@@ -7,14 +7,10 @@ from PIL import Image
 from ds4nn_jax import data
 from experiments import cli
 
-QUICK = ["--spec=8C3-P2-10", "--firing_rates=0.3,0.7", "--epochs=1", "--batch_size=32"]
 
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    out = tmp_path_factory.mktemp("run")
-    cli.main(["train", "digits", *QUICK, f"--out_dir={out}"])
-    return out
+@pytest.fixture
+def run(smoke_run):
+    return smoke_run[0]
 
 
 def test_evaluate_repeats_what_training_found(run, capsys):

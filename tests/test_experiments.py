@@ -10,7 +10,7 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 import ds4nn_jax as ds
-from experiments import digits, fashion, mnist, options
+from experiments import cli, digits, fashion, mnist, options
 
 FLAGFILES = Path(__file__).parents[1] / "experiments" / "flagfiles"
 
@@ -23,13 +23,6 @@ def rows(out):
     return [
         json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()
     ]
-
-
-@pytest.fixture(scope="module")
-def smoke_run(tmp_path_factory):
-    out = tmp_path_factory.mktemp("smoke")
-    report = digits.main(["digits", flagfile("digits_smoke"), f"--out_dir={out}"])
-    return out, report
 
 
 def test_digits_smoke(smoke_run, capsys):
@@ -71,8 +64,8 @@ def events(folder):
 
 
 def test_tensorboard_gets_what_the_metrics_say(tmp_path):
-    flags = ["digits", flagfile("digits_smoke"), f"--out_dir={tmp_path}"]
-    digits.main([*flags, "--tensorboard"])
+    flags = [flagfile("digits_smoke"), f"--out_dir={tmp_path}", "--tensorboard"]
+    cli.main(["train", "digits", *flags])
     seen = list(events(tmp_path / "tensorboard"))
     scalars = {(s, t): v.simple_value for s, t, v in seen if t != "raster"}
     for row in rows(tmp_path)[:-1]:

@@ -2,19 +2,15 @@
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 
-from experiments import digits, report
-
-FLAGFILE = Path(__file__).parents[1] / "experiments" / "flagfiles" / "digits_smoke.cfg"
+from experiments import report
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory):
-    run, out = tmp_path_factory.mktemp("run"), tmp_path_factory.mktemp("page")
-    test = digits.main(["digits", f"--flagfile={FLAGFILE}", f"--out_dir={run}"])
+def page(smoke_run, tmp_path_factory):
+    (run, test), out = smoke_run, tmp_path_factory.mktemp("page")
     report.main([f"--run_dir={run}", f"--out_dir={out}"])
     return out, test
 

@@ -154,6 +154,14 @@ def without_seconds(out):
     return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def no_figures():
+    """They have tests of their own and take as long as these runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "_figures", lambda *_: None)
+        yield
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     out = tmp_path_factory.mktemp("whole")
