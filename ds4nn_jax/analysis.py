@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ds4nn_jax import _checks
-from ds4nn_jax._synapse import flat
+from ds4nn_jax._engines.synapse import flat
 from ds4nn_jax.modules import Trace
 from ds4nn_jax.types import SpikeTimes
 

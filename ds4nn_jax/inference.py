@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ds4nn_jax import _checks, _event, neurons
-from ds4nn_jax._event_plan import LINE, SWEEP, SWEEP_LANES, Line, Sweep
-from ds4nn_jax._synapse import Conv, Dense, current, explicit_pads, flat
+from ds4nn_jax import _checks, neurons
+from ds4nn_jax._engines import choice
+from ds4nn_jax._engines.plan import LINE, SWEEP, SWEEP_LANES, Line, Sweep, bits
+from ds4nn_jax._engines.synapse import Conv, Dense, current, explicit_pads, flat
 from ds4nn_jax.modules import ConvSpec, PoolSpec, SpikingNetwork
 from ds4nn_jax.types import SpikeTimes
 
@@ -71,7 +72,7 @@ def _infer(network: SpikingNetwork, times, *kernels) -> Inference:
     each: Any = jax.ShapeDtypeStruct((*one.shape, len(network.layers) + 1), jnp.int32)
     only = network.engine == "event"
     shapes, arrays = Inference(one, one, each), (times, *kernels)
-    return _event.choose("sweep", sweep, by_step, shapes, *arrays, only=only)
+    return choice.choose("sweep", sweep, by_step, shapes, *arrays, only=only)
 
 
 class _Stage(NamedTuple):
@@ -182,7 +183,7 @@ def _steps(network: SpikingNetwork, times, *kernels) -> Inference:
 
 
 def _swept(network: SpikingNetwork, times, *kernels) -> Inference:
-    """Each image by itself: `_sweep`, on the CPU's cores."""
+    """Each image by itself: `_engines.sweep`, on the CPU's cores."""
     batch, *shape = times.shape
     stages = _stages(network, tuple(shape), kernels)
     one: Any = jax.ShapeDtypeStruct((batch,), jnp.int32)
@@ -190,7 +191,7 @@ def _swept(network: SpikingNetwork, times, *kernels) -> Inference:
     plan = _plan(stages, batch, network.threshold, network.num_steps)
     weights = jnp.concatenate([_padded(kernel) for kernel in kernels])
     return Inference(
-        *_event.call("sweep", times.dtype, [one, one, each], plan, times, weights)
+        *choice.call("sweep", times.dtype, [one, one, each], plan, times, weights)
     )
 
 
@@ -216,7 +217,7 @@ def _padded(kernel: jax.Array) -> jax.Array:
 def _plan(
     stages: list[_Stage], batch: int, threshold: float, num_steps: int
 ) -> np.ndarray:
-    """The words that `_sweep` reads: sizes, lines of layers, orders of windows."""
+    """The words that `_engines.sweep` reads: sizes, layers, orders of windows."""
     lines: list[Line] = []
     orders: list[np.ndarray] = []
     weights = potentials = pooled = events = 0
@@ -260,7 +261,7 @@ def _plan(
         images=batch,
         layers=len(stages),
         steps=num_steps,
-        threshold=_event.bits(threshold),
+        threshold=bits(threshold),
         parts=min(batch, _PARTS),
         potentials=potentials,
         pooled=pooled,

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ds4nn_jax import _checks, neurons
-from ds4nn_jax._synapse import (
+from ds4nn_jax._engines.synapse import (
     NO_POOL,
     Response,
     explicit_pads,

@@ -12,8 +12,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ds4nn_jax import _checks, _event, _pool, _scan
-from ds4nn_jax._synapse import (
+from ds4nn_jax import _checks
+from ds4nn_jax._engines import event, scan
+from ds4nn_jax._engines import pool as pooling
+from ds4nn_jax._engines.synapse import (
     NO_POOL,
     Conv,
     Dense,
@@ -205,7 +207,7 @@ def earliest_pool(
     image = times.shape[1:3]
     if window[0] > image[0] or window[1] > image[1]:
         raise ValueError(f"window {window} is larger than the image {image}")
-    return _pool.earliest(times, window, strides)
+    return pooling.earliest(times, window, strides)
 
 
 def membrane_potentials(
@@ -348,8 +350,8 @@ def _dispatch(layer: Layer, function: str, *arrays: jax.Array, **static):
         )
 
     if layer.engine == "scan":
-        return of(_scan)(*arrays)
-    return of(_event)(*arrays, only=layer.engine == "event")
+        return of(scan)(*arrays)
+    return of(event)(*arrays, only=layer.engine == "event")
 
 
 def _forward(layer: Layer, times, kernel, **asked) -> Response:

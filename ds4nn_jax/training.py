@@ -25,7 +25,7 @@ from ds4nn_jax import (
     optimizers,
     parallel,
 )
-from ds4nn_jax._synapse import flat
+from ds4nn_jax._engines.synapse import flat
 from ds4nn_jax.encoding import encode
 from ds4nn_jax.modules import Activity, SpikingNetwork, parse_spec
 from ds4nn_jax.surrogates import Constant, Window

@@ -4,11 +4,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ds4nn_jax import _event, data
+from ds4nn_jax import data
+from ds4nn_jax._engines import choice
 from experiments import digits
 
 # The engines that the same tests hold to the same meaning.
-ENGINES = ["scan"] + (["event"] if _event.available() else [])
+ENGINES = ["scan"] + (["event"] if choice.available() else [])
 
 
 @pytest.fixture(params=ENGINES)

@@ -16,8 +16,9 @@ from jax import export
 from test_event import LAYERS, assert_equal, dyadic, layers, spikes
 
 import ds4nn_jax as ds
-from ds4nn_jax import _scan, training
-from ds4nn_jax._synapse import Conv, Dense, current_on_matrix_units, slices
+from ds4nn_jax import training
+from ds4nn_jax._engines import scan
+from ds4nn_jax._engines.synapse import Conv, Dense, current_on_matrix_units, slices
 
 CONFIG = ds.TrainConfig(
     spec="4C3-P2-10",
@@ -140,12 +141,12 @@ def test_spike_times_on_matrix_units_are_equal_on_dyadic_weights(layer):
     rng = np.random.default_rng(2)
     times, kernel = spikes(rng, t_shape, 12), dyadic(rng, k_shape)
     options = dict(threshold=3.0, num_steps=12, peaks=True, counts=True)
-    expected = jax.jit(functools.partial(_scan.forward, synapse, **options))(
+    expected = jax.jit(functools.partial(scan.forward, synapse, **options))(
         times, kernel
     )
     for turn in (1, 5, 12, 20):  # of any number of steps
         units = functools.partial(current_on_matrix_units, synapse)
-        run = functools.partial(_scan._forward, units, turn, **options)
+        run = functools.partial(scan._forward, units, turn, **options)
         assert_equal(
             jax.tree.leaves(jax.jit(run)(times, kernel)), jax.tree.leaves(expected)
         )
@@ -162,10 +163,10 @@ def test_the_backward_pass_in_turns_of_any_size(turn, silent_inputs):
         until = rng.integers(0, 12, shape).astype(np.float32)
         arrays = times, kernel, until, dyadic(rng, shape)
         options = dict(num_steps=12, silent_inputs=silent_inputs)
-        expected = jax.jit(functools.partial(_scan.backward, synapse, **options))(
+        expected = jax.jit(functools.partial(scan.backward, synapse, **options))(
             *arrays
         )
-        run = functools.partial(_scan._backward, synapse, turn, **options)
+        run = functools.partial(scan._backward, synapse, turn, **options)
         assert_equal(jax.jit(run)(*arrays), expected)
 
 

@@ -14,8 +14,8 @@ import pytest
 
 import ds4nn_jax as ds
 from benchmarks.agreement import disagreements
-from ds4nn_jax import _event, _scan
-from ds4nn_jax._synapse import Conv, Dense
+from ds4nn_jax._engines import event, scan
+from ds4nn_jax._engines.synapse import Conv, Dense
 
 pytest.importorskip("numba")
 
@@ -118,7 +118,7 @@ layers = pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS.keys())
 
 def forward(synapse, times, kernel, *, threshold=3.0, num_steps=12, peaks=True):
     run = functools.partial(
-        _event.forward,
+        event.forward,
         synapse,
         threshold=threshold,
         num_steps=num_steps,
@@ -127,7 +127,7 @@ def forward(synapse, times, kernel, *, threshold=3.0, num_steps=12, peaks=True):
     return jax.jit(run)(times, kernel)[:3]
 
 
-def backward(synapse, *arrays, num_steps=12, silent_inputs=False, engine=_event):
+def backward(synapse, *arrays, num_steps=12, silent_inputs=False, engine=event):
     run = functools.partial(
         engine.backward, synapse, num_steps=num_steps, silent_inputs=silent_inputs
     )
@@ -165,7 +165,7 @@ def test_backward_is_the_loop_over_neurons(layer, silent_inputs):
     expected = loop_backward(synapse, *arrays, 12, silent_inputs)
     actual = backward(synapse, *arrays, silent_inputs=silent_inputs)
     assert_equal(actual, expected)
-    scanned = backward(synapse, *arrays, silent_inputs=silent_inputs, engine=_scan)
+    scanned = backward(synapse, *arrays, silent_inputs=silent_inputs, engine=scan)
     assert_equal(actual, scanned)
 
 
@@ -178,7 +178,7 @@ def test_pooling_and_counts_are_those_of_the_scan(batch, peaks):
     options = dict(threshold=3.0, num_steps=12, peaks=peaks, pool=(2, 3), counts=True)
     by_event, by_scan = (
         jax.jit(functools.partial(engine.forward, synapse, **options))(times, kernel)
-        for engine in (_event, _scan)
+        for engine in (event, scan)
     )
     assert by_event.counts.shape == (batch, 2, 12)
     assert by_event.counts.dtype == by_scan.counts.dtype == jnp.int32
@@ -196,7 +196,7 @@ def test_counts_over_seeds_and_images():
 
     def run(times, kernel):
         options = dict(threshold=3.0, num_steps=12, peaks=False, counts=True)
-        return _event.forward(Dense(), times, kernel, **options)
+        return event.forward(Dense(), times, kernel, **options)
 
     both = jax.vmap(jax.vmap(run, (None, 0)), (0, None))(times, kernels)
     fired = np.asarray(both.times)[..., None] == np.arange(12)
@@ -362,8 +362,8 @@ def test_times_off_the_grid_are_silent_not_a_crash():
 SMALL_RUN = """
     import functools, jax, jax.numpy as jnp, numpy as np
     from jax.sharding import NamedSharding, PartitionSpec as P
-    from ds4nn_jax import _event
-    from ds4nn_jax._synapse import Conv
+    from ds4nn_jax._engines import event
+    from ds4nn_jax._engines.synapse import Conv
 
     synapse = Conv((1, 1), ((1, 1), (1, 1)))
     rng = np.random.default_rng(0)
@@ -371,10 +371,10 @@ SMALL_RUN = """
     kernel = (rng.integers(-8, 12, (3, 3, 16, 32)) / 8).astype(np.float32)
 
     def run(times, kernel):
-        spike, peak, until, *_ = _event.forward(
+        spike, peak, until, *_ = event.forward(
             synapse, times, kernel, threshold=3.0, num_steps=100, peaks=True
         )
-        d_times, d_kernel = _event.backward(
+        d_times, d_kernel = event.backward(
             synapse, times, kernel, until, spike, num_steps=100, silent_inputs=True
         )
         return spike, peak, d_times, d_kernel
@@ -482,7 +482,7 @@ def test_memory_that_cannot_be_had_is_an_error_and_nothing_else():
         """
     import resource
     wide = jnp.zeros((1, 3, 40000, 64)), jnp.zeros((3, 3, 64, 2))
-    layer = jax.jit(lambda t, k: _event.forward(
+    layer = jax.jit(lambda t, k: event.forward(
         synapse, t, k, threshold=3.0, num_steps=100, peaks=False
     ).times)
     compiled = layer.lower(*wide).compile()

@@ -8,7 +8,7 @@ import textwrap
 
 import pytest
 
-from ds4nn_jax import _event_library as library
+from ds4nn_jax._engines import library
 
 PROGRAM = """
     import warnings
@@ -90,8 +90,8 @@ def test_kernels_are_found_again_beside_new_ones(tmp_path):
     """
     program = """
         import numpy as np, jax, ds4nn_jax as ds
-        from ds4nn_jax import _event, _scan
-        from ds4nn_jax._synapse import Dense
+        from ds4nn_jax._engines import event, scan
+        from ds4nn_jax._engines.synapse import Dense
         network = ds.SpikingNetwork.from_spec("3-2")
         kernel = np.array([[60.0, 60.0], [50.0, 30.0], [90.0, 90.0]], np.float32)
         times = np.array([[3.0, 5.0, 100.0]], np.float32)
@@ -108,7 +108,7 @@ def test_kernels_are_found_again_beside_new_ones(tmp_path):
         arrays = times, kernel, np.full((1, 2), 9.0), np.ones((1, 2))
         arrays = [np.asarray(x, np.float32) for x in arrays]
         options = dict(num_steps=100, silent_inputs=True)
-        for engine in (_event, _scan):
+        for engine in (event, scan):
             back = jax.jit(lambda *a: engine.backward(Dense(), *a, **options))
             d_times, d_kernel = back(*arrays)
             assert d_times.tolist() == [[120.0, 80.0, 180.0]], d_times

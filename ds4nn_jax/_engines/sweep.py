@@ -10,7 +10,7 @@ registers while the window's events stream past; between chunks they rest in mem
 import numpy as np
 from numba import njit
 
-from ds4nn_jax._event_calls import (
+from ds4nn_jax._engines.calls import (
     OPTIONS,
     argument,
     copy,
@@ -22,7 +22,7 @@ from ds4nn_jax._event_calls import (
     room,
     span,
 )
-from ds4nn_jax._event_lanes import (
+from ds4nn_jax._engines.lanes import (
     array_at,
     as_float,
     bits,
@@ -34,7 +34,7 @@ from ds4nn_jax._event_lanes import (
     tail,
     trailing_zeros,
 )
-from ds4nn_jax._event_plan import LINE, SWEEP, SWEEP_LANES
+from ds4nn_jax._engines.plan import LINE, SWEEP, SWEEP_LANES
 
 _WIDE = 64  # lanes taken at once while there are so many
 _CHUNK = 8  # steps
@@ -181,7 +181,7 @@ def entry(kernel, kind, cell, version):
 
     It decides each image: operands are times [B, inputs] and all kernels, flat, each
     row padded; results are labels [B], steps [B] and [B, L+1] spikes of the input and
-    each layer up to the decision, all int32. See `_event_calls.handler`.
+    each layer up to the decision, all int32. See `calls.handler`.
     """
     size_of = np.dtype(kind).itemsize
     wide, narrow = _integrating(_WIDE, kind), _integrating(SWEEP_LANES, kind)

@@ -4,6 +4,7 @@ The side that writes a plan and the loops that read it share these names; a loop
 word `PLAN.images`, which is its position.
 """
 
+import struct
 from typing import NamedTuple
 
 LANES = {"float32": (32, 16), "float64": (16, 8)}  # of a block, wide and narrow
@@ -82,3 +83,8 @@ SWEEP_LANES = 16  # weight rows and potentials of a decision are padded to such 
 PLAN = Plan(*range(len(Plan._fields)))
 SWEEP = Sweep(*range(len(Sweep._fields)))
 LINE = Line(*range(len(Line._fields)))
+
+
+def bits(value: float) -> int:
+    """A float64 as the int64 of the same bits."""
+    return struct.unpack("<q", struct.pack("<d", value))[0]

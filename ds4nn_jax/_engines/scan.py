@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ds4nn_jax import _pool
-from ds4nn_jax._synapse import (
+from ds4nn_jax._engines import pool as pooling
+from ds4nn_jax._engines.synapse import (
     NO_POOL,
     Response,
     Synapse,
@@ -150,11 +150,11 @@ def _forward(
 
 def _pooled(response: Response, pool: tuple[int, int], num_steps: int) -> Response:
     """What the pooling neurons pass on, with a row of their own spikes counted."""
-    member = _pool.first_member(response.times, pool)
+    member = pooling.first_member(response.times, pool)
     counts = response.counts
-    times = _pool.of_member(response.times, member, pool)
+    times = pooling.of_member(response.times, member, pool)
     potential, until = (
-        None if x is None else _pool.of_member(x, member, pool)
+        None if x is None else pooling.of_member(x, member, pool)
         for x in (response.potential, response.until)
     )
     if counts is not None:
@@ -184,7 +184,7 @@ def backward(
     are those of the first members; the others have no error.
     """
     if member is not None:
-        until, delta = (_pool.to_member(x, member, pool) for x in (until, delta))
+        until, delta = (pooling.to_member(x, member, pool) for x in (until, delta))
     rows = kernel.reshape(-1, kernel.shape[-1])
     places = math.prod(delta.shape[:-1])
     run = functools.partial(

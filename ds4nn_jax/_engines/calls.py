@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numba import njit, types
 
-from ds4nn_jax._event_lanes import (
+from ds4nn_jax._engines.lanes import (
     address_of,
     array_at,
     call,

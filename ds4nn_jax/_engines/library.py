@@ -25,7 +25,7 @@ import jax
 import jaxlib
 import numpy as np
 
-SOURCES = ("_event_calls", "_event_kernels", "_event_lanes", "_event_plan", "_sweep")
+SOURCES = ("calls", "kernels", "lanes", "plan", "sweep")
 _LOCK = threading.RLock()
 
 
@@ -58,7 +58,7 @@ def fault() -> str | None:
     """What keeps the event engine from working in this process; None where it can."""
     try:
         numba = importlib.import_module("numba")
-        importlib.import_module("ds4nn_jax._event_lanes")
+        importlib.import_module("ds4nn_jax._engines.lanes")
     except ModuleNotFoundError as error:
         if error.name == "numba":
             return "numba is not installed (pip install numba)"
@@ -162,7 +162,9 @@ def _compile(kernel: str, dtype: str, cell: str) -> tuple[str, bytes]:
     from numba import cfunc, types
 
     module = importlib.import_module(
-        "ds4nn_jax._sweep" if kernel == "sweep" else "ds4nn_jax._event_kernels"
+        "ds4nn_jax._engines.sweep"
+        if kernel == "sweep"
+        else "ds4nn_jax._engines.kernels"
     )
     entry = module.entry(kernel, getattr(np, dtype), cell, _ffi_version())
     options: Any = dict(error_model="numpy", _nrt=False)

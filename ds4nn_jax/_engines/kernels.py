@@ -8,7 +8,7 @@ of K (backward). Which thread computes a part never changes a result.
 import numpy as np
 from numba import njit
 
-from ds4nn_jax._event_calls import (
+from ds4nn_jax._engines.calls import (
     OPTIONS,
     argument,
     copy,
@@ -20,7 +20,7 @@ from ds4nn_jax._event_calls import (
     room,
     span,
 )
-from ds4nn_jax._event_lanes import (
+from ds4nn_jax._engines.lanes import (
     add_int,
     array_at,
     as_float,
@@ -35,7 +35,7 @@ from ds4nn_jax._event_lanes import (
     tail,
     trailing_zeros,
 )
-from ds4nn_jax._event_plan import LANES, PLAN
+from ds4nn_jax._engines.plan import LANES, PLAN
 
 _SMALL = 32  # up to so many rows of a window, insertion beats counting
 _COLLECTED = 8  # parts in which the sums over the batch are taken
@@ -276,7 +276,7 @@ def _counting(lanes, kind):
 
 
 def _forward(kind):
-    """What `_event_calls.handler` asks for, of spike times of a scalar type."""
+    """What `calls.handler` asks for, of spike times of a scalar type."""
     (wide, narrow), size_of = LANES[np.dtype(kind).name], np.dtype(kind).itemsize
     first_wide, first_narrow = (
         _by_slots(_first_spikes, w, kind) for w in (wide, narrow)
@@ -582,7 +582,7 @@ def _summing(lanes):
 
 
 def _backward(kind):
-    """What `_event_calls.handler` asks for, of spike times of a scalar type."""
+    """What `calls.handler` asks for, of spike times of a scalar type."""
     (wide, narrow), size_of = LANES[np.dtype(kind).name], np.dtype(kind).itemsize
     teach_wide, teach_narrow = _teaching(wide, kind), _teaching(narrow, kind)
     total_wide, total_narrow = _summing(wide), _summing(narrow)
@@ -797,7 +797,7 @@ def _backward(kind):
 def entry(kernel, kind, cell, version):
     """The function that XLA calls for "forward" or "backward", to be compiled.
 
-    See `_event_calls.handler` for `cell` and `version`.
+    See `calls.handler` for `cell` and `version`.
     """
     made = _forward(kind) if kernel == "forward" else _backward(kind)
     return handler(cell, version, *made)

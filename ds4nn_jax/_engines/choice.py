@@ -1,0 +1,152 @@
+"""The choice between the engines, taken where a computation is lowered.
+
+The event engine computes on CPUs, if its kernels can be had; elsewhere, and where a
+program is to be exported (machine code of this process is of no use to another), the
+scan does. Both mean the same.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Primitive
+from jax.interpreters import batching, mlir
+
+from ds4nn_jax._engines import library
+
+
+def available() -> bool:
+    """Whether the event engine can work in this process."""
+    return library.fault() is None
+
+
+def call(
+    kernel: str,
+    dtype: np.dtype,
+    results: Sequence[Any],
+    plan: Sequence[int] | np.ndarray,
+    *arrays: jax.Array,
+) -> Sequence[jax.Array]:
+    """Calls a compiled kernel; where the computation is lowered for the CPU."""
+    name = library.target(kernel, dtype.name)
+    return jax.ffi.ffi_call(name, results)(*arrays, plan=np.array(plan, np.int64))
+
+
+def choose(
+    kernel: str,
+    event: Callable,
+    scan: Callable,
+    shapes: Any,
+    *arrays: jax.Array,
+    only: bool = False,
+) -> Any:
+    """event(*arrays) on a CPU where its `kernel` can be had, else scan(*arrays).
+
+    Both mean the same and give arrays like `shapes`. With `only`, the event engine is
+    asked for by name: no other will do.
+    """
+    leaves, structure = jax.tree.flatten(shapes)
+    if 0 in arrays[0].shape:
+        zeros = [jnp.zeros(leaf.shape, leaf.dtype) for leaf in leaves]
+        return jax.tree.unflatten(structure, zeros)
+    if only:
+        library.require(kernel, arrays[0].dtype.name)
+    static = tuple((leaf.shape, jnp.dtype(leaf.dtype)) for leaf in leaves)
+    found = engine_p.bind(
+        *arrays,
+        kernel=kernel,
+        event=functools.partial(_leaves, event),
+        scan=functools.partial(_leaves, scan),
+        shapes=static,
+        by_image=kernel != "backward",
+        only=only,
+    )
+    return jax.tree.unflatten(structure, found)
+
+
+def _leaves(function: Callable, *arrays: jax.Array) -> list[jax.Array]:
+    return jax.tree.leaves(function(*arrays))
+
+
+# Not `lax.platform_dependent`: that traces both engines, which is most of a start.
+engine_p = Primitive("ds4nn_engine")
+engine_p.multiple_results = True
+
+
+@engine_p.def_abstract_eval
+def _abstract(*arrays, shapes, **static):
+    varying = frozenset().union(*(getattr(x, "vma", ()) for x in arrays))
+    varies = {"vma": varying} if varying else {}
+    return [jax.core.ShapedArray(shape, dtype, **varies) for shape, dtype in shapes]
+
+
+@engine_p.def_impl
+def _eager(*arrays, **static):
+    with jax.disable_jit(False):
+        return jax.jit(functools.partial(engine_p.bind, **static))(*arrays)
+
+
+def _mapped(arrays, axes, *, event, scan, shapes, by_image, **static):
+    """A mapped axis of images makes a larger batch, any other is a loop over calls.
+
+    `by_image`: results have an axis of images in front, as the first array has.
+    """
+    size = next(x.shape[n] for x, n in zip(arrays, axes, strict=True) if n is not None)
+    arrays = [
+        x if n is None else jnp.moveaxis(x, n, 0)
+        for x, n in zip(arrays, axes, strict=True)
+    ]
+    moving = tuple(n is not None for n in axes)
+    by_image &= moving[0] and not any(moving[1:])
+    over = _over_images if by_image else _over_calls
+    found = engine_p.bind(
+        *arrays,
+        event=functools.partial(over, event, moving),
+        scan=jax.vmap(scan, tuple(0 if m else None for m in moving)),
+        shapes=tuple(((size, *shape), dtype) for shape, dtype in shapes),
+        by_image=by_image,
+        **static,
+    )
+    return found, [0] * len(shapes)
+
+
+def _over_images(event: Callable, moving, images: jax.Array, *others) -> list:
+    size, batch = images.shape[:2]
+    found = event(images.reshape(size * batch, *images.shape[2:]), *others)
+    return [x.reshape(size, batch, *x.shape[1:]) for x in found]
+
+
+def _over_calls(event: Callable, moving, *arrays: jax.Array) -> list[jax.Array]:
+    def each(some):
+        given = iter(some)
+        pairs = zip(arrays, moving, strict=True)
+        return event(*(next(given) if moves else x for x, moves in pairs))
+
+    return jax.lax.map(each, [x for x, m in zip(arrays, moving, strict=True) if m])
+
+
+batching.primitive_batchers[engine_p] = _mapped
+
+
+def _lower_for_cpu(ctx, *operands, kernel, event, scan, **static):
+    exporting = ctx.module_context.lowering_parameters.for_export
+    dtype = ctx.avals_in[0].dtype.name
+    usable = not exporting and library.usable(kernel, dtype)
+    chosen = event if usable else scan
+    return mlir.lower_fun(chosen, multiple_results=True)(ctx, *operands)
+
+
+def _lower_elsewhere(ctx, *operands, scan, only, **static):
+    if only:
+        platforms = ", ".join(ctx.module_context.platforms)
+        raise NotImplementedError(
+            f'engine="event" computes on CPUs, not on {platforms}: use "auto" or "scan"'
+        )
+    return mlir.lower_fun(scan, multiple_results=True)(ctx, *operands)
+
+
+mlir.register_lowering(engine_p, _lower_elsewhere)
+mlir.register_lowering(engine_p, _lower_for_cpu, platform="cpu")
