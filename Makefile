@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 # Public modules beside what the package itself exports.
-MODULES := augmentation data energy nir parallel plots snapshots
+MODULES := augmentation data energy first_weights nir optimizers parallel plots \
+	presets pretrained rules schedules snapshots surrogates
 
 .PHONY: demo test lint docs clean
 

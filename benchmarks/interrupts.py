@@ -30,12 +30,8 @@ from ds4nn_jax import data
 KINDS = ("conv", "gradient", "infer", "train", "evaluate")
 _CONFIG = ds.TrainConfig(
     spec="8C3-P2-16C3-10",
-    surrogate="window",
-    output_rule="softmax",
-    normalization="none",
-    firing_rates=(0.4, 0.4, 0.7),
-    learning_rates=(0.02,),
-    rate_unit="rms",
+    initial_weights=ds.first_weights.FiringRates(hidden=0.4),
+    optimizer=ds.optimizers.Adam(learning_rate=0.02),
     batch_size=20,
     epochs=2,
 )

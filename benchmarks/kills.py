@@ -17,9 +17,8 @@ import time
 from pathlib import Path
 
 FLAGS = (
-    "--spec=16C3-P2-32C3-10 --surrogate=window --output_rule=softmax "
-    "--normalization=none --firing_rates=0.25,0.25,0.7 --rate_unit=rms "
-    "--learning_rates=0.02 --weight_norm=hidden --shift=1 --batch_size=16 --epochs=200"
+    "--preset=default --spec=16C3-P2-32C3-10 --optimizer.learning_rate=0.02 "
+    "--optimizer.norms=held --augmentation.shift=1 --batch_size=16 --epochs=200"
 ).split()
 
 

@@ -7,6 +7,7 @@ ms, ratios those of the medians.
 """
 
 import argparse
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -17,17 +18,14 @@ import optax
 
 import ds4nn_jax as ds
 from benchmarks.engines import machine, medians, table
-from ds4nn_jax import data, training
+from ds4nn_jax import data, step
 
 BATCH = 64
 CONFIG = ds.TrainConfig(
     spec="64C3-P2-128C3-P2-10",
-    surrogate="window",
     output_rule="margin",
-    firing_rates=(0.25, 0.25, 0.7),
-    learning_rates=(0.02,),
-    rate_unit="rms",
-    schedule="cosine",
+    normalization="l2",
+    optimizer=ds.optimizers.Adam(learning_rate=0.02),
     batch_size=32,
     epochs=1,
     engine="event",
@@ -66,13 +64,13 @@ def relu_step(images, labels):
 
 def spiking_step(images, labels, **changes):
     """`ds.train_step`: encoding, both passes, Adam, and the metrics it reports."""
-    config = ds.TrainConfig(**{**vars(CONFIG), **changes})
+    config = dataclasses.replace(CONFIG, **changes)
     optimizer = ds.make_optimizer(config, 100)
     # Calibrated once, by the event engine: the same weights for every engine and T.
-    calibrated = ds.TrainConfig(**{**vars(config), "engine": "event"})
-    state = training.init(calibrated, optimizer, jax.random.key(0), images)
-    step = jax.jit(functools.partial(ds.train_step, config, optimizer))
-    return functools.partial(step, state, images, labels)
+    calibrated = dataclasses.replace(config, engine="event")
+    state = step.init(calibrated, optimizer, jax.random.key(0), images)
+    run = jax.jit(functools.partial(ds.train_step, config, optimizer))
+    return functools.partial(run, state, images, labels)
 
 
 def temporary_megabytes(step) -> float:
@@ -193,7 +191,11 @@ def main() -> None:
 
     flat = {
         "ours (event)": spiking_step(
-            images, labels, spec="784-400-10", firing_rates=(0.4, 0.7), num_steps=256
+            images,
+            labels,
+            spec="784-400-10",
+            initial_weights=ds.first_weights.FiringRates(hidden=0.4),
+            num_steps=256,
         ),
         "NumPy, one image at a time": s4nn_step(images, labels, 256),
     }

@@ -27,9 +27,8 @@ imported = time.perf_counter()
 import numpy as np
 import ds4nn_jax as ds
 config = ds.TrainConfig(
-    spec="64C3-P2-128C3-P2-10", surrogate="window", output_rule="margin",
-    firing_rates=(0.25, 0.25, 0.7), learning_rates=(0.02,), rate_unit="rms",
-    schedule="cosine", batch_size=32, epochs=1,
+    spec="64C3-P2-128C3-P2-10", output_rule="margin", normalization="l2",
+    optimizer=ds.optimizers.Adam(learning_rate=0.02), batch_size=32, epochs=1,
 )
 rng = np.random.default_rng(0)
 images = rng.integers(0, 256, (640, 28, 28, 1)) * (rng.random((640, 28, 28, 1)) < 0.3)

@@ -1,11 +1,12 @@
 """Measures of what a network decides, how soon, and at what cost in spikes.
 
-`predict` and `decide` are JAX functions of one batch; `Report` gathers whole data sets
-in NumPy.
+`predict` and `decide` are JAX functions of one batch; `evaluate` reports on whole data
+sets, gathered in NumPy.
 """
 
+import functools
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,8 @@ import numpy as np
 
 from ds4nn_jax import _checks
 from ds4nn_jax._engines.synapse import flat
-from ds4nn_jax.modules import Trace
+from ds4nn_jax.encoding import encode
+from ds4nn_jax.modules import SpikingNetwork, Trace
 from ds4nn_jax.types import SpikeTimes
 
 
@@ -228,3 +230,91 @@ def report(batches: Iterable[tuple[Decisions, np.ndarray]], num_classes: int) ->
         class_steps=per_class(step),
         class_spikes=per_class(own_spikes),
     )
+
+
+def evaluate(
+    network: SpikingNetwork,
+    params: dict,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    batch_size: int = 100,
+) -> Report:
+    """Strict accuracy, decision steps, spikes and dead neurons over a data set.
+
+    Args:
+      network: its structure.
+      params: its parameters.
+      images: [n, …] uint8, or floating in [0, 1].
+      labels: [n] integers 0 … C−1.
+      batch_size: images at a time; of no influence on the result.
+
+    Raises:
+      ValueError, TypeError: images, labels or parameters do not fit each other or the
+        network; NaN or infinite weights.
+    """
+    classes = network.num_classes
+    check_pairs(images, labels, classes)
+    check_params(network, params, images)
+
+    def batches():
+        for start in range(0, len(images), batch_size):
+            some = images[start : start + batch_size]
+            count = len(some)
+            if count < batch_size:  # one shape, one compilation: repeat the last image
+                some = np.concatenate([some, some[-1:].repeat(batch_size - count, 0)])
+            decisions = _decide(network, params, some)
+            rows = jax.tree.map(lambda x, n=count: x[:n], decisions)
+            yield rows._replace(fired=decisions.fired), labels[start : start + count]
+
+    return report(batches(), classes)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _decide(network: SpikingNetwork, params: dict, images: jax.Array):
+    times = encode(images, num_steps=network.num_steps)
+    trace: Any = network.apply(params, times, method="trace")
+    return decide(trace, num_steps=network.num_steps)
+
+
+def check_params(network: SpikingNetwork, params: dict, images: np.ndarray) -> None:
+    """Refuses parameters that are not this network's, or not finite.
+
+    Raises:
+      ValueError: a layer is missing, left over, or of another shape; NaN or infinite
+        weights.
+    """
+    expected = jax.eval_shape(
+        network.init,
+        jax.random.key(0),
+        jax.ShapeDtypeStruct((1, *np.shape(images)[1:]), jnp.float32),
+    )
+    given = {
+        jax.tree_util.keystr(path): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+    wanted = {
+        jax.tree_util.keystr(path): leaf.shape
+        for path, leaf in jax.tree_util.tree_leaves_with_path(expected)
+    }
+    shapes = {name: leaf.shape for name, leaf in given.items()}
+    if shapes != wanted:
+        raise ValueError(
+            f"parameters do not fit the network {network.spec}: "
+            f"expected {wanted}, got {shapes}"
+        )
+    for name, leaf in given.items():
+        if not np.isfinite(leaf).all():
+            raise ValueError(f"parameters {name} hold NaN or infinite weights")
+
+
+def check_pairs(
+    images: np.ndarray | jax.Array, labels: np.ndarray | jax.Array, classes: int
+) -> None:
+    """Refuses images [n, …] and labels [n] that do not fit each other."""
+    if not len(images):
+        raise ValueError("no images")
+    _checks.labels(labels, len(images), classes)
+    if images.dtype != np.uint8:
+        encode(images[:0])  # refuses types that have no code
+        _checks.intensities(images)

@@ -1,9 +1,37 @@
 """Random changes of training images that keep their labels. Pure, in a key."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
 from ds4nn_jax import _checks
+from ds4nn_jax._values import Value
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation(Value):
+    """What is done to the images of a training step; extend it for more.
+
+    Attributes:
+      shift: images are moved by up to so many pixels in each direction.
+      flip: whether images are mirrored left to right, every other one.
+    """
+
+    shift: int = 0
+    flip: bool = False
+
+    def check(self) -> None:
+        self.require("shift", self.shift >= 0, "≥ 0 pixels")
+
+    def apply(self, key: jax.Array, images: jax.Array) -> jax.Array:
+        """Images [B, H, W, C] of the same shape and type, changed by `key`."""
+        shift_key, flip_key = jax.random.split(key)
+        if self.shift:
+            images = shift(shift_key, images, pixels=self.shift)
+        if self.flip:
+            images = flip(flip_key, images)
+        return images
 
 
 def shift(key: jax.Array, images: jax.Array, *, pixels: int) -> jax.Array:

@@ -120,11 +120,10 @@ def load_weights(
     if _digest(text, tensors) != digest:
         raise CheckpointError(f"{path} is damaged: its checksum does not match")
     stored = {name: header[name] for name in ("num_steps", "threshold", "padding")}
-    if isinstance(stored["padding"], list):
-        stored["padding"] = tuple(map(tuple, stored["padding"]))
-    if network is None:
-        network = SpikingNetwork.from_spec(header["spec"], **stored)
-    for name, value in {"spec": header["spec"], **stored}.items():
+    own = SpikingNetwork.from_spec(header["spec"], **stored)
+    network = own if network is None else network
+    for name in ("spec", *stored):
+        value = getattr(own, name)
         if getattr(network, name) != value:
             raise CheckpointError(
                 f"{path} belongs to another network: its {name} is {value!r}, "

@@ -1,14 +1,14 @@
 """Flax Linen shell: modules own the weights, `neurons` does the work."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, NoReturn
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ds4nn_jax import _checks, neurons
+from ds4nn_jax import _checks, _layers, neurons
 from ds4nn_jax._engines.synapse import (
     NO_POOL,
     Response,
@@ -74,7 +74,7 @@ class SpikingDense(nn.Module):
         """Spike times and, if asked for, the spikes of every step."""
         init = self.kernel_init or scaled_weights(self.threshold)
         shape = (times.shape[-1], self.features)
-        layer, *arrays = neurons.dense_layer(
+        layer, *arrays = _layers.dense_layer(
             times,
             self.param("kernel", init, shape, times.dtype),
             threshold=self.threshold,
@@ -82,7 +82,7 @@ class SpikingDense(nn.Module):
             engine=self.engine,
             surrogate=self.surrogate,
         )
-        return neurons.respond(layer, *arrays, counts=counts)
+        return _layers.respond(layer, *arrays, counts=counts)
 
 
 class SpikingConv(nn.Module):
@@ -112,7 +112,7 @@ class SpikingConv(nn.Module):
         """Spike times behind pooling windows and, if asked for, spikes of each step."""
         init = self.kernel_init or scaled_weights(self.threshold)
         shape = (*self.window, times.shape[-1], self.features)
-        layer, *arrays = neurons.conv_layer(
+        layer, *arrays = _layers.conv_layer(
             times,
             self.param("kernel", init, shape, times.dtype),
             threshold=self.threshold,
@@ -122,7 +122,7 @@ class SpikingConv(nn.Module):
             engine=self.engine,
             surrogate=self.surrogate,
         )
-        return neurons.respond(layer, *arrays, pool=pool, counts=counts)
+        return _layers.respond(layer, *arrays, pool=pool, counts=counts)
 
 
 class SpikingPool(nn.Module):
@@ -220,6 +220,11 @@ def parse_spec(spec: str) -> tuple[int | None, tuple[LayerSpec, ...]]:
     return layers[0].features, tuple(layers[1:])
 
 
+def _tuples(given: Any) -> Any:
+    """Lists as tuples, all the way down; what is a tuple stays what it is."""
+    return tuple(map(_tuples, given)) if type(given) in (list, tuple) else given
+
+
 class Trace(NamedTuple):
     """Everything a network did with a batch.
 
@@ -274,7 +279,7 @@ class SpikingNetwork(nn.Module):
     surrogate: str | Surrogate = "constant"
     normalization: Normalization = "l2"
     engine: neurons.Engine = "auto"
-    initial_weights: Sequence[tuple[float, float]] | None = None
+    initial_weights: tuple[tuple[float, float], ...] | None = None
 
     @classmethod
     def from_spec(cls, spec: str, **attributes: Any) -> "SpikingNetwork":
@@ -326,6 +331,9 @@ class SpikingNetwork(nn.Module):
         return tuple(names)
 
     def __post_init__(self):
+        # Tuples, whatever JSON or a user makes of them: a network is a static argument.
+        for name in ("layers", "padding", "initial_weights"):
+            object.__setattr__(self, name, _tuples(getattr(self, name)))
         super().__post_init__()
         if self.initial_weights is not None:
             expected = sum(not isinstance(spec, PoolSpec) for spec in self.layers)
@@ -339,7 +347,7 @@ class SpikingNetwork(nn.Module):
 
     def setup(self):
         hidden = resolve(self.surrogate)
-        output = Window(float("inf")) if isinstance(hidden, Window) else hidden
+        output = Window(float("inf")) if hidden.silent_learn else hidden
         shared = dict(
             threshold=self.threshold, num_steps=self.num_steps, engine=self.engine
         )

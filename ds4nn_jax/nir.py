@@ -24,7 +24,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from ds4nn_jax import neurons
+from ds4nn_jax import _layers
+from ds4nn_jax._engines.synapse import explicit_pads
 from ds4nn_jax.modules import ConvSpec, PoolSpec, SpikingNetwork
 
 try:
@@ -61,7 +62,7 @@ def to_nir(
     ):
         threshold = network.threshold
         if isinstance(layer, PoolSpec):
-            if not neurons.divides((layer.size, layer.size), (1, *before)):
+            if not _layers.divides((layer.size, layer.size), (1, *before)):
                 raise ValueError(
                     f"{name}: windows of {layer.size} leave a rest of {before[:2]}, "
                     "which NIR's pooling would drop"
@@ -71,9 +72,7 @@ def to_nir(
             threshold, most = 1.0, float(layer.size**2)
         elif isinstance(layer, ConvSpec):
             kernel = _kernel(params, name)
-            pads = neurons.explicit_pads(
-                network.padding, before[:2], kernel.shape[:2], (1, 1)
-            )
+            pads = explicit_pads(network.padding, before[:2], kernel.shape[:2], (1, 1))
             if any(low != high for low, high in pads):
                 raise ValueError(
                     f"{name} pads {pads}: NIR pads both sides alike, so choose odd "
@@ -203,7 +202,7 @@ def _pads(node: nir.Conv2d, shape: tuple) -> tuple:
         if isinstance(node.padding, str)
         else tuple((side, side) for side in _pair(node.padding))
     )
-    return neurons.explicit_pads(padding, shape[1:], node.weight.shape[2:], (1, 1))
+    return explicit_pads(padding, shape[1:], node.weight.shape[2:], (1, 1))
 
 
 def _pooling(name: str, node: nir.SumPool2d) -> _Current:

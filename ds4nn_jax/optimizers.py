@@ -1,16 +1,174 @@
-"""Steps for the weights of spiking layers: links of an optax chain.
+"""Optimizers as values, and the links of their optax chains for spiking layers.
 
 A layer's weights are a kernel [..., O]; those of one neuron are all but the last axis.
+One of your own is a frozen dataclass that extends `Optimizer`; its `chain` may be any
+optax transformation.
 """
 
+import dataclasses
 import functools
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 import optax.contrib
+
+from ds4nn_jax._values import Value
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer(Value):
+    """How gradients become steps."""
+
+    def chain(
+        self, layers: tuple[str, ...], schedule: optax.Schedule
+    ) -> optax.GradientTransformation:
+        """What optax applies to {"params": {layer: {"kernel": …}}}.
+
+        Args:
+          layers: names of the layers with weights, the output's last.
+          schedule: factor on every step, by its number.
+        """
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class Norms(Value):
+    """What becomes of the norms of the neurons' weight vectors."""
+
+    def link(self, layers: tuple[str, ...]) -> optax.GradientTransformation:
+        """The link of an optax chain behind all that change the step."""
+        return optax.identity()
+
+
+@dataclasses.dataclass(frozen=True)
+class FreeNorms(Norms, name="free"):
+    """They go where the steps lead."""
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldNorms(Norms, name="held"):
+    """Hidden neurons keep the norm of their first weights: learning turns weight
+    vectors without growing them, see `hold_norms`. The output layer is free."""
+
+    def link(self, layers: tuple[str, ...]) -> optax.GradientTransformation:
+        held = {name: name != layers[-1] for name in layers}
+        return optax.masked(hold_norms(), {"params": held})
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnedNorms(Norms, name="learned"):
+    """Norms follow their gradient, but do not grow by turning, see `learn_norms`."""
+
+    def link(self, layers: tuple[str, ...]) -> optax.GradientTransformation:
+        return learn_norms()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Steps(Optimizer):
+    """What our optimizers have in common."""
+
+    learning_rate: float = 0.01
+    output_rate: float | None = None
+    norms: Norms = FreeNorms()
+    average: float = 0.0
+
+    def check(self) -> None:
+        for name in ("learning_rate", "output_rate"):
+            rate = getattr(self, name)
+            self.require(name, rate is None or 0 < rate < math.inf, "a number > 0")
+        self.require("average", 0 <= self.average < 1, "in [0, 1)")
+
+    def _chain(self, layers, schedule, *directions) -> optax.GradientTransformation:
+        rates = dict.fromkeys(layers, self.learning_rate)
+        if self.output_rate is not None:
+            rates[layers[-1]] = self.output_rate
+
+        def by_layer(updates: optax.Updates, _) -> optax.Updates:
+            return {
+                "params": {
+                    name: jax.tree.map(lambda u, rate=rates[name]: rate * u, layer)
+                    for name, layer in updates["params"].items()
+                }
+            }
+
+        return optax.chain(
+            *directions,
+            optax.stateless(by_layer),
+            optax.scale_by_learning_rate(schedule),
+            self.norms.link(layers),
+            average_weights(self.average) if self.average else optax.identity(),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Adam(_Steps):
+    """Adam, the paper's optimizer (Kingma & Ba 2015).
+
+    Attributes:
+      learning_rate: η of every layer with weights.
+      output_rate: η of the output layer, where it differs.
+      norms: of the neurons' weights: "free", "held" or "learned".
+      average: decay of a running average of the weights over steps, in [0, 1), which
+        is then what is validated and kept; 0: none. See `average_weights`.
+      unit: "rms", η is a step relative to the root mean square of the layer's weights,
+        or "mV" (the paper).
+    """
+
+    unit: Literal["rms", "mV"] = "rms"
+
+    def chain(self, layers, schedule) -> optax.GradientTransformation:
+        relative = [optax.scale_by_param_block_rms()] if self.unit == "rms" else []
+        return self._chain(layers, schedule, optax.scale_by_adam(), *relative)
+
+
+@dataclasses.dataclass(frozen=True)
+class Muon(_Steps):
+    """Orthogonal steps for hidden layers with at least as many inputs as neurons,
+    Adam's for the others; η relative to the root mean square of the layer's weights.
+
+    Fewer inputs than neurons leave these no room to differ: they would share a few
+    steps, unevenly, and some would fade. See `orthogonal_steps`, `damp_common`.
+
+    Attributes:
+      learning_rate: η of every layer with weights.
+      output_rate: η of the output layer, where it differs.
+      norms: of the neurons' weights: "free", "held" or "learned".
+      average: decay of a running average of the weights over steps, in [0, 1), which
+        is then what is validated and kept; 0: none. See `average_weights`.
+      common_step: factor, in [0, 1], on the part of a step that is common to all
+        weights of a neuron.
+    """
+
+    common_step: float = 0.1
+
+    def check(self) -> None:
+        super().check()
+        self.require("common_step", 0 <= self.common_step <= 1, "in [0, 1]")
+
+    def chain(self, layers, schedule) -> optax.GradientTransformation:
+        def of(name: str, weights: jax.Array) -> str:
+            wide = weights.size >= weights.shape[-1] ** 2
+            return "muon" if wide and name != layers[-1] else "adam"
+
+        def kinds(params: optax.Params) -> optax.Params:
+            return {
+                "params": {
+                    name: jax.tree.map(functools.partial(of, name), layer)
+                    for name, layer in params["params"].items()
+                }
+            }
+
+        directions = {"adam": optax.scale_by_adam(), "muon": orthogonal_steps()}
+        return self._chain(
+            layers,
+            schedule,
+            optax.multi_transform(directions, kinds),
+            damp_common(self.common_step),
+            optax.scale_by_param_block_rms(),
+        )
 
 
 def orthogonal_steps(momentum: float = 0.9) -> optax.GradientTransformation:
@@ -19,10 +177,10 @@ def orthogonal_steps(momentum: float = 0.9) -> optax.GradientTransformation:
     M ← μ·M + (1 − μ)·G, and of the singular value decomposition M = U·Σ·Vᵀ the step
     keeps U·Vᵀ, scaled to a root mean square of 1, with M [K, O] all weights K of the
     neurons O of a layer. Spikes only ever add, so gradients of spiking layers have few
-    large singular values: of the squared gradient of the second convolution of
-    `fashion.cfg` 96 % lay in the first of 128 directions at its first weights, 51 % at
-    the end. Adam sees single weights and no directions; here each one in which the
-    neurons can differ gets the same share of the step.
+    large singular values: of the squared gradient of the second convolution of the
+    preset "fashion_mnist" 96 % lay in the first of 128 directions at its first weights,
+    51 % at the end. Adam sees single weights and no directions; here each one in which
+    the neurons can differ gets the same share of the step.
 
     Args:
       momentum: μ in [0, 1), Nesterov's.
@@ -134,13 +292,9 @@ def average_weights(decay: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
-def averaged(state: optax.OptState) -> optax.Params:
-    """The average that `average_weights` keeps in the state of a chain.
-
-    Raises:
-      KeyError: the chain has no such link.
-    """
-    average = optax.tree.get(state, "average")
-    if average is None:
-        raise KeyError("no average_weights in this optimizer")
-    return average
+def averaged(state: optax.OptState, params: optax.Params) -> optax.Params:
+    """The average that `average_weights` keeps in the state of a chain; `params`, the
+    weights themselves, where there is no such link."""
+    is_average = lambda node: isinstance(node, AverageState)  # noqa: E731
+    found = filter(is_average, jax.tree.leaves(state, is_leaf=is_average))
+    return next((link.average for link in found), params)

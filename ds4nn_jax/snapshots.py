@@ -4,18 +4,20 @@ orbax writes them: each under a name of its own that it only gets once it is who
 run may be killed at any moment. Nothing that is read is executed.
 """
 
-import dataclasses
 import hashlib
 import json
 import os
+from dataclasses import fields
 from pathlib import Path
 
 import jax
 import orbax.checkpoint as ocp
 
 from ds4nn_jax import parallel
+from ds4nn_jax._values import Value
 from ds4nn_jax.checkpoints import CheckpointError
-from ds4nn_jax.training import Snapshot, TrainConfig
+from ds4nn_jax.config import TrainConfig
+from ds4nn_jax.training import Snapshot
 
 FORMAT = "ds4nn_jax snapshot"
 VERSION = 1
@@ -37,8 +39,10 @@ class Snapshots:
           CheckpointError: the directory cannot be made or read.
         """
         self._directory = Path(directory).absolute()
-        run = dataclasses.asdict(config) | data
-        self._run = json.loads(json.dumps(run))  # tuples as the lists they come back as
+        # A choice is what it says that it is, as a class of the user's is, too.
+        run = {field.name: getattr(config, field.name) for field in fields(config)}
+        run = {k: repr(v) if isinstance(v, Value) else v for k, v in run.items()}
+        self._run = json.loads(json.dumps(run | data))
         options = ocp.CheckpointManagerOptions(
             max_to_keep=_KEPT,
             enable_async_checkpointing=False,

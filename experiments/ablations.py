@@ -2,9 +2,9 @@
 
     python -m experiments.ablations [--data_dir=DIR] [--write]
 
-Each row changes one thing in `mnist.cfg` or `mnist_relative.cfg`, trains five epochs on
-the first 10,000 training images of MNIST, and is measured on the last 10,000 training
-images. Test images are not used. --write puts the tables into `experiments/results`.
+Each row changes one thing in the preset "mnist" or "mnist_relative", trains five epochs
+on the first 10,000 training images of MNIST, and is measured on the last 10,000 of
+them. Test images are not used. --write puts the tables into `experiments/results`.
 """
 
 import argparse
@@ -14,43 +14,49 @@ from pathlib import Path
 
 import ds4nn_jax as ds
 from ds4nn_jax import data
+from ds4nn_jax.augmentation import Augmentation
 from ds4nn_jax.checkpoints import write_atomically
+from ds4nn_jax.first_weights import FiringRates as Rates
+from ds4nn_jax.first_weights import Uniform
+from ds4nn_jax.optimizers import Adam
+from ds4nn_jax.rules import Softmax
 
-from . import options, progress
+from . import progress
 
 _HERE = Path(__file__).parent
 _IMAGES, _EPOCHS = 10_000, 5
 
-_TABLE_1 = ((0.0, 80.0), (0.0, 50.0), (0.0, 5.0))
+_TABLE_1 = Uniform(((0, 80), (0, 50), (0, 5)))
+_FREE = Adam(learning_rate=0.01)
 _CHANGES = {
     "mnist": (
         ("as it is", {}),
         ("padding VALID", dict(padding="VALID")),
         ("batches of 8", dict(batch_size=8)),
         ("batches of 128", dict(batch_size=128)),
-        ("outputs start with a rate of 0.3", dict(firing_rates=(0.15, 0.15, 0.3))),
-        ("outputs start with a rate of 0.95", dict(firing_rates=(0.15, 0.15, 0.95))),
-        ("hidden layers start with 0.4", dict(firing_rates=(0.4, 0.4, 0.7))),
-        ("Table 1's initial weights", dict(firing_rates=(), initial_weights=_TABLE_1)),
+        ("outputs start with a rate of 0.3", dict(initial_weights=Rates(0.15, 0.3))),
+        ("outputs start with a rate of 0.95", dict(initial_weights=Rates(0.15, 0.95))),
+        ("hidden layers start with 0.4", dict(initial_weights=Rates(0.4, 0.7))),
+        ("Table 1's initial weights", dict(initial_weights=_TABLE_1)),
         ("Eq. 11 by the L2 norm", dict(normalization="l2")),
-        ("all weight norms free", dict(weight_norm="free")),
+        ("all weight norms free", dict(optimizer=_FREE)),
         ("silent neurons learn nothing", dict(surrogate="constant")),
-        ("images not shifted", dict(shift=0)),
-        ("horizon H = 15", dict(horizon=15.0)),
+        ("images not shifted", dict(augmentation=Augmentation())),
+        ("horizon H = 15", dict(output_rule=Softmax(horizon=15))),
     ),
     "mnist_relative": (
         ("as it is", {}),
         ("padding VALID", dict(padding="VALID")),
         ("batches of 16", dict(batch_size=16)),
-        ("outputs start with a rate of 0.3", dict(firing_rates=(0.3, 0.3, 0.3))),
-        ("Table 1's initial weights", dict(firing_rates=(), initial_weights=_TABLE_1)),
+        ("outputs start with a rate of 0.3", dict(initial_weights=Rates(0.3, 0.3))),
+        ("Table 1's initial weights", dict(initial_weights=_TABLE_1)),
         ("Eq. 11 as printed (Σδ)", dict(normalization="sum")),
         ("Eq. 11 with Σ|δ|", dict(normalization="l1")),
         ("no normalisation", dict(normalization="none")),
     ),
 }
 _HEADER = (
-    "| {}.cfg, {} epochs of {:,} images | accuracy (%) | silent (%) | step | spikes |\n"
+    "| {}, {} epochs of {:,} images | accuracy (%) | silent (%) | step | spikes |\n"
     "|---|---:|---:|---:|---:|\n"
 )
 
@@ -67,8 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, changes in _CHANGES.items():
         table = _HEADER.format(name, _EPOCHS, _IMAGES)
         print(table, end="", flush=True)
-        flagfile = f"--flagfile={_HERE / 'flagfiles' / name}.cfg"
-        config = options.parse(["ablations", flagfile], dataset="mnist").config
+        config = ds.presets.load(name)
         for what, change in changes:
             row = _row(what, _trained(config, change, images))
             print(row, end="", flush=True)

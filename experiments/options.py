@@ -1,63 +1,91 @@
-"""The command-line flags of every experiment, defined once.
+"""The command-line flags of every experiment, made of the values that they stand for.
 
-Each field of `TrainConfig` is a flag; its docstring is the flag's help. Flags are
-parsed into a value of their own, not into absl's global one, so that several
-experiments, tests and notebooks can live in one process.
+Each field of `Options` and `TrainConfig` is a flag. A choice is named by its flag,
+`--output_rule=softmax`, and has its parameters under it, `--output_rule.offset=10`.
+Docstrings are the help. Flags are parsed into a value of their own, not into absl's
+global one, so that several experiments, tests and notebooks can live in one process.
 """
 
 import dataclasses
 import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from absl import flags
 
-from ds4nn_jax.training import TrainConfig
+from ds4nn_jax import presets
+from ds4nn_jax._values import Value, kinds, require
+from ds4nn_jax.config import TrainConfig
 
 
-class Options(typing.NamedTuple):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
     """What an experiment was asked for.
 
     Attributes:
       config: the training run.
-      dataset: its name.
-      data_dir: where the data set lies, None for the usual places.
-      out_dir: where results go.
-      train_limit: how many of the training images are used, from the first; 0 is all.
-      overwrite: whether results already in `out_dir` may be replaced.
-      resume: whether the run in `out_dir` is to go on from its latest snapshot.
-      compilation_cache: where XLA's compiled programs are kept for later processes,
-        None for nowhere.
-      snapshot_minutes: time between snapshots within an epoch; 0 is none.
-      tensorboard: whether metrics and rasters go to TensorBoard as well.
-      num_devices: that share out every batch; 0 is the default device, or all of a
-        distributed run.
-      distributed: whether to take part in a run of several processes.
-      coordinator: "host:port" of process 0, None to find it in the environment.
-      num_processes: of the run, None as the coordinator.
-      process_id: of this one, None as the coordinator.
-      evaluate: weights to evaluate instead of training, "pretrained" for those of the
-        library; None to train.
-      resolved: all flags as the text of a flagfile.
+      resolved: the text of a flagfile for the same run, from its beginning and in a
+        place of its own.
+      dataset: digits, or any image data set that TFDS knows.
+      preset: the configuration that other flags change, one of those in
+        ds4nn_jax.presets; empty: the best known for the data set.
+      data_dir: where the data set lies; empty: the usual places.
+      out_dir: where weights, metrics and figures go; empty: runs/DATASET.
+      train_limit: use the first so many training images; 0: all.
+      overwrite: replace the results of an earlier run in out_dir.
+      resume: go on from the latest snapshot in out_dir; without one, from the
+        beginning.
+      compilation_cache: keep XLA's compiled programs in this folder; later runs start
+        sooner.
+      snapshot_minutes: time between snapshots within an epoch, beside those at its
+        end; 0: none.
+      tensorboard: also write metrics and rasters for TensorBoard into
+        out_dir/tensorboard.
+      num_devices: devices that share out every batch; 0: the default one, or, with
+        --distributed, all.
+      distributed: take part in a run of several processes, as the environment (TPU
+        pod, SLURM, …) or the next three flags describe it.
+      coordinator: host:port of process 0.
+      num_processes: of the run.
+      process_id: of this one.
+      evaluate: evaluate this .safetensors file, or "pretrained", instead of training.
     """
 
     config: TrainConfig
-    dataset: str
-    data_dir: str | None
-    out_dir: str
-    train_limit: int
-    overwrite: bool
-    resume: bool
-    compilation_cache: str | None
-    snapshot_minutes: float
-    tensorboard: bool
-    num_devices: int
-    distributed: bool
-    coordinator: str | None
-    num_processes: int | None
-    process_id: int | None
-    evaluate: str | None
     resolved: str
+    dataset: str = ""
+    preset: str = ""
+    data_dir: str | None = None
+    out_dir: str = ""
+    train_limit: int = 0
+    overwrite: bool = False
+    resume: bool = False
+    compilation_cache: str | None = None
+    snapshot_minutes: float = 5.0
+    tensorboard: bool = False
+    num_devices: int = 0
+    distributed: bool = False
+    coordinator: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
+    evaluate: str | None = None
+
+    def __post_init__(self):
+        for name in ("train_limit", "snapshot_minutes", "num_devices"):
+            require(self, name, getattr(self, name) >= 0, "≥ 0")
+        for one, other in (("resume", "overwrite"), ("resume", "evaluate")):
+            if getattr(self, one) and getattr(self, other):
+                raise ValueError(f"--{one} and --{other} contradict each other")
+        if self.distributed and self.evaluate is not None:
+            raise ValueError("--distributed and --evaluate contradict each other")
+        for name in ("coordinator", "num_processes", "process_id"):
+            if getattr(self, name) is not None and not self.distributed:
+                raise ValueError(f"--{name} needs --distributed")
+
+
+_RUN = [f for f in dataclasses.fields(Options) if f.default is not dataclasses.MISSING]
+_ONCE = ("resume", "overwrite")  # not for who repeats a run
 
 
 def parse(argv: Sequence[str], *, dataset: str) -> Options:
@@ -71,172 +99,145 @@ def parse(argv: Sequence[str], *, dataset: str) -> Options:
       SystemExit: after --help, or with a message for a flag that is unknown or wrong.
     """
     values = flags.FlagValues()
-    here = dict(flag_values=values)
+    here = dict(flag_values=values, module_name="run")
     flags.DEFINE_bool("help", False, "Show this help.", short_name="h", **here)
-    flags.DEFINE_string(
-        "dataset", dataset, "digits, or any image data set that TFDS knows.", **here
-    )
-    flags.DEFINE_string(
-        "data_dir", None, "Where the data set lies; empty: the usual places.", **here
-    )
-    flags.DEFINE_string(
-        "out_dir",
-        None,
-        "Where weights, metrics and figures go; empty: runs/DATASET.",
-        **here,
-    )
-    flags.DEFINE_integer(
-        "train_limit",
-        0,
-        "Use the first so many training images; 0: all.",
-        lower_bound=0,
-        **here,
-    )
-    flags.DEFINE_bool(
-        "overwrite", False, "Replace the results of an earlier run in out_dir.", **here
-    )
-    flags.DEFINE_bool(
-        "resume",
-        False,
-        "Go on from the latest snapshot in out_dir; without one, from the beginning.",
-        **here,
-    )
-    flags.DEFINE_string(
-        "compilation_cache",
-        None,
-        "Keep XLA's compiled programs in this folder; later runs start sooner.",
-        **here,
-    )
-    flags.DEFINE_float(
-        "snapshot_minutes",
-        5.0,
-        "Time between snapshots within an epoch, beside those at its end; 0: none.",
-        lower_bound=0.0,
-        **here,
-    )
-    flags.DEFINE_bool(
-        "tensorboard",
-        False,
-        "Also write metrics and rasters for TensorBoard into out_dir/tensorboard.",
-        **here,
-    )
-    flags.DEFINE_integer(
-        "num_devices",
-        0,
-        "Devices that share out every batch; 0: the default one, or, with "
-        "--distributed, all.",
-        lower_bound=0,
-        **here,
-    )
-    flags.DEFINE_bool(
-        "distributed",
-        False,
-        "Take part in a run of several processes, as the environment (TPU pod, SLURM, "
-        "…) or the next three flags describe it.",
-        **here,
-    )
-    flags.DEFINE_string("coordinator", None, "host:port of process 0.", **here)
-    flags.DEFINE_integer("num_processes", None, "Of the run.", lower_bound=1, **here)
-    flags.DEFINE_integer("process_id", None, "Of this one.", lower_bound=0, **here)
-    flags.DEFINE_string(
-        "evaluate",
-        None,
-        'Evaluate this .safetensors file, or "pretrained", instead of training.',
-        **here,
-    )
-    _define_config(values)
+    for field in _RUN:
+        _define(values, "run", field.name, field, _helps(Options)[field.name])
+    for field in dataclasses.fields(TrainConfig):
+        _define(values, "training", field.name, field, _helps(TrainConfig)[field.name])
     try:
         rest = values(list(argv))
         if values.help:
-            raise SystemExit(values.get_help())
+            print(values.get_help())
+            raise SystemExit(0)
         if len(rest) > 1:
             raise ValueError(f"unexpected argument {rest[1]!r}: flags begin with --")
-        if values.resume and values.overwrite:
-            raise ValueError("--resume and --overwrite contradict each other")
-        if values.resume and values.evaluate is not None:
-            raise ValueError("--resume and --evaluate contradict each other")
-        if values.distributed and values.evaluate is not None:
-            raise ValueError("--distributed and --evaluate contradict each other")
-        for name in ("coordinator", "num_processes", "process_id"):
-            if values[name].value is not None and not values.distributed:
-                raise ValueError(f"--{name} needs --distributed")
-        config = _config(values)
-    except (flags.Error, ValueError) as error:
+        given = {f.name: values[f.name].value for f in _RUN}
+        run = {name: value for name, value in given.items() if value is not None}
+        run = {"dataset": dataset, **run}
+        run.setdefault("out_dir", f"runs/{run['dataset']}")
+        known = run["dataset"] in presets.names()
+        run.setdefault("preset", run["dataset"] if known else "default")
+        base = presets.load(run["preset"])
+        config = TrainConfig(**_changed(values, "", TrainConfig, base))
+        asked = Options(config=config, resolved="", **run)
+    except (flags.Error, ValueError, TypeError) as error:
         raise SystemExit(f"experiments.{dataset}: {error}") from error
-    return Options(
-        config,
-        values.dataset,
-        values.data_dir,
-        values.out_dir or f"runs/{values.dataset}",
-        values.train_limit,
-        values.overwrite,
-        values.resume,
-        values.compilation_cache,
-        values.snapshot_minutes,
-        values.tensorboard,
-        values.num_devices,
-        values.distributed,
-        values.coordinator,
-        values.num_processes,
-        values.process_id,
-        values.evaluate,
-        _repeating(values),
-    )
+    kept = [field for field in _RUN if field.name not in _ONCE]
+    lines = *_lines("", asked, kept), *_lines("", config, _parameters(TrainConfig))
+    return dataclasses.replace(asked, resolved="\n".join(lines) + "\n")
 
 
-def _repeating(values: flags.FlagValues) -> str:
-    """A flagfile for the same run, from its beginning and in a place of its own."""
-    lines = values.flags_into_string().splitlines(keepends=True)
-    once = {f"--{no}{name}\n" for no in ("", "no") for name in ("resume", "overwrite")}
-    return "".join(line for line in lines if line not in once)
-
-
-def _define_config(values: flags.FlagValues) -> None:
-    helps = _field_helps()
+def _define(values: flags.FlagValues, group: str, path: str, field, text: str) -> None:
+    """The flag of a field; of a choice, also those of its parameters."""
+    kind, here = field.type, dict(flag_values=values, module_name=group)
+    if isinstance(kind, type) and issubclass(kind, Value):
+        named, group = kinds(kind), path.split(".")[0]
+        if len(named) > 1:
+            here = dict(flag_values=values, module_name=group)
+            flags.DEFINE_enum(path, None, list(named), _told(text, field), **here)
+        told: dict[str, tuple] = {}
+        for name, each in named.items():
+            for inner in _parameters(each):
+                of, _, help = told.setdefault(inner.name, ([], inner, []))
+                of.append(name)
+                help.append(_helps(each)[inner.name])
+        for name, (of, inner, help) in told.items():
+            which = f"({', '.join(of)}) " if len(of) < len(named) else ""
+            text = which + " / ".join(dict.fromkeys(help))
+            _define(values, group, f"{path}.{name}", inner, text)
+        return
+    if typing.get_origin(kind) is typing.Literal:
+        choices = typing.get_args(kind)
+        flags.DEFINE_enum(path, None, choices, _told(text, field), **here)
+        return
     define = {
         bool: flags.DEFINE_bool,
         int: flags.DEFINE_integer,
         float: flags.DEFINE_float,
         str: flags.DEFINE_string,
+        tuple: flags.DEFINE_list,
     }
-    for field in dataclasses.fields(TrainConfig):
-        name, default, text = field.name, field.default, helps[field.name]
-        here = dict(flag_values=values)
-        if field.type in define:
-            define[field.type](name, default, text, **here)
-        elif typing.get_origin(field.type) is typing.Literal:
-            choices = typing.get_args(field.type)
-            flags.DEFINE_enum(name, default, choices, text, **here)
-        else:  # a tuple: comma-separated numbers, or low:high pairs
-            flags.DEFINE_list(name, list(map(str, default)), text, **here)
+    kind = typing.get_origin(kind) if typing.get_origin(kind) is tuple else kind
+    kind = kind if kind in define else typing.get_args(kind)[0]  # of X | None
+    define[kind](path, None, _told(text, field), **here)
 
 
-def _field_helps() -> dict[str, str]:
-    """Help of each field, from the Attributes section of `TrainConfig`'s docstring."""
-    section = TrainConfig.__doc__.split("Attributes:")[1]
+def _told(text: str, field) -> str:
+    default = field.default
+    if isinstance(default, Value):
+        return f"{text} (default: {default.name})"
+    return text if default in ("", None, ()) else f"{text} (default: {default})"
+
+
+def _parameters(kind: type) -> list:
+    return [f for f in dataclasses.fields(kind) if f.init]
+
+
+def _helps(kind: type) -> dict[str, str]:
+    """Help of each field, from the Attributes section of its class's docstring."""
+    section = (kind.__doc__ or "").partition("Attributes:")[2]
     entries = re.findall(r"^ {6}(\w+): (.*(?:\n {8}.*)*)", section, re.MULTILINE)
     return {name: " ".join(text.split()) for name, text in entries}
 
 
-def _config(values: flags.FlagValues) -> TrainConfig:
-    given = {f.name: values[f.name].value for f in dataclasses.fields(TrainConfig)}
-    for name in ("learning_rates", "firing_rates"):
-        given[name] = tuple(_number(name, text) for text in given[name])
-    given["initial_weights"] = tuple(
-        _range("initial_weights", text) for text in given["initial_weights"]
-    )
-    return TrainConfig(**given)
+def _changed(values: flags.FlagValues, path: str, kind: type, base: Any) -> dict:
+    """The fields of a `kind`: those of `base`, if it is one, changed by flags."""
+    fields = {}
+    for field in _parameters(kind):
+        name = f"{path}{field.name}"
+        now = getattr(base, field.name) if type(base) is kind else field.default
+        if isinstance(field.type, type) and issubclass(field.type, Value):
+            fields[field.name] = _choice(values, name, field.type, now)
+        elif (given := values[name].value) is None:
+            fields[field.name] = now
+        else:
+            inner = typing.get_args(field.type)[:1]
+            several = typing.get_origin(field.type) is tuple
+            fields[field.name] = _several(name, inner[0], given) if several else given
+    return fields
 
 
-def _number(name: str, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f"{name}: {text!r} is not a number") from None
+def _choice(values: flags.FlagValues, path: str, choice: type, base: Value) -> Value:
+    named = kinds(choice)
+    asked = values[path].value if len(named) > 1 else None
+    kind = named[asked] if asked else type(base)
+    has = {f.name for f in _parameters(kind)}
+    for other in {f.name for k in named.values() for f in _parameters(k)} - has:
+        if values[f"{path}.{other}"].value is not None:
+            has_what = ", ".join(sorted(has)) or "no parameters"
+            raise ValueError(f"--{path}.{other}: {kind.name} has {has_what}")
+    return kind(**_changed(values, f"{path}.", kind, base))
 
 
-def _range(name: str, text: str) -> tuple[float, float]:
-    low, colon, high = text.partition(":")
-    if not colon:
-        raise ValueError(f"{name}: {text!r} is not low:high, as in -15:30")
-    return _number(name, low), _number(name, high)
+def _several(name: str, kind: Any, given: list[str]) -> tuple:
+    """Numbers, or ranges low:high, as `kind` says."""
+    parts = 1 if kind is float else 2
+    told = "a number" if parts == 1 else "low:high, as in -15:30"
+    values = []
+    for text in given:
+        try:
+            numbers = tuple(map(float, text.split(":")))
+        except ValueError:
+            numbers = ()
+        if len(numbers) != parts:
+            raise ValueError(f"{name}: {text!r} is not {told}")
+        values.append(numbers[0] if parts == 1 else numbers)
+    return tuple(values)
+
+
+def _lines(path: str, value: Any, fields: list) -> Iterator[str]:
+    """A line of a flagfile for each of the fields of a value."""
+    for field in fields:
+        flag, given = f"{path}{field.name}", getattr(value, field.name)
+        if isinstance(given, Value):
+            if len(kinds(field.type)) > 1:
+                yield f"--{flag}={given.name}"
+            yield from _lines(f"{flag}.", given, _parameters(type(given)))
+        elif isinstance(given, bool):
+            yield f"--{'' if given else 'no'}{flag}"
+        elif isinstance(given, tuple):
+            parts = (x if isinstance(x, tuple) else (x,) for x in given)
+            yield f"--{flag}={','.join(':'.join(map(str, part)) for part in parts)}"
+        elif given is not None:
+            yield f"--{flag}={given}"

@@ -392,8 +392,8 @@ def _dead_neurons(page: Page) -> None:
     }
     rows = [
         (
-            rules[runs.config.output_rule],
-            f"{published.DEAD[runs.config.output_rule]:.1%}",
+            rules[runs.config.output_rule.name],
+            f"{published.DEAD[runs.config.output_rule.name]:.1%}",
             f"{runs.mean('dead'):.1%}",
             runs.spread(),
             f"{runs.mean('spikes'):,.0f}",

@@ -16,18 +16,15 @@ from jax import export
 from test_event import LAYERS, assert_equal, dyadic, layers, spikes
 
 import ds4nn_jax as ds
-from ds4nn_jax import training
+from ds4nn_jax import analysis, step
 from ds4nn_jax._engines import scan
 from ds4nn_jax._engines.synapse import Conv, Dense, current_on_matrix_units, slices
 
 CONFIG = ds.TrainConfig(
     spec="4C3-P2-10",
-    surrogate="window",
-    output_rule="softmax",
-    normalization="none",
-    optimizer="muon",
-    weight_norm="hidden",
-    shift=1,
+    initial_weights="uniform",
+    optimizer=ds.optimizers.Muon(norms=ds.optimizers.HeldNorms()),
+    augmentation=ds.augmentation.Augmentation(shift=1),
     batch_size=4,
 )
 
@@ -38,17 +35,17 @@ def programs():
     times = ds.encode(images)
     optimizer = ds.make_optimizer(CONFIG, 10)
     state = jax.eval_shape(
-        functools.partial(training.init, CONFIG, optimizer),
+        functools.partial(step.init, CONFIG, optimizer),
         jax.random.key(0),
         images,
     )
-    step = functools.partial(ds.train_step, CONFIG, optimizer)
+    run = functools.partial(ds.train_step, CONFIG, optimizer)
     labels = np.zeros(4, np.int32)
     return {
-        "training step": (step, state, images, labels),
+        "training step": (run, state, images, labels),
         "infer": (functools.partial(ds.infer, network), state.params, times),
         "evaluate": (
-            functools.partial(training._decide, network),
+            functools.partial(analysis._decide, network),
             state.params,
             images,
         ),
@@ -73,7 +70,7 @@ def test_lowers_for(name, platform):
 @pytest.mark.parametrize("name", ["training step", "infer", "evaluate"])
 def test_exports_on_the_cpu_and_computes_the_same(name):
     function, *arrays = programs()[name]
-    state = training.init(
+    state = step.init(
         CONFIG,
         ds.make_optimizer(CONFIG, 10),
         jax.random.key(0),

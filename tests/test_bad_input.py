@@ -11,10 +11,12 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 import ds4nn_jax as ds
 from ds4nn_jax import augmentation, data, losses, parallel, pretrained
+from ds4nn_jax.augmentation import Augmentation
 from ds4nn_jax.modules import parse_spec
 from ds4nn_jax.snapshots import Snapshots
 from experiments import cli, digits
@@ -118,9 +120,9 @@ TABLE = [
     ("stride 0", conv(strides=(0, 1)), V, "strides must be two positive whole numbers"),
     ("one stride", conv(strides=(1,)), V, "strides must be two positive whole numbers"),
     ("engine unknown", dense(engine="gpu"), V, 'engine must be "auto", "scan" or'),
-    ("surrogate unknown", dense(surrogate="relu"), V, "unknown surrogate 'relu': choo"),
-    ("window β = 0", lambda _: ds.Window(0), V, "window width must be > 0 mV, got 0"),
-    ("window β NaN", lambda _: ds.Window(NAN), V, "window width must be > 0 mV"),
+    ("surrogate unknown", dense(surrogate="relu"), V, "one of constant, window, got"),
+    ("window β = 0", lambda _: ds.Window(0), V, "width must be > 0 mV, got 0"),
+    ("window β NaN", lambda _: ds.Window(NAN), V, "width must be > 0 mV"),
     (
         "pool of 0",
         lambda _: ds.earliest_pool(IMAGES, window=(0, 2)),
@@ -197,22 +199,48 @@ TABLE = [
     ("no epochs", config(epochs=0), V, "epochs must be at least 1, got 0"),
     (
         "η = 0",
-        config(learning_rates=(0.0,)),
+        lambda _: ds.optimizers.Adam(learning_rate=0),
         V,
-        "learning_rates must be one or 3 numbers > 0",
+        "learning_rate must be a number > 0, got 0.0",
     ),
     (
         "η NaN",
-        config(learning_rates=(NAN,)),
+        lambda _: ds.optimizers.Muon(learning_rate=NAN),
         V,
-        "learning_rates must be one or 3 numbers > 0",
+        "learning_rate must be a number > 0, got nan",
     ),
-    ("two η for three layers", config(learning_rates=(1, 1)), V, "one or 3 numbers"),
+    ("half an epoch", config(epochs=16.5), T, "epochs must be a whole number, got 16."),
+    (
+        "an epoch of text",
+        config(epochs="3"),
+        T,
+        "epochs must be a whole number, got '3",
+    ),
+    ("a number for a bool", lambda _: Augmentation(flip=1), T, "flip must be a bool"),
+    ("no sequence of ranges", config(initial_weights=3), T, "must be a sequence"),
+    (
+        "ranges for two layers",
+        config(initial_weights=((0, 1),) * 2),
+        V,
+        "each of the 3",
+    ),
+    (
+        "an optax chain bare",
+        config(optimizer=optax.adam(1)),
+        T,
+        "must be an instance of",
+    ),
+    (
+        "a parameter of another rule",
+        config(output_rule={"name": "margin", "horizon": 3}),
+        T,
+        "output_rule: margin has no 'horizon', only ['offset']",
+    ),
     (
         "a firing rate of 1",
-        config(firing_rates=(0.1, 0.1, 1)),
+        lambda _: ds.first_weights.FiringRates(output=1),
         V,
-        "firing_rates must be in",
+        "output must be in (0, 1), got 1.0",
     ),
     (
         "a rule nobody knows",
@@ -229,9 +257,9 @@ TABLE = [
     ("a seed < 0", config(seed=-1), V, "seed must be in 0 … 2³²−1, got -1"),
     (
         "t* > T",
-        config(output_rule="softmax", label_time=101),
+        config(output_rule=ds.rules.Softmax(anchor_time=101)),
         V,
-        "label_time must be in",
+        "anchor_time must be in",
     ),
     ("no images", trained(PIXELS[:0], CLASSES[:0]), V, "image"),
     ("fewer images than a batch", trained(batch_size=21), V, "21"),
@@ -317,6 +345,13 @@ TABLE = [
     ),
     # Commands
     ("a flag misspelt", run("--epochz=3"), X, "Unknown command line flag 'epochz'"),
+    (
+        "a flag of another rule",
+        run("--output_rule=margin", "--output_rule.horizon=3"),
+        X,
+        "--output_rule.horizon: margin has offset",
+    ),
+    ("a preset nobody knows", run("--preset=mnits"), X, "no preset 'mnits': there are"),
     ("a word for a number", run("--epochs=three"), X, "flag --epochs=three"),
     (
         "both resume and overwrite",

@@ -116,7 +116,7 @@ def test_read_idx_refuses_every_truncation_of_a_gzip_file(tmp_path):
         (SMALL + b"\0", "left over"),
         (SMALL + SMALL, "left over"),
         (idx(np.zeros((0, 2, 2))), "empty"),
-        (gzip.compress(SMALL), "does not end in .gz"),
+        (gzip.compress(SMALL, mtime=0), "does not end in .gz"),
         (b"", "truncated"),
     ],
 )

@@ -1,8 +1,16 @@
 """The examples run as they stand and learn."""
 
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from experiments.examples import nnx_training, pure_jax, seeds
+import ds4nn_jax as ds
+from ds4nn_jax import data
+from ds4nn_jax.snapshots import Snapshots
+from experiments.examples import nnx_training, own_rule, pure_jax, seeds
 
 
 @pytest.mark.parametrize("example, reached", [(pure_jax, 0.85), (nnx_training, 0.85)])
@@ -10,6 +18,39 @@ def test_learns_the_digits(example, reached):
     assert example.main(epochs=5) > reached
 
 
+def test_a_rule_of_ones_own_learns_the_digits():
+    assert own_rule.main() > 0.9
+
+
 def test_three_seeds_at_once_are_three_runs():
     accuracies = seeds.main()
     assert min(accuracies) > 0.85 and len(set(accuracies)) > 1
+
+
+def test_values_of_ones_own_go_through_everything(tmp_path):
+    """`train`, a run stopped and taken up again by snapshots, `fit`, saved weights."""
+    config = dataclasses.replace(own_rule.CONFIG, epochs=2)
+    digits = data.load("digits")
+    some = digits.train_images[:400], digits.train_labels[:400]
+    whole = list(ds.train(config, *some))
+    assert whole[-1].train.accuracy > whole[0].train.accuracy > 0.2
+    Snapshots(tmp_path, config).save(whole[0].snapshot)
+    same = dataclasses.replace(config, output_rule=own_rule.Lead())
+    start = Snapshots(tmp_path, same).latest(ds.first_snapshot(same, *some))
+    *_, later = ds.train(same, *some, start=start)
+    jax.tree.map(np.testing.assert_array_equal, later.params, whole[-1].params)
+    other = dataclasses.replace(config, output_rule=own_rule.Lead(steps=3))
+    with pytest.raises(
+        ds.CheckpointError, match=r"Lead\(steps=10.0\).*Lead\(steps=3.0\)"
+    ):
+        Snapshots(tmp_path, other).latest(start)
+    fit = jax.jit(ds.fit, static_argnums=0)
+    _, metrics = fit(config, jax.random.key(0), *map(jnp.asarray, some))
+    assert metrics.accuracy[-1] > metrics.accuracy[0]
+    fit(same, jax.random.key(0), *map(jnp.asarray, some))
+    assert fit._cache_size() == 1, "equal values are one program"
+    ds.save_weights(tmp_path / "w", config.network(), later.params)
+    loaded = ds.load_weights(tmp_path / "w", network=config.network())
+    assert loaded.network.surrogate == own_rule.Bell()
+    gradient = jax.grad(lambda p: loaded.network.apply(p, ds.encode(some[0][:4])).sum())
+    assert np.abs(gradient(loaded.params)["params"]["dense1"]["kernel"]).max() > 0

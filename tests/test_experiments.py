@@ -1,5 +1,6 @@
 """Every entry point through `main` with its flagfile."""
 
+import dataclasses
 import json
 import re
 import struct
@@ -12,6 +13,7 @@ from tensorboardX.proto import event_pb2
 import ds4nn_jax as ds
 from experiments import cli, digits, fashion, mnist, options
 
+UNIFORM = ["--initial_weights=uniform"]
 FLAGFILES = Path(__file__).parents[1] / "experiments" / "flagfiles"
 
 
@@ -126,19 +128,54 @@ def test_every_flagfile_is_a_valid_run(path):
 
 def test_paper_flagfile_is_table_1():
     config = options.parse(["x", flagfile("mnist_paper")], dataset="mnist").config
+    assert config == ds.presets.load("paper")
     assert config.network().spec == "64C3-P2-128C3-P2-10"
-    assert (config.num_steps, config.threshold, config.offset) == (100, 100.0, 10.0)
-    assert config.learning_rates == (0.1,)
-    assert config.initial_weights[:2] == ((0.0, 80.0), (0.0, 50.0))
-    assert (config.surrogate, config.output_rule) == ("constant", "relative")
-    assert (config.schedule, config.decay, config.decay_epochs) == ("step", 0.9, 5)
+    assert (config.num_steps, config.threshold) == (100, 100.0)
+    assert config.output_rule == ds.rules.Relative(offset=10)
+    assert config.surrogate == ds.Constant() and config.normalization == "l2"
+    assert config.initial_weights.ranges[:2] == ((0.0, 80.0), (0.0, 50.0))
+    assert config.optimizer == ds.optimizers.Adam(learning_rate=0.1, unit="mV")
+    assert config.schedule == ds.schedules.StepDecay(decay=0.9, period=5)
 
 
-def test_every_flag_has_a_help():
+@pytest.mark.parametrize("name", ds.presets.names())
+def test_resolved_flags_are_the_configuration(name, tmp_path):
+    """Every preset, changed by a flag, comes back from the flagfile of its run; read by
+    an experiment whose data set has a preset of its own."""
+    flags = [f"--preset={name}", "--seed=3", "--optimizer.average=0.5", "--out_dir=x"]
+    asked = options.parse(["x", *flags], dataset="digits")
+    base = ds.presets.load(name)
+    optimizer = dataclasses.replace(base.optimizer, average=0.5)
+    assert asked.config == dataclasses.replace(base, seed=3, optimizer=optimizer)
+    (tmp_path / "flags.cfg").write_text(asked.resolved)
+    flags = f"--flagfile={tmp_path / 'flags.cfg'}"
+    assert options.parse(["x", flags], dataset="fashion_mnist") == asked
+
+
+@pytest.mark.parametrize(
+    "dataset, preset", [("digits", "digits"), ("mnist", "mnist"), ("svhn", "default")]
+)
+def test_without_flags_a_data_set_has_the_best_known_recipe(dataset, preset):
+    asked = options.parse(["x"], dataset=dataset)
+    assert asked.config == ds.presets.load(preset) and asked.preset == preset
+
+
+def test_every_flag_has_a_help_under_its_value(capsys):
     with pytest.raises(SystemExit) as caught:
         options.parse(["x", "--help"], dataset="digits")
-    for name in ds.TrainConfig.__dataclass_fields__:
-        assert re.search(rf"--(\[no\])?{name}: \S", str(caught.value)), name
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for field in dataclasses.fields(ds.TrainConfig):
+        assert re.search(rf"--(\[no\])?{field.name}[:.].*\S", text), field.name
+    groups = re.split(r"^(\w+):$", text, flags=re.MULTILINE)
+    told = dict(zip(groups[1::2], groups[2::2], strict=True))
+    for group, flag in (
+        ("output_rule", "--output_rule.temperature: (softmax) τ > 0"),
+        ("optimizer", "--optimizer.norms: <free|held|learned>"),
+        ("schedule", "--schedule.period: (step_decay)"),
+        ("run", "--out_dir"),
+    ):
+        assert flag in told[group], flag
 
 
 @pytest.mark.parametrize(
@@ -149,9 +186,10 @@ def test_every_flag_has_a_help():
         (["--epochs=0"], "epochs must be at least 1"),
         (["--spec=64C3-X"], "'X' is none of"),
         (["--surrogate=relu"], "surrogate"),
-        (["--learning_rates=0.1,a"], "learning_rates: 'a' is not a number"),
-        (["--initial_weights=0:1,2"], "initial_weights: '2' is not low:high"),
-        (["--initial_weights=3:1,0:1,0:1"], "low < high"),
+        (["--optimizer.learning_rate=a"], "flag --optimizer.learning_rate=a"),
+        ([*UNIFORM, "--initial_weights.ranges=0:1,2"], "ranges: '2' is not low:high"),
+        ([*UNIFORM, "--initial_weights.ranges=3:1,0:1,0:1"], "low < high"),
+        (["--initial_weights.ranges=0:1"], "firing_rates has hidden, images, output"),
         (["--train_limit=-1"], "train_limit"),
         (["digits"], "unexpected argument 'digits'"),
         (["--flagfile=absent.cfg"], "absent.cfg"),
@@ -186,7 +224,7 @@ def test_a_run_that_cannot_start_leaves_the_earlier_one(smoke_run):
     before = contents()
     for wrong, message in (
         ("--batch_size=5000", "batch_size 5000 is larger"),
-        ("--initial_weights=-9:-8,-9:-8", "cannot be made to fire"),
+        ("--initial_weights.hidden=0.999999", "cannot be made to fire"),
     ):
         with pytest.raises(SystemExit, match=message):
             digits.main(["digits", flagfile("digits_smoke"), f"--out_dir={out}", wrong])

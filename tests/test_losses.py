@@ -7,6 +7,7 @@ import pytest
 from jax.test_util import check_grads
 
 import ds4nn_jax as ds
+from ds4nn_jax.rules import S4NN, Fixed, Margin, Relative, Softmax
 
 T = 100
 TIMES = np.array([[30, 20, 50], [5, 60, 98], [T, T, T], [40, 40, 70]], np.float32)
@@ -24,7 +25,7 @@ def test_relative_target_by_hand():
 def test_margin_target_by_hand():
     """As Eq. 4, but the second image's label leads by 55 and is left alone."""
     np.testing.assert_array_equal(
-        ds.margin_target(TIMES, LABELS, offset=10),
+        Margin(offset=10).target(TIMES, LABELS),
         [[10, 60, 60], [5, 60, 98], [100, 90, 100], [80, 80, 30]],
     )
 
@@ -32,39 +33,21 @@ def test_margin_target_by_hand():
 def test_margin_is_earned_exactly():
     times = np.array([[20, 30, 90], [20, 29, 90]], np.float32)
     labels = np.array([0, 0])
-    target = ds.margin_target(times, labels, offset=10)
+    target = Margin(offset=10).target(times, labels)
     np.testing.assert_array_equal(target, [[20, 30, 90], [10, 100, 100]])
 
 
 def test_s4nn_target_by_hand():
     """γ = 15: the first to fire is the label's target, others not before τ + γ."""
     np.testing.assert_array_equal(
-        ds.s4nn_target(TIMES, LABELS, offset=15),
+        S4NN(offset=15).target(TIMES, LABELS),
         [[20, 35, 50], [5, 60, 98], [100, 85, 100], [55, 55, 40]],
     )
 
 
 def test_fixed_target_by_hand():
-    target = ds.fixed_target(TIMES, LABELS, label_time=5, other_time=90)
+    target = Fixed(label_time=5, other_time=90).target(TIMES, LABELS)
     np.testing.assert_array_equal(target[3], [90, 90, 5])
-
-
-def test_hinge_target_by_hand():
-    """λ = 10, ρ = 30: errors of size 1 only where the lead is less than λ."""
-    potentials = np.array(
-        [[100, 110, 120], [101, 100, 100], [85, 99, 40], [100, 103, 100]], np.float32
-    )
-    error = TIMES - ds.hinge_target(TIMES, LABELS, potentials, offset=10)
-    np.testing.assert_allclose(
-        error,
-        [
-            [1, -1, 0],  # 20 fires before 30 + 10, 50 does not
-            [0, 0, 0],  # leads by 55
-            [-0.5, 1, 0],  # silent label; 85 is half way from 70 to 100, 40 below
-            [-1, -1, 1],
-        ],
-        atol=1e-6,
-    )
 
 
 def test_softmax_target_by_hand():
@@ -74,9 +57,8 @@ def test_softmax_target_by_hand():
     latency = np.array([[20 + 5, 35, 105], [110, 101 + 5, 90]])
     odds = np.exp(-latency / 10)
     error = [[1, 0, 0], [0, 1, 0]] - odds / odds.sum(axis=1, keepdims=True)
-    target = ds.softmax_target(
-        times, np.array([0, 1]), potentials, offset=5, temperature=10, horizon=50
-    )
+    rule = Softmax(offset=5, temperature=10, horizon=50)
+    target = rule.target(times, np.array([0, 1]), potentials)
     np.testing.assert_allclose(times - target, error, atol=1e-5)
     np.testing.assert_allclose(np.sum(times - target, axis=1), 0, atol=1e-4)
 
@@ -87,10 +69,9 @@ def test_softmax_anchor_by_hand():
     potentials = np.array([[100, 110, 90], [80, 98, 100], [-100, 0, 0]], np.float32)
     asked = dict(offset=5, temperature=10, horizon=50)
     labels = np.array([0, 1, 0])
-    free = ds.softmax_target(times, labels, potentials, **asked)
-    held = ds.softmax_target(
-        times, labels, potentials, **asked, anchor=2, label_time=40
-    )
+    free = Softmax(**asked).target(times, labels, potentials)
+    anchored = Softmax(**asked, anchor=2, anchor_time=40)
+    held = anchored.target(times, labels, potentials)
     drawn = [[2 * -0.2, 0, 0], [0, 2 * 0.61, 0], [2 * 1, 0, 0]]  # 200 counts as 140
     np.testing.assert_allclose(free - held, drawn, atol=1e-4)
 
@@ -103,7 +84,7 @@ def test_softmax_error_is_the_gradient_of_a_cross_entropy():
         late = times + 5 * jax.nn.one_hot(labels, 3)
         return -jnp.sum(jax.nn.log_softmax(-late / 10)[jnp.arange(2), labels])
 
-    target = ds.softmax_target(times, labels, times, offset=5, temperature=10)
+    target = Softmax(offset=5, temperature=10).target(times, labels, times)
     np.testing.assert_allclose(
         times - target, 10 * jax.grad(cross_entropy)(times), atol=1e-5
     )
@@ -162,19 +143,10 @@ def test_sum_that_vanishes_leaves_the_error():
     )
 
 
-RULES = {
-    "relative": lambda t, y, **k: ds.relative_target(t, y, offset=1, **k),
-    "margin": lambda t, y, **k: ds.margin_target(t, y, offset=1, **k),
-    "s4nn": lambda t, y, **k: ds.s4nn_target(t, y, offset=1, **k),
-    "fixed": lambda t, y, **k: ds.fixed_target(t, y, label_time=0, other_time=1, **k),
-    "hinge": lambda t, y, **k: ds.hinge_target(t, y, jnp.zeros_like(t), offset=1, **k),
-    "softmax": lambda t, y, **k: ds.softmax_target(
-        t, y, jnp.zeros_like(t), offset=1, temperature=1, **k
-    ),
-}
+RULES = [Relative(1), Margin(1), S4NN(1), Fixed(0, 1), Softmax(1, 1)]
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
 @pytest.mark.parametrize(
     "labels, error, message",
     [
@@ -187,42 +159,40 @@ RULES = {
 )
 def test_rules_refuse_labels(rule, labels, error, message):
     with pytest.raises(error, match=message):
-        RULES[rule](jnp.asarray(TIMES), labels)
+        rule.target(jnp.asarray(TIMES), labels, jnp.zeros(TIMES.shape))
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
 def test_rules_refuse_times(rule):
     with pytest.raises(ValueError, match=r"2 axes \[B, C\]"):
-        RULES[rule](jnp.zeros(3), np.zeros(3, int))
+        rule.target(jnp.zeros(3), np.zeros(3, int))
     with pytest.raises(TypeError, match="floating"):
-        RULES[rule](jnp.zeros((4, 3), int), LABELS)
+        rule.target(jnp.zeros((4, 3), int), LABELS)
     with pytest.raises(ValueError, match="num_steps"):
-        RULES[rule](jnp.asarray(TIMES), LABELS, num_steps=0)
+        rule.target(jnp.asarray(TIMES), LABELS, TIMES, num_steps=0)
 
 
 def test_other_refusals():
-    for rule in (ds.relative_target, ds.margin_target, ds.s4nn_target):
+    with pytest.raises(ValueError, match="offset must be ≥ 0"):
+        ds.relative_target(TIMES, LABELS, offset=-1)
+    for rule in (Relative, Margin, S4NN, Softmax):
         with pytest.raises(ValueError, match="offset must be ≥ 0"):
-            rule(TIMES, LABELS, offset=-1)
-    with pytest.raises(ValueError, match="other_time must lie in 0 … 100, got 101"):
-        ds.fixed_target(TIMES, LABELS, label_time=0, other_time=101)
-    with pytest.raises(ValueError, match="reach must be > 0"):
-        ds.hinge_target(TIMES, LABELS, TIMES, offset=1, reach=0)
+            rule(offset=-1)
+    with pytest.raises(ValueError, match="other_time must be in 0 … T = 90, got 100"):
+        Fixed(label_time=0, other_time=100).target(TIMES, LABELS, num_steps=90)
+    with pytest.raises(ValueError, match="anchor_time must be in 0 … T = 100, got 101"):
+        Softmax(anchor_time=101).target(TIMES, LABELS, TIMES)
     with pytest.raises(ValueError, match="potentials must have the shape"):
-        ds.hinge_target(TIMES, LABELS, TIMES[:, :2], offset=1)
+        Softmax().target(TIMES, LABELS, TIMES[:, :2])
     with pytest.raises(ValueError, match="potentials must have the shape"):
-        ds.softmax_target(TIMES, LABELS, TIMES[:, :2], offset=1, temperature=1)
-    for name in ("temperature", "horizon"):
-        settings = dict(offset=1, temperature=1) | {name: 0}
-        with pytest.raises(ValueError, match=f"{name} must be > 0"):
-            ds.softmax_target(TIMES, LABELS, TIMES, **settings)
+        Softmax().target(TIMES, LABELS)
     for name, value, message in (
+        ("temperature", 0, "temperature must be > 0"),
+        ("horizon", 0, "horizon must be > 0"),
         ("anchor", -1, "anchor must be ≥ 0"),
-        ("label_time", 101, "label_time must lie in 0 … 100, got 101"),
     ):
-        settings = dict(offset=1, temperature=1) | {name: value}
         with pytest.raises(ValueError, match=message):
-            ds.softmax_target(TIMES, LABELS, TIMES, **settings)
+            Softmax(**{name: value})
     with pytest.raises(ValueError, match="method must be"):
         ds.normalize_gradient(TIMES, method="max")
     with pytest.raises(ValueError, match="differ in shape"):

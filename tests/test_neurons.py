@@ -455,7 +455,11 @@ BAD_CONV = {
         r"window \(3, 3\) is larger",
     ),
     "engine": (dict(engine="fast"), ValueError, 'engine must be "auto"'),
-    "surrogate": (dict(surrogate="relu"), ValueError, "unknown surrogate 'relu'"),
+    "surrogate": (
+        dict(surrogate="relu"),
+        ValueError,
+        "must be one of constant, window",
+    ),
 }
 
 

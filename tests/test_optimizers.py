@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-import ds4nn_jax as ds
+from ds4nn_jax import optimizers
 
 
 def test_orthogonal_steps_follow_the_singular_vectors(rng):
@@ -15,7 +15,7 @@ def test_orthogonal_steps_follow_the_singular_vectors(rng):
     v, _ = np.linalg.qr(rng.normal(size=(5, 5)))
     gradient = (u * [100, 50, 20, 5, 1]) @ v.T
     kernel = jnp.asarray(gradient.reshape(3, 3, 2, 5), jnp.float32)
-    tx = ds.orthogonal_steps()
+    tx = optimizers.orthogonal_steps()
     step, _ = tx.update(kernel, tx.init(kernel), kernel)
     sizes = u.T @ np.asarray(step).reshape(18, 5) @ v
     expected = np.sqrt(18)  # of each singular value: 18·5 entries, rank 5
@@ -27,7 +27,7 @@ def test_orthogonal_steps_follow_the_singular_vectors(rng):
 def test_held_norms(rng):
     weights = jnp.asarray(rng.normal(size=(3, 3, 2, 5)), jnp.float32)
     update = jnp.asarray(rng.normal(size=(3, 3, 2, 5)), jnp.float32)
-    tx = ds.hold_norms()
+    tx = optimizers.hold_norms()
     held, _ = tx.update(update, tx.init(weights), weights)
     moved = optax.apply_updates(weights, held)
     norm = functools.partial(np.linalg.norm, axis=0)
@@ -42,18 +42,18 @@ def test_held_norms(rng):
 def test_damp_common_by_hand():
     """Each of two neurons: the mean of its three weights' steps is kept to a tenth."""
     update = jnp.array([[1.0, 2.0], [4.0, 2.0], [7.0, 2.0]])
-    tx = ds.damp_common(0.1)
+    tx = optimizers.damp_common(0.1)
     damped, _ = tx.update(update, tx.init(update))
     expected = [[0.4 - 3, 0.2], [0.4, 0.2], [0.4 + 3, 0.2]]
     np.testing.assert_allclose(damped, expected, atol=1e-6)
-    undamped, _ = ds.damp_common(1.0).update(update, tx.init(update))
+    undamped, _ = optimizers.damp_common(1.0).update(update, tx.init(update))
     np.testing.assert_array_equal(undamped, update)
 
 
 def test_learned_norms_by_hand():
     """w = (3, 4): a step across leaves its norm at 5, one along it of 1 makes it 6."""
     weights = jnp.array([[3.0], [4.0]])
-    tx = ds.learn_norms()
+    tx = optimizers.learn_norms()
     for update, expected in (
         ([[-4.0], [3.0]], np.array([[-1.0], [7.0]]) * 5 / 50**0.5),
         ([[0.6], [0.8]], [[3.6], [4.8]]),
@@ -66,7 +66,7 @@ def test_learned_norms_by_hand():
 def test_learned_norms_do_not_grow_by_turning(rng):
     """Steps of random signs: plain addition would double the norm."""
     start = jnp.asarray(rng.normal(size=(3, 3, 8, 4)), jnp.float32)
-    weights, added, tx = start, start, ds.learn_norms()
+    weights, added, tx = start, start, optimizers.learn_norms()
     for _ in range(100):
         step = 0.2 * jnp.asarray(rng.normal(size=start.shape), jnp.float32)
         learned, _ = tx.update(step, tx.init(weights), weights)
@@ -79,7 +79,7 @@ def test_learned_norms_do_not_grow_by_turning(rng):
 def test_average_by_hand():
     """Steps pass unchanged; w̄ forgets the initial weights at 1/10, 2/11, 3/12, then
     at most at the decay asked for."""
-    tx = optax.chain(optax.sgd(1.0), ds.average_weights(0.2))
+    tx = optax.chain(optax.sgd(1.0), optimizers.average_weights(0.2))
     weights, expected = jnp.array([4.0]), 4.0
     state = tx.init(weights)
     for kept in (1 / 10, 2 / 11, 0.2, 0.2):
@@ -87,6 +87,8 @@ def test_average_by_hand():
         assert step == -1.0
         weights = weights + step
         expected = kept * expected + (1 - kept) * float(weights[0])
-        np.testing.assert_allclose(ds.averaged(state), [expected], rtol=1e-6)
-    with pytest.raises(KeyError, match="no average_weights"):
-        ds.averaged(optax.sgd(1.0).init(weights))
+        np.testing.assert_allclose(
+            optimizers.averaged(state, weights), [expected], rtol=1e-6
+        )
+    bare = optax.adam(1.0).init(weights)
+    assert optimizers.averaged(bare, weights) is weights  # none: the weights themselves

@@ -22,9 +22,10 @@ import ds4nn_jax as ds
 from ds4nn_jax import data, parallel
 
 config = ds.TrainConfig(
-    spec="8C3-P2-10", surrogate="window", output_rule="softmax", normalization="none",
-    firing_rates=(0.3, 0.7), learning_rates=(0.02,), rate_unit="rms", schedule="cosine",
-    shift=1, flip=True, batch_size=32, epochs=2, validation=0.2,
+    spec="8C3-P2-10", initial_weights=ds.first_weights.FiringRates(hidden=0.3),
+    optimizer=ds.optimizers.Adam(learning_rate=0.02),
+    augmentation=ds.augmentation.Augmentation(shift=1, flip=True),
+    batch_size=32, epochs=2, validation=0.2,
 )
 
 def trained(mesh, limit=400):
@@ -126,9 +127,8 @@ for attempt in (
 def test_a_run_of_two_processes_goes_on_in_one(tmp_path, monkeypatch):
     """Both are killed in the second epoch; one process ends what they began."""
     flags = (
-        "--spec=64-20-10 --surrogate=window --output_rule=softmax "
-        "--normalization=none --firing_rates=0.4,0.7 --rate_unit=rms "
-        "--learning_rates=0.05 --schedule=cosine --shift=1 --batch_size=10 "
+        "--preset=default --spec=64-20-10 --initial_weights.hidden=0.4 "
+        "--optimizer.learning_rate=0.05 --augmentation.shift=1 --batch_size=10 "
         "--epochs=3 --train_limit=600"
     ).split()
 

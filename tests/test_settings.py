@@ -22,16 +22,9 @@ LABELS = np.array([3, 1, 5, 0])
 CONFIG = ds.TrainConfig(
     spec="2C3-P4-10",
     num_steps=T,
-    surrogate="window",
-    output_rule="softmax",
-    normalization="none",
-    firing_rates=(0.4, 0.7),
-    learning_rates=(0.02,),
-    rate_unit="rms",
-    weight_norm="hidden",
-    average=0.9,
-    shift=1,
-    flip=True,
+    initial_weights=ds.first_weights.FiringRates(hidden=0.4),
+    optimizer=ds.optimizers.Adam(0.02, norms=ds.optimizers.HeldNorms(), average=0.9),
+    augmentation=augmentation.Augmentation(shift=1, flip=True),
     batch_size=50,
     epochs=1,
 )
@@ -97,15 +90,18 @@ def targets(a):
     out = NETWORK.apply(a["params"], a["times"])
     trace = NETWORK.apply(a["params"], a["times"], method="trace")
     by = {"num_steps": T, "offset": 2.0}
-    peaks = dict(threshold=THETA, temperature=2.0, **by)
     return (
         out,
         ds.relative_target(out, LABELS, **by),
-        ds.margin_target(out, LABELS, **by),
-        ds.s4nn_target(out, LABELS, **by),
-        ds.fixed_target(out, LABELS, label_time=0, other_time=T, num_steps=T),
-        ds.hinge_target(out, LABELS, trace.potentials, threshold=THETA, **by),
-        ds.softmax_target(out, LABELS, trace.potentials, **peaks),
+        *(
+            rule.target(out, LABELS, trace.potentials, num_steps=T, threshold=THETA)
+            for rule in (
+                ds.rules.Margin(2),
+                ds.rules.S4NN(2),
+                ds.rules.Fixed(0, T),
+                ds.rules.Softmax(2, temperature=2, horizon=100),
+            )
+        ),
         ds.predict(out, trace.potentials),
         ds.decide(trace, num_steps=T),
         trace,

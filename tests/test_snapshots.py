@@ -1,3 +1,4 @@
+import dataclasses
 import gc
 import json
 import logging
@@ -18,19 +19,16 @@ from experiments import digits, runner
 
 CONFIG = ds.TrainConfig(
     spec="64-20-10",
-    surrogate="window",
-    output_rule="softmax",
-    normalization="none",
-    firing_rates=(0.4, 0.7),
-    rate_unit="rms",
-    shift=1,
+    initial_weights=ds.first_weights.FiringRates(hidden=0.4),
+    optimizer=ds.optimizers.Adam(learning_rate=0.1),
+    augmentation=ds.augmentation.Augmentation(shift=1),
     batch_size=10,
     epochs=3,
 )
 FLAGS = (
-    "--spec=64-20-10 --surrogate=window --output_rule=softmax --normalization=none "
-    "--firing_rates=0.4,0.7 --rate_unit=rms --learning_rates=0.05 --batch_size=10 "
-    "--epochs=3 --shift=1 --train_limit=300"
+    "--preset=default --spec=64-20-10 --initial_weights.hidden=0.4 "
+    "--optimizer.learning_rate=0.05 --batch_size=10 --epochs=3 --train_limit=300 "
+    "--augmentation.shift=1"
 ).split()
 
 
@@ -81,9 +79,10 @@ def test_the_end_of_an_epoch_follows_its_last_step(tmp_path, taken):
 
 def test_another_run_is_refused(tmp_path, taken):
     Snapshots(tmp_path, CONFIG, dataset="digits").save(taken[0])
-    other = ds.TrainConfig(**vars(CONFIG) | dict(shift=0))
+    other = dataclasses.replace(CONFIG, output_rule="margin")
     with pytest.raises(
-        CheckpointError, match="another run: its shift is 1, expected 0"
+        CheckpointError,
+        match=r"its output_rule is 'Softmax\(.*\)', expected 'Margin\(offset=10.0\)'",
     ):
         Snapshots(tmp_path, other, dataset="digits").latest(taken[0])
     with pytest.raises(CheckpointError, match="its dataset is 'digits', expected 'mni"):

@@ -6,7 +6,6 @@ import jax
 import numpy as np
 
 import ds4nn_jax as ds
-from ds4nn_jax import training
 
 PACKAGES = ("ds4nn_jax", "jax", "jaxlib", "numba")
 
@@ -17,17 +16,16 @@ def configuration(engine: str, steps: int) -> ds.TrainConfig:
         spec="64C3-P2-128C3-P2-10",
         num_steps=steps,
         engine=engine,
-        surrogate="window",
         output_rule="margin",
-        firing_rates=(0.25, 0.25, 0.7),
+        normalization="l2",
     )
 
 
 def initial_weights(images: np.ndarray) -> dict[str, np.ndarray]:
-    """Kernels that `training.init` scales on these images, in units of θ."""
+    """Kernels that are scaled on these images, in units of θ."""
     config = configuration("auto", 100)
-    optimizer = training.make_optimizer(config, 1)
-    params = training.init(config, optimizer, jax.random.key(0), images).params
+    network, key = config.network(), jax.random.key(0)
+    params = config.initial_weights.draw(network, key, images)
     names = zip(("conv1", "conv2", "dense"), config.network().weighted, strict=True)
     return {
         short: np.asarray(params["params"][name]["kernel"]) / config.threshold
@@ -40,7 +38,7 @@ class Model:
 
     def __init__(self, weights, steps: int, variant: str):
         config = configuration(variant, steps)
-        optimizer = training.make_optimizer(config, 1000)
+        optimizer = ds.make_optimizer(config, 1000)
         names = config.network().weighted
         params = {
             "params": {
@@ -50,10 +48,10 @@ class Model:
         }
         # Every step starts from these weights: the work depends on who fires.
         step = jax.numpy.zeros((), jax.numpy.int32)
-        self.state = training.TrainState(
+        self.state = ds.TrainState(
             step, params, optimizer.init(params), jax.random.key(0)
         )
-        self.step = jax.jit(functools.partial(training.train_step, config, optimizer))
+        self.step = jax.jit(functools.partial(ds.train_step, config, optimizer))
         self.network = config.network()
         self.compiled = None
 

@@ -25,7 +25,7 @@ def main(epochs: int = 8, seed: int = 0) -> float:
     def step(model, optimizer, times, labels):
         def loss(model):
             out = model(times)
-            target = ds.margin_target(out, labels, offset=15)
+            target = ds.rules.Margin(offset=15).target(out, labels)
             return jnp.mean(ds.temporal_loss(out, target))
 
         optimizer.update(model, nnx.grad(loss)(model))

@@ -15,6 +15,7 @@ import ds4nn_jax as ds
 from ds4nn_jax import data
 
 SURROGATE = ds.Window(50.0)
+RULE = ds.rules.Softmax(offset=10, temperature=5, horizon=100)
 
 
 def init(key: jax.Array) -> dict:
@@ -36,7 +37,7 @@ def forward(params: dict, times: ds.SpikeTimes) -> tuple[jax.Array, jax.Array]:
 
 def loss(params: dict, times: ds.SpikeTimes, labels: jax.Array) -> jax.Array:
     out, potentials = forward(params, times)
-    target = ds.softmax_target(out, labels, potentials, offset=10, temperature=5)
+    target = RULE.target(out, labels, potentials)
     return jnp.mean(ds.temporal_loss(out, target))
 
 

@@ -13,13 +13,10 @@ from ds4nn_jax import data
 
 CONFIG = ds.TrainConfig(
     spec="64-100-10",
-    surrogate="window",
-    output_rule="margin",
-    offset=15,
-    firing_rates=(0.4, 0.7),
-    learning_rates=(0.05,),
-    rate_unit="rms",
-    schedule="cosine",
+    output_rule=ds.rules.Margin(offset=15),
+    normalization="l2",
+    initial_weights=ds.first_weights.FiringRates(hidden=0.4, output=0.7),
+    optimizer=ds.optimizers.Adam(learning_rate=0.05),
     batch_size=32,
     epochs=5,
 )

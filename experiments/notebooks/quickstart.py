@@ -48,13 +48,9 @@ figure.colorbar(shown, ax=right)
 # %%
 config = ds.TrainConfig(
     spec="16C3-P2-32C3-10",
-    surrogate="window",
-    output_rule="margin",
-    offset=15,
-    firing_rates=(0.25, 0.25, 0.7),
-    learning_rates=(0.05,),
-    rate_unit="rms",
-    schedule="cosine",
+    output_rule=ds.rules.Margin(offset=15),
+    normalization="l2",
+    optimizer=ds.optimizers.Adam(learning_rate=0.05),
     batch_size=16,
     epochs=6,
 )

@@ -1,0 +1,156 @@
+"""What every layer is made of: what is static about it, and its one custom gradient,
+written once for both synapses (dense, convolution) and both engines."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+import jax
+
+from ds4nn_jax import _checks
+from ds4nn_jax._engines import event, scan
+from ds4nn_jax._engines.synapse import (
+    NO_POOL,
+    Conv,
+    Dense,
+    Response,
+    Synapse,
+    explicit_pads,
+)
+from ds4nn_jax.surrogates import Surrogate, resolve
+from ds4nn_jax.types import SpikeTimes
+
+Engine = Literal["auto", "scan", "event"]
+
+
+class Layer(NamedTuple):
+    """All that is static about a layer."""
+
+    synapse: Synapse
+    threshold: float
+    num_steps: int
+    engine: Engine
+    surrogate: Surrogate
+
+
+def dense_layer(
+    times, kernel, threshold, num_steps, engine, surrogate="constant"
+) -> tuple[Layer, jax.Array, jax.Array]:
+    layer = _layer(Dense(), threshold, num_steps, engine, surrogate)
+    times, kernel = _checks.times_and_kernel(times, kernel, num_steps)
+    _checks.rank("times", times, "[B, I]")
+    _checks.rank("kernel", kernel, "[I, O]")
+    check_features(times, kernel)
+    return layer, times, kernel
+
+
+def conv_layer(
+    times, kernel, threshold, num_steps, engine, strides, padding, surrogate="constant"
+) -> tuple[Layer, jax.Array, jax.Array]:
+    _checks.num_steps(num_steps)
+    times, kernel = _checks.times_and_kernel(times, kernel, num_steps)
+    _checks.rank("times", times, "[B, H, W, I]")
+    _checks.rank("kernel", kernel, "[kh, kw, I, O]")
+    check_features(times, kernel)
+    strides = pair("strides", strides)
+    pads = explicit_pads(padding, times.shape[1:3], kernel.shape[:2], strides)
+    layer = _layer(Conv(strides, pads), threshold, num_steps, engine, surrogate)
+    return layer, times, kernel
+
+
+def _layer(synapse, threshold, num_steps, engine, surrogate) -> Layer:
+    _checks.num_steps(num_steps)
+    threshold = _checks.threshold(threshold)
+    if engine not in ("auto", "scan", "event"):
+        raise ValueError(f'engine must be "auto", "scan" or "event", got {engine!r}')
+    return Layer(synapse, threshold, int(num_steps), engine, resolve(surrogate))
+
+
+def _dispatch(layer: Layer, function: str, *arrays: jax.Array, **static):
+    """Calls `function` of the engine module that the layer names."""
+
+    def of(module) -> Callable:
+        return functools.partial(
+            getattr(module, function),
+            layer.synapse,
+            num_steps=layer.num_steps,
+            **static,
+        )
+
+    if layer.engine == "scan":
+        return of(scan)(*arrays)
+    return of(event)(*arrays, only=layer.engine == "event")
+
+
+def _forward(layer: Layer, times, kernel, **asked) -> Response:
+    return _dispatch(
+        layer, "forward", times, kernel, threshold=layer.threshold, **asked
+    )
+
+
+def respond(
+    layer: Layer,
+    times: SpikeTimes,
+    kernel: jax.Array,
+    *,
+    pool: tuple[int, int] = NO_POOL,
+    counts: bool = False,
+) -> Response:
+    """Spike times, behind the pooling, and spike counts if asked for."""
+    return _first_spikes(layer, pool, counts, times, kernel)
+
+
+def divides(window: tuple[int, int], shape: tuple[int, ...]) -> bool:
+    """Whether pooling windows cover images [B, H, W, O] without a rest."""
+    return shape[1] % window[0] == 0 and shape[2] % window[1] == 0
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _response(layer: Layer, pool, counts: bool, times, kernel) -> Response:
+    found = _forward(layer, times, kernel, peaks=False, pool=pool, counts=counts)
+    return Response(found.times, counts=found.counts)
+
+
+def _response_fwd(layer: Layer, pool, counts: bool, times, kernel):
+    peaks = layer.surrogate.silent_learn
+    found = _forward(layer, times, kernel, peaks=peaks, pool=pool, counts=counts)
+    # A fired neuron listened until its spike, which is also where its peak is; a silent
+    # one until T (its time) by the constant rule, until its peak by the window rule.
+    until = found.until if peaks else found.times
+    residuals = (times, kernel, until, found.potential, found.member)
+    return Response(found.times, counts=found.counts), residuals
+
+
+def _response_bwd(layer: Layer, pool, counts: bool, residuals, cotangent: Response):
+    del counts
+    times, kernel, until, potential, member = residuals
+    silent_inputs, delta = False, cotangent.times
+    if layer.surrogate.silent_learn:
+        silent_inputs = True
+        delta = delta * layer.surrogate.slope(potential, layer.threshold)
+    arrays = (times, kernel, until, delta) + (() if member is None else (member,))
+    return _dispatch(layer, "backward", *arrays, silent_inputs=silent_inputs, pool=pool)
+
+
+_response.defvjp(_response_fwd, _response_bwd)
+
+# Compiled once per layer and shape also where the caller does not jit.
+_first_spikes = jax.jit(_response, static_argnums=(0, 1, 2))
+compiled_forward = jax.jit(_forward, static_argnums=0, static_argnames="peaks")
+
+
+def check_features(times: jax.Array, kernel: jax.Array) -> None:
+    if times.shape[-1] != kernel.shape[-2]:
+        raise ValueError(
+            f"times {times.shape} have {times.shape[-1]} input features, "
+            f"kernel {kernel.shape} expects {kernel.shape[-2]}"
+        )
+    if 0 in kernel.shape:
+        raise ValueError(f"kernel must not be empty, got shape {kernel.shape}")
+
+
+def pair(name: str, value: Sequence[int]) -> tuple[int, int]:
+    pair = tuple(value) if isinstance(value, Sequence) else ()
+    if len(pair) != 2 or not all(isinstance(v, int) and v > 0 for v in pair):
+        raise ValueError(f"{name} must be two positive whole numbers, got {value!r}")
+    return pair

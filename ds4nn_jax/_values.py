@@ -1,0 +1,137 @@
+"""Values that a configuration is made of: frozen, hashable, compared by what they say.
+
+Fields are taken as what they are annotated with (lists as tuples, 16.0 as 16, NumPy's
+numbers as Python's), so that a value survives JSON, and everything that cannot be is
+refused where it enters. A kind of choice (an output rule, say) is a class of which its
+file defines subclasses, each with a name for flags and JSON.
+"""
+
+import dataclasses
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+    """A choice with its parameters. Subclasses are frozen dataclasses, too.
+
+    Where one is expected it may be given as itself, by its name, or as what
+    `dataclasses.asdict` and JSON make of it: a mapping with "name" and fields.
+    """
+
+    name: str = dataclasses.field(default="", init=False, repr=False)
+
+    def __init_subclass__(cls, name: str | None = None):
+        words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", cls.__name__)
+        cls.name = name or words.lower()
+
+    def __post_init__(self):
+        settle(self)
+        self.check()
+
+    def check(self) -> None:
+        """Refuses parameters that mean nothing; called when the value is made."""
+
+    def require(self, name: str, holds: bool, rule: str) -> None:
+        """Raises ValueError, naming a field and what it must be, unless it holds."""
+        require(self, name, holds, rule)
+
+
+def require(value: Any, name: str, holds: bool, rule: str) -> None:
+    if not holds:
+        raise ValueError(f"{name} must be {rule}, got {getattr(value, name)!r}")
+
+
+def settle(value: Any) -> None:
+    """Makes the fields of a new frozen dataclass what they are annotated with."""
+    for field in dataclasses.fields(value):
+        if field.init:
+            taken = _taken(field.name, field.type, getattr(value, field.name))
+            object.__setattr__(value, field.name, taken)
+
+
+def kinds(choice: type[Value]) -> dict[str, type[Value]]:
+    """What there is to choose from: the subclasses in the file of `choice`, by name."""
+
+    def below(kind: type[Value]) -> list[type[Value]]:
+        return [k for sub in kind.__subclasses__() for k in (sub, *below(sub))]
+
+    own = [k for k in below(choice) if k.__module__ == choice.__module__]
+    return {k.name: k for k in own or [choice] if not k.__name__.startswith("_")}
+
+
+def chosen(what: str, choice: type[Value], given: Any) -> Any:
+    """A value of the kind `choice`.
+
+    Raises:
+      ValueError: no such name, or parameters that the value refuses.
+      TypeError: something else, or parameters that it does not have.
+    """
+    named = kinds(choice)
+    if isinstance(given, str):
+        given = {"name": given}
+    if isinstance(given, Mapping):
+        fields = dict(given)
+        name = fields.pop("name", None)
+        if name not in named:
+            raise ValueError(f"{what} must be one of {', '.join(named)}, got {name!r}")
+        has = [f.name for f in dataclasses.fields(named[name]) if f.init]
+        for other in fields.keys() - set(has):
+            raise TypeError(f"{what}: {name} has no {other!r}, only {has}")
+        return named[name](**fields)
+    if not isinstance(given, choice):
+        raise TypeError(
+            f"{what} must be an instance of {choice.__name__}, or one of "
+            f"{', '.join(named)}, got {given!r}"
+        )
+    return given
+
+
+def _taken(name: str, kind: Any, given: Any) -> Any:
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if isinstance(kind, type) and issubclass(kind, Value):
+        return chosen(name, kind, given)
+    if origin is typing.Literal:
+        if given not in inner:
+            choices = ", ".join(map(str, inner))
+            raise ValueError(f"{name} must be one of {choices}, got {given!r}")
+        return given
+    if origin in (typing.Union, types.UnionType):
+        return None if given is None else _taken(name, inner[0], given)
+    if origin is tuple:
+        if isinstance(given, str) or not isinstance(given, Sequence | np.ndarray):
+            raise TypeError(f"{name} must be a sequence, got {given!r}")
+        if inner[-1] is not ... and len(given) != len(inner):
+            raise ValueError(f"{name} must have {len(inner)} entries, got {given!r}")
+        each = inner[:1] * len(given) if inner[-1] is ... else inner
+        return tuple(_taken(name, k, x) for k, x in zip(each, given, strict=True))
+    return scalar(name, kind, given)
+
+
+def scalar(name: str, kind: type, given: Any) -> Any:
+    """A bool, int, float or str, from NumPy and JAX too; 16.0 is a whole number.
+
+    Raises:
+      TypeError: it is something else.
+    """
+    if getattr(given, "shape", None) == ():
+        given = given.item()
+    number = isinstance(given, int | float) and not isinstance(given, bool)
+    if kind is int and number and float(given).is_integer():
+        return int(given)
+    if kind is float and number:
+        return float(given)
+    if kind in (bool, str) and isinstance(given, kind):
+        return given
+    what = {
+        int: "a whole number",
+        float: "a number",
+        bool: "a bool",
+        str: "text",
+    }
+    raise TypeError(f"{name} must be {what[kind]}, got {given!r}")

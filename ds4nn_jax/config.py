@@ -1,0 +1,100 @@
+"""What a training run is: the network, the rule, the steps, as values."""
+
+import dataclasses
+from typing import Literal
+
+from ds4nn_jax import losses, neurons
+from ds4nn_jax._values import require, settle
+from ds4nn_jax.augmentation import Augmentation
+from ds4nn_jax.first_weights import FiringRates, FirstWeights, Uniform
+from ds4nn_jax.modules import SpikingNetwork, parse_spec
+from ds4nn_jax.optimizers import Adam, HeldNorms, Optimizer
+from ds4nn_jax.rules import OutputRule, Softmax
+from ds4nn_jax.schedules import Cosine, Schedule
+from ds4nn_jax.surrogates import Surrogate, Window
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """All that a training run is determined by, besides the data.
+
+    The defaults are a recipe that holds for small networks and short runs; `presets`
+    has the ones behind our results, and the paper's as "paper". A choice may be given
+    as a value, by its name ("margin"), or as the mapping that JSON makes of it:
+    `TrainConfig(**json.loads(json.dumps(dataclasses.asdict(config))))` is the same.
+
+    Attributes:
+      spec: the network, in the paper's notation.
+      num_steps: T.
+      threshold: θ of every layer, mV.
+      padding: of the convolutions (the paper does not say; "SAME").
+      engine: "auto", "scan" or "event".
+      surrogate: of the hidden layers, see `surrogates`.
+      normalization: of the errors between layers (Eq. 11), "l2", "l1", "sum" or "none".
+      output_rule: what the outputs should do, see `rules`.
+      initial_weights: what learning begins with, see `first_weights`; pairs (low, high)
+        stand for `Uniform`.
+      optimizer: how gradients become steps, see `optimizers`.
+      schedule: how steps shrink, see `schedules`.
+      augmentation: what is done to the training images.
+      batch_size: images a step; what is left of an epoch is left out.
+      epochs: passes over the training images.
+      validation: share of the training images held out, stratified, to choose the best
+        epoch; 0 trains on all and keeps the last.
+      seed: of the initial weights, the split, the shuffling and the augmentation.
+
+    Raises:
+      ValueError: a field that means nothing; the message names it.
+      TypeError: a field of another type.
+
+    Example:
+      >>> import ds4nn_jax as ds
+      >>> rule = ds.rules.Margin(offset=15)
+      >>> config = ds.TrainConfig(spec="64-20-10", output_rule=rule)
+      >>> config.output_rule, config.epochs
+      (Margin(offset=15.0), 10)
+    """
+
+    spec: str = "64C3-P2-128C3-P2-10"
+    num_steps: int = 100
+    threshold: float = 100.0
+    padding: Literal["SAME", "VALID"] = "SAME"
+    engine: neurons.Engine = "auto"
+    surrogate: Surrogate = Window()
+    normalization: losses.Normalization = "none"
+    output_rule: OutputRule = Softmax()
+    initial_weights: FirstWeights = FiringRates()
+    optimizer: Optimizer = Adam(0.03, norms=HeldNorms())
+    schedule: Schedule = Cosine()
+    augmentation: Augmentation = Augmentation()
+    batch_size: int = 16
+    epochs: int = 10
+    validation: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self):
+        given = self.initial_weights
+        if not isinstance(given, FirstWeights | str | dict):
+            object.__setattr__(self, "initial_weights", Uniform(given))
+        settle(self)
+        for name in ("num_steps", "batch_size", "epochs"):
+            require(self, name, getattr(self, name) >= 1, "at least 1")
+        require(self, "threshold", 0 < self.threshold < float("inf"), "> 0 mV")
+        require(self, "validation", 0 <= self.validation < 1, "in [0, 1)")
+        require(self, "seed", 0 <= self.seed < 2**32, "in 0 … 2³²−1")
+        self.output_rule.check_steps(self.num_steps)
+        self.initial_weights.check_network(self.network())
+
+    def network(self) -> SpikingNetwork:
+        """The network that this configuration describes."""
+        input_size, layers = parse_spec(self.spec)
+        return SpikingNetwork(
+            layers=layers,
+            input_size=input_size,
+            num_steps=self.num_steps,
+            threshold=self.threshold,
+            padding=self.padding,
+            surrogate=self.surrogate,
+            normalization=self.normalization,
+            engine=self.engine,
+        )

@@ -1,0 +1,193 @@
+"""First weights: frozen values that give the parameters a run begins with."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ds4nn_jax import _checks, neurons
+from ds4nn_jax._engines.synapse import flat
+from ds4nn_jax._values import Value
+from ds4nn_jax.encoding import encode
+from ds4nn_jax.modules import SpikingNetwork
+from ds4nn_jax.types import SpikeTimes
+
+Params = dict
+
+
+@dataclasses.dataclass(frozen=True)
+class FirstWeights(Value):
+    """One of your own extends this and has a `draw`."""
+
+    def draw(
+        self, network: SpikingNetwork, key: jax.Array, images: jax.Array | np.ndarray
+    ) -> Params:
+        """Parameters of the network; images [B, …] are `sample` training images, or
+        fewer where there are fewer."""
+        raise NotImplementedError
+
+    @property
+    def sample(self) -> int:
+        """How many training images `draw` looks at."""
+        return 1
+
+    def check_network(self, network: SpikingNetwork) -> None:
+        """Refuses what does not fit the network, before anything is computed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Uniform(FirstWeights):
+    """Uniform in a range for each layer, as in the paper's Table 1.
+
+    Attributes:
+      ranges: (low, high) mV for each layer with weights; empty: by fan-in, see
+        `modules.scaled_weights`.
+    """
+
+    ranges: tuple[tuple[float, float], ...] = ()
+
+    def draw(self, network, key, images) -> Params:
+        if self.ranges:
+            network = network.clone(initial_weights=self.ranges)
+        times = encode(images[:1], num_steps=network.num_steps)
+        return jax.jit(network.init)(key, times)
+
+    def check_network(self, network: SpikingNetwork) -> None:
+        if self.ranges:
+            network.clone(initial_weights=self.ranges)  # refuses what does not fit
+
+
+@dataclasses.dataclass(frozen=True)
+class FiringRates(FirstWeights):
+    """By fan-in, then scaled layer by layer until a set share of the driven neurons
+    fires on training images, see `calibrate`.
+
+    Attributes:
+      hidden: share of the driven neurons of every hidden layer, in (0, 1).
+      output: share of those of the output layer.
+      images: how many training images it is measured on.
+    """
+
+    hidden: float = 0.25
+    output: float = 0.7
+    images: int = 200
+
+    def check(self) -> None:
+        for name in ("hidden", "output"):
+            self.require(name, 0 < getattr(self, name) < 1, "in (0, 1)")
+        self.require("images", self.images >= 1, "at least 1")
+
+    @property
+    def sample(self) -> int:
+        return self.images
+
+    def draw(self, network, key, images) -> Params:
+        times = encode(images[: self.images], num_steps=network.num_steps)
+        params: Any = jax.jit(network.init)(key, times[:1])
+        hidden = (self.hidden,) * (len(network.weighted) - 1)
+        return calibrate(network, params, times, (*hidden, self.output))
+
+
+def calibrate(
+    network: SpikingNetwork,
+    params: Params,
+    times: SpikeTimes,
+    firing_rates: tuple[float, ...],
+) -> Params:
+    """Scales each layer's weights until a set share of its driven neurons fires.
+
+    A neuron is driven by an image if at least one spike reaches it; on MNIST most of
+    the first layer sees black and is not. Without a reset V is linear in the weights,
+    so w ← w·θ/q with q the (1 − rate) quantile of max_t V(t) over driven neurons does
+    it in one pass per layer, front to back. Too small initial weights are silent for
+    good, too large ones fire at once.
+
+    Args:
+      network: whose layers are scaled.
+      params: its parameters.
+      times: [B, …] input spike times.
+      firing_rates: in (0, 1), one for each layer with weights.
+
+    Returns:
+      Parameters of the same structure. Under jit a layer that cannot be scaled (q ≤ 0)
+      is left as it is.
+
+    Raises:
+      ValueError: outside jit, a layer with fewer excitable neurons than are to fire.
+    """
+    rates = dict(zip(network.weighted, firing_rates, strict=True))
+    scaled: dict[str, Any] = {}
+    for index, name in enumerate(network.names):
+        kernel = params["params"].get(name, {}).get("kernel")
+        if kernel is not None:
+            if kernel.ndim == 2:
+                times = flat(times)
+            peaks, driven = _excitation(network, times, kernel)
+            reached = _quantile(peaks, driven, 1 - rates[name])
+            if _checks.at_hand(reached) and not reached > 0:
+                excited = float(jnp.mean(driven & (peaks > 0)))
+                raise ValueError(
+                    f"firing_rates: {rates[name]:.0%} of the driven neurons of {name} "
+                    f"cannot be made to fire, only {excited:.0%} of all neurons are "
+                    "ever excited: ask for fewer, or let the initial weights be more "
+                    "positive"
+                )
+            scale = jnp.where(reached > 0, network.threshold / reached, 1)
+            scaled[name] = {"kernel": kernel * scale}
+        times = jax.jit(
+            lambda params, times, index=index: network.apply(
+                {"params": params}, times, method=lambda net, t: net.stack[index](t)
+            )
+        )({name: scaled[name]} if name in scaled else {}, times)
+    return {"params": scaled}
+
+
+def _excitation(
+    network: SpikingNetwork, times: SpikeTimes, kernel: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Highest potentials of a layer if nothing fired, and which neurons are driven."""
+
+    @jax.jit
+    def excitation(times, kernel):
+        peaks_of = functools.partial(
+            neurons.peak_potentials,
+            times,
+            num_steps=network.num_steps,
+            padding=network.padding,
+            engine=network.engine,
+        )
+        peaks = peaks_of(kernel)
+        driven = peaks_of(jnp.ones_like(kernel[..., :1])) > 0
+        return peaks, jnp.broadcast_to(driven, peaks.shape)
+
+    return excitation(times, kernel)
+
+
+def _quantile(values: jax.Array, counted: jax.Array, q: float) -> jax.Array:
+    """The q-quantile of the values counted, between neighbours linear; 0 of none.
+
+    As `jnp.nanquantile`, but without a NaN for `jax_debug_nans` to stumble over, and
+    outside jit without sorting everything.
+    """
+    if _checks.at_hand(values):
+        kept = np.asarray(values)[np.asarray(counted)]
+        if not kept.size:
+            return jnp.zeros((), kept.dtype)
+        at = np.asarray(q, kept.dtype) * np.asarray(kept.size - 1, kept.dtype)
+        pair = [int(np.floor(at)), min(int(np.ceil(at)), kept.size - 1)]
+        return _between(*np.partition(kept, pair)[pair], at)
+    ordered = jnp.sort(jnp.where(counted, values, jnp.inf), axis=None)
+    last = jnp.maximum(jnp.sum(counted, dtype=values.dtype) - 1, 0)
+    rank = jnp.asarray(q, values.dtype) * last
+    ranks = jnp.floor(rank), jnp.minimum(jnp.ceil(rank), last)
+    found = _between(*(ordered[k.astype(jnp.int32)] for k in ranks), rank)
+    return jnp.where(jnp.any(counted), found, 0)
+
+
+@jax.jit
+def _between(below: jax.Array, above: jax.Array, rank: jax.Array) -> jax.Array:
+    share = rank - jnp.floor(rank)
+    return below * (1 - share) + above * share

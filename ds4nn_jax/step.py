@@ -1,0 +1,130 @@
+"""One step of training, pure: to be jitted, vmapped over seeds, or put into a scan."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ds4nn_jax import analysis, losses, optimizers, parallel
+from ds4nn_jax.config import TrainConfig
+from ds4nn_jax.encoding import encode
+from ds4nn_jax.types import SpikeTimes
+
+Params = dict
+
+
+class TrainState(NamedTuple):
+    """What a step changes. A pytree: it can be saved, sharded and vmapped.
+
+    Attributes:
+      step: steps taken.
+      params: weights.
+      optimizer: optax's state.
+      key: of the augmentation; a step draws from it folded with its number.
+    """
+
+    step: jax.Array
+    params: Params
+    optimizer: optax.OptState
+    key: jax.Array
+
+
+class StepMetrics(NamedTuple):
+    """Means over one training batch, before the step: scalars."""
+
+    loss: jax.typing.ArrayLike
+    accuracy: jax.typing.ArrayLike
+    decision_step: jax.typing.ArrayLike
+    spikes: jax.typing.ArrayLike
+
+
+def make_optimizer(
+    config: TrainConfig, steps_per_epoch: int
+) -> optax.GradientTransformation:
+    """The configured optimizer under the configured schedule."""
+    schedule = config.schedule.factor(config.epochs, steps_per_epoch)
+    return config.optimizer.chain(config.network().weighted, schedule)
+
+
+def kept_weights(state: TrainState) -> Params:
+    """What is validated and kept: the weights, or their average if there is one."""
+    return optimizers.averaged(state.optimizer, state.params)
+
+
+def init(
+    config: TrainConfig,
+    optimizer: optax.GradientTransformation,
+    key: jax.Array,
+    images: jax.Array | np.ndarray,
+) -> TrainState:
+    """Initial state; `images` [B, …] give the shape and may scale first weights."""
+    params = config.initial_weights.draw(config.network(), key, images)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        optimizer=optimizer.init(params),
+        key=jax.random.fold_in(key, 1),
+    )
+
+
+def train_step(
+    config: TrainConfig,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    images: jax.Array,
+    labels: jax.Array,
+    mesh: jax.sharding.Mesh | None = None,
+) -> tuple[TrainState, StepMetrics]:
+    """One step on a batch of images [B, …] with labels [B]. Pure.
+
+    With a mesh (`parallel.data_mesh`) the batch is shared out to its devices, and the
+    state, which is the same on all, follows the mean of their gradients.
+    """
+    key = jax.random.fold_in(state.key, state.step)
+    images = config.augmentation.apply(key, images)
+    times = encode(images, num_steps=config.num_steps)
+    gradients: Callable = functools.partial(_gradients, config)
+    if mesh is not None:
+        gradients = parallel.mean_over(mesh, gradients)
+    gradient, metrics = gradients(state.params, times, labels)
+    updates, opt_state = optimizer.update(gradient, state.optimizer, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return state._replace(
+        step=state.step + 1, params=params, optimizer=opt_state
+    ), metrics
+
+
+def _gradients(
+    config: TrainConfig, params: Params, times: SpikeTimes, labels: jax.Array
+) -> tuple[Params, StepMetrics]:
+    """Gradient of the mean loss over a batch, and its metrics."""
+    network = config.network()
+
+    def loss(params: Params):
+        activity: Any = network.apply(params, times, method="activity")
+        target = config.output_rule.target(
+            activity.times,
+            labels,
+            activity.potentials,
+            num_steps=config.num_steps,
+            threshold=config.threshold,
+        )
+        return jnp.mean(losses.temporal_loss(activity.times, target)), activity
+
+    (value, activity), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+    decided = analysis.predict(activity.times, activity.potentials)
+    step = jnp.min(activity.times, axis=1)
+    steps = jnp.arange(config.num_steps, dtype=step.dtype)
+    until = steps[None, None] <= step[:, None, None]
+    return gradient, StepMetrics(
+        loss=value,
+        accuracy=jnp.mean(decided == labels),
+        decision_step=jnp.mean(step),
+        spikes=jnp.mean(
+            jnp.sum(jnp.where(until, activity.counts[:, 1:], 0), axis=(1, 2))
+        ),
+    )
