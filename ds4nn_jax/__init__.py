@@ -54,7 +54,7 @@ from ds4nn_jax.analysis import (
 from ds4nn_jax.inference import Inference, infer
 
 # What a run is made of, a module for each kind of value.
-from ds4nn_jax import augmentation, optimizers, rules, schedules, surrogates
+from ds4nn_jax import augmentation, guards, optimizers, rules, schedules, surrogates
 from ds4nn_jax import first_weights
 from ds4nn_jax.first_weights import calibrate
 from ds4nn_jax.rules import relative_target
@@ -129,6 +129,7 @@ __all__ = [
     "augmentation",
     "calibrate",
     "first_weights",
+    "guards",
     "optimizers",
     "presets",
     "relative_target",

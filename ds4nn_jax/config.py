@@ -7,6 +7,7 @@ from ds4nn_jax import losses, neurons
 from ds4nn_jax._values import require, settle
 from ds4nn_jax.augmentation import Augmentation
 from ds4nn_jax.first_weights import FiringRates, FirstWeights, Uniform
+from ds4nn_jax.guards import RateGuard
 from ds4nn_jax.modules import SpikingNetwork, parse_spec
 from ds4nn_jax.optimizers import Adam, HeldNorms, Optimizer
 from ds4nn_jax.rules import OutputRule, Softmax
@@ -35,6 +36,7 @@ class TrainConfig:
       initial_weights: what learning begins with, see `first_weights`; pairs (low, high)
         stand for `Uniform`.
       optimizer: how gradients become steps, see `optimizers`.
+      guard: budgets for how often neurons fire, see `guards`.
       schedule: how steps shrink, see `schedules`.
       augmentation: what is done to the training images.
       batch_size: images a step; what is left of an epoch is left out.
@@ -65,6 +67,7 @@ class TrainConfig:
     output_rule: OutputRule = Softmax()
     initial_weights: FirstWeights = FiringRates()
     optimizer: Optimizer = Adam(0.03, norms=HeldNorms())
+    guard: RateGuard = RateGuard()
     schedule: Schedule = Cosine()
     augmentation: Augmentation = Augmentation()
     batch_size: int = 16

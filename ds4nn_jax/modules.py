@@ -1,7 +1,7 @@
 """Flax Linen shell: modules own the weights, `neurons` does the work."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, NoReturn
 
 import flax.linen as nn
@@ -389,13 +389,18 @@ class SpikingNetwork(nn.Module):
         entering, _, everything = self._propagate(times, keep="times")
         return Trace(tuple(everything), self._potentials(entering))
 
-    def activity(self, times: SpikeTimes) -> Activity:
+    def activity(
+        self,
+        times: SpikeTimes,
+        guards: Sequence[Callable[[SpikeTimes], SpikeTimes]] = (),
+    ) -> Activity:
         """Output times and potentials, and how many neurons fired when.
 
         Needs less memory and time than `trace`: of a convolution with pooling behind it
-        only what pooling passes on is kept.
+        only what pooling passes on is kept. `guards` are identities on the spike times
+        that leave each hidden layer with weights (`guards.RateGuard.layers`).
         """
-        entering, out, counts = self._propagate(times, keep="counts")
+        entering, out, counts = self._propagate(times, keep="counts", guards=guards)
         return Activity(out, self._potentials(entering), jnp.stack(counts, axis=1))
 
     def _potentials(self, entering: SpikeTimes) -> jax.Array:
@@ -408,7 +413,11 @@ class SpikingNetwork(nn.Module):
         )
 
     def _propagate(
-        self, times: SpikeTimes, *, keep: Literal["times", "counts"] | None = None
+        self,
+        times: SpikeTimes,
+        *,
+        keep: Literal["times", "counts"] | None = None,
+        guards: Sequence[Callable[[SpikeTimes], SpikeTimes]] = (),
     ) -> tuple[SpikeTimes, SpikeTimes, list[jax.Array]]:
         """What enters the output layer, what leaves it, and for the input and every
         layer its spike times or its spikes of each step."""
@@ -416,6 +425,7 @@ class SpikingNetwork(nn.Module):
         counts = keep == "counts"
         kept = [spikes_per_step(times, self.num_steps) if counts else times]
         waiting = list(zip(self.layers, self.stack, strict=True))
+        guarding = iter(guards)
         while waiting:
             spec, layer = waiting.pop(0)
             following = waiting[0][0] if waiting else None
@@ -445,6 +455,8 @@ class SpikingNetwork(nn.Module):
             # either side of it, and smaller sums give them behind it.
             if not isinstance(following, PoolSpec):
                 times = normalize_gradient(times, method=self.normalization)
+                if guards and waiting:
+                    times = next(guarding)(times)
             if keep == "times":
                 kept.append(times)
         return entering, times, kept

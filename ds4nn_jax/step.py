@@ -90,7 +90,7 @@ def train_step(
     gradients: Callable = functools.partial(_gradients, config)
     if mesh is not None:
         gradients = parallel.mean_over(mesh, gradients)
-    gradient, metrics = gradients(state.params, times, labels)
+    gradient, metrics = gradients((state.params, state.step), times, labels)
     updates, opt_state = optimizer.update(gradient, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
     return state._replace(
@@ -99,13 +99,19 @@ def train_step(
 
 
 def _gradients(
-    config: TrainConfig, params: Params, times: SpikeTimes, labels: jax.Array
+    config: TrainConfig,
+    reached: tuple[Params, jax.Array],
+    times: SpikeTimes,
+    labels: jax.Array,
 ) -> tuple[Params, StepMetrics]:
-    """Gradient of the mean loss over a batch, and its metrics."""
-    network = config.network()
+    """Gradient of the mean loss over a batch, and its metrics, where a run has come to:
+    its parameters and how many steps it has taken."""
+    network, (params, step) = config.network(), reached
+    hidden = len(network.weighted) - 1
+    guards = config.guard.layers(hidden, step, config.num_steps)
 
     def loss(params: Params):
-        activity: Any = network.apply(params, times, method="activity")
+        activity: Any = network.apply(params, times, guards, method="activity")
         target = config.output_rule.target(
             activity.times,
             labels,
@@ -117,13 +123,13 @@ def _gradients(
 
     (value, activity), gradient = jax.value_and_grad(loss, has_aux=True)(params)
     decided = analysis.predict(activity.times, activity.potentials)
-    step = jnp.min(activity.times, axis=1)
-    steps = jnp.arange(config.num_steps, dtype=step.dtype)
-    until = steps[None, None] <= step[:, None, None]
+    decision = jnp.min(activity.times, axis=1)
+    steps = jnp.arange(config.num_steps, dtype=decision.dtype)
+    until = steps[None, None] <= decision[:, None, None]
     return gradient, StepMetrics(
         loss=value,
         accuracy=jnp.mean(decided == labels),
-        decision_step=jnp.mean(step),
+        decision_step=jnp.mean(decision),
         spikes=jnp.mean(
             jnp.sum(jnp.where(until, activity.counts[:, 1:], 0), axis=(1, 2))
         ),

@@ -1,0 +1,138 @@
+"""The rate guard against loops over channels, its schedule, and its effect on a run."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ds4nn_jax as ds
+from ds4nn_jax import data
+from ds4nn_jax.guards import RateGuard, rate_guard
+
+T = 20
+
+
+def pushed(delta, times, budget, strength, floor):
+    """The docstring's equation, channel by channel and neuron by neuron."""
+    out, scale = delta.copy(), np.sqrt((delta**2).mean())
+    for c in range(times.shape[-1]):
+        fired = times[..., c] < T
+        rate = fired.sum() / fired.size
+        for index in np.ndindex(fired.shape):
+            if fired[index]:
+                out[*index, c] -= strength * scale * max(rate / budget - 1, 0)
+            elif floor:
+                low = max(1 - rate / (floor * budget), 0)
+                out[*index, c] += strength * scale * low
+    return out
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 5, 6), (8, 7)])
+@pytest.mark.parametrize("budget, floor", [(0.3, 0.5), (0.9, 0.9), (0.1, 0.0)])
+def test_equals_the_loop(shape, budget, floor, rng):
+    times = rng.integers(0, T, shape).astype(np.float32)
+    rates = np.linspace(0, 1, shape[-1])  # from silent to always
+    times = np.where(rng.random(shape) < rates, times, T)
+    delta = rng.normal(size=shape).astype(np.float32)
+    out, vjp = jax.vjp(lambda t, b: rate_guard(0.2, floor, T, t, b), times, budget)
+    np.testing.assert_array_equal(out, times)
+    d_times, d_budget = vjp(jnp.asarray(delta))
+    expected = pushed(delta, times, budget, 0.2, floor)
+    np.testing.assert_allclose(d_times, expected, rtol=1e-5, atol=1e-6)
+    assert d_budget == 0
+    assert np.abs(expected - delta).max() > 0
+
+
+def test_a_channel_within_its_budget_is_left_alone():
+    """Rates of 3/4 and 1/4, a budget of 1/2 with a floor at half of it: only the first
+    is pushed, later; with a budget of 3/4 only the second, earlier, where silent."""
+    times = np.array([[1, T], [2, T], [3, T], [T, 5]], np.float32)
+    delta = jnp.ones((4, 2))
+
+    def back(budget):
+        _, vjp = jax.vjp(lambda t: rate_guard(0.1, 0.5, T, t, budget), times)
+        return np.asarray(vjp(delta)[0])
+
+    np.testing.assert_allclose(back(0.5)[:, 0], [0.95, 0.95, 0.95, 1])
+    np.testing.assert_array_equal(back(0.5)[:, 1], 1)
+    np.testing.assert_array_equal(back(0.75)[:, 0], 1)
+    low = 1 + 0.1 * (1 - 0.25 / 0.375)
+    np.testing.assert_allclose(back(0.75)[:, 1], [low, low, low, 1], rtol=1e-6)
+
+
+def test_budgets_fall_geometrically():
+    guard = RateGuard(budgets=(0.03, 0.12), first=0.3, steps=100)
+
+    def budgets(step, hidden=3):
+        layers = guard.layers(hidden, jnp.int32(step), T)
+        return [float(layer.keywords["budget"]) for layer in layers]
+
+    np.testing.assert_allclose(budgets(0), 0.3, rtol=1e-6)
+    half = [0.3 * 0.1**0.5, 0.3 * 0.4**0.5, 0.3 * 0.4**0.5]
+    np.testing.assert_allclose(budgets(50), half, rtol=1e-6)
+    np.testing.assert_allclose(budgets(100), [0.03, 0.12, 0.12], rtol=1e-6)
+    np.testing.assert_allclose(budgets(900), [0.03, 0.12, 0.12], rtol=1e-6)
+    assert budgets(0, hidden=1) == pytest.approx([0.3])
+    assert RateGuard().layers(3, jnp.int32(0), T) == ()
+
+
+def test_is_behind_every_hidden_layer_and_its_pooling(rng):
+    """Each guard sees the spike times that the trace has behind the pooling; with a
+    strength of zero gradients are what they are without."""
+    network = ds.SpikingNetwork.from_spec(
+        "4C3-P2-3C3-6-5", num_steps=T, threshold=3.0, surrogate="window"
+    )
+    times = rng.integers(0, T + 1, (3, 6, 6, 1)).astype(np.float32)
+    params = network.init(jax.random.key(0), times)
+    trace = network.apply(params, times, method="trace")
+    seen = []
+
+    def watch(x):
+        seen.append(x)
+        return x
+
+    network.apply(params, times, [watch] * 3, method="activity")
+    for actual, expected in zip(seen, [trace.times[k] for k in (2, 3, 4)], strict=True):
+        np.testing.assert_array_equal(actual, expected)
+
+    def gradient(guards):
+        def error(params):
+            return (network.apply(params, times, guards, method="activity").times).sum()
+
+        return jax.grad(error)(params)["params"]["conv1"]["kernel"]
+
+    def guards(strength):
+        return RateGuard((0.01,), strength=strength, steps=1).layers(3, jnp.int32(1), T)
+
+    np.testing.assert_array_equal(gradient(guards(0.0)), gradient(()))
+    assert np.abs(gradient(guards(0.5)) - gradient(())).max() > 0
+
+
+def test_a_run_keeps_to_its_budget():
+    digits = data.load("digits")
+    images, labels = digits.train_images[:600], digits.train_labels[:600]
+    free = ds.TrainConfig(spec="8C3-P2-10", epochs=4, batch_size=20)
+    guard = RateGuard(budgets=(0.1,), strength=0.5, steps=50)
+    spikes = []
+    for config in (free, dataclasses.replace(free, guard=guard)):
+        *_, last = ds.train(config, images, labels)
+        report = ds.evaluate(config.network(), last.params, images, labels)
+        spikes.append(sum(report.layer_spikes[1:3]))
+    assert spikes[1] < 0.6 * spikes[0], spikes
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        (dict(budgets=(0.1, 0.0)), r"budgets must be in \(0, 1\]"),
+        (dict(first=0), r"first must be in \(0, 1\]"),
+        (dict(floor=1), r"floor must be in \[0, 1\)"),
+        (dict(strength=-1), "strength must be ≥ 0"),
+        (dict(steps=0), "steps must be at least 1"),
+    ],
+)
+def test_refuses(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        RateGuard(**wrong)
