@@ -77,6 +77,7 @@ def _train(asked: options.Options, images: data.Dataset) -> ds.Report | None:
     limit = asked.train_limit or None
     training = images.train_images[:limit], images.train_labels[:limit]
     if lead:
+        print(f"{config.spec}, from the preset {asked.preset}", flush=True)
         print("compiling, and first weights …", flush=True)
     start = ds.first_snapshot(config, *training)
     record = None
