@@ -1,6 +1,6 @@
 """`ds4nn`: the experiments as one command.
 
-ds4nn train mnist                   by the best recipe known; --preset, --flagfile: others
+ds4nn train mnist                   by the best recipe known; or --preset, --flagfile
 ds4nn evaluate mnist                python -m experiments.mnist --evaluate=pretrained
 ds4nn predict image.png             what is in it, and when that was clear
 ds4nn report                        python -m experiments.report

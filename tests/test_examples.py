@@ -47,8 +47,9 @@ def test_values_of_ones_own_go_through_everything(tmp_path):
     fit = jax.jit(ds.fit, static_argnums=0)
     _, metrics = fit(config, jax.random.key(0), *map(jnp.asarray, some))
     assert metrics.accuracy[-1] > metrics.accuracy[0]
+    programs = fit._cache_size()
     fit(same, jax.random.key(0), *map(jnp.asarray, some))
-    assert fit._cache_size() == 1, "equal values are one program"
+    assert fit._cache_size() == programs, "equal values are one program"
     ds.save_weights(tmp_path / "w", config.network(), later.params)
     loaded = ds.load_weights(tmp_path / "w", network=config.network())
     assert loaded.network.surrogate == own_rule.Bell()
