@@ -24,7 +24,6 @@ BATCH = 64
 CONFIG = ds.TrainConfig(
     spec="64C3-P2-128C3-P2-10",
     output_rule="margin",
-    normalization="l2",
     optimizer=ds.optimizers.Adam(learning_rate=0.02),
     batch_size=32,
     epochs=1,

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from ds4nn_jax import losses, neurons
+from ds4nn_jax import neurons
 from ds4nn_jax._values import require, settle
 from ds4nn_jax.augmentation import Augmentation
 from ds4nn_jax.first_weights import FiringRates, FirstWeights, Uniform
@@ -31,8 +31,7 @@ class TrainConfig:
       padding: of the convolutions (the paper does not say; "SAME").
       engine: "auto", "scan" or "event".
       surrogate: of the hidden layers, see `surrogates`.
-      normalization: of the errors between layers (Eq. 11), "l2", "l1", "sum" or "none".
-      output_rule: what the outputs should do, see `rules`.
+      output_rule: what the outputs should do, and the norm of the errors, see `rules`.
       initial_weights: what learning begins with, see `first_weights`; pairs (low, high)
         stand for `Uniform`.
       optimizer: how gradients become steps, see `optimizers`.
@@ -53,8 +52,8 @@ class TrainConfig:
       >>> import ds4nn_jax as ds
       >>> rule = ds.rules.Margin(offset=15)
       >>> config = ds.TrainConfig(spec="64-20-10", output_rule=rule)
-      >>> config.output_rule, config.epochs
-      (Margin(offset=15.0), 10)
+      >>> config.output_rule.offset, config.epochs
+      (15.0, 10)
     """
 
     spec: str = "64C3-P2-128C3-P2-10"
@@ -63,7 +62,6 @@ class TrainConfig:
     padding: Literal["SAME", "VALID"] = "SAME"
     engine: neurons.Engine = "auto"
     surrogate: Surrogate = Window()
-    normalization: losses.Normalization = "none"
     output_rule: OutputRule = Softmax()
     initial_weights: FirstWeights = FiringRates()
     optimizer: Optimizer = Adam(0.03, norms=HeldNorms())
@@ -98,6 +96,6 @@ class TrainConfig:
             threshold=self.threshold,
             padding=self.padding,
             surrogate=self.surrogate,
-            normalization=self.normalization,
+            normalization=self.output_rule.normalization,
             engine=self.engine,
         )

@@ -22,7 +22,6 @@ _MNIST = TrainConfig(
     spec="64C3-P2-128C3-P2-10",
     surrogate=Window(50.0),
     output_rule=Softmax(offset=10, horizon=50),
-    normalization="none",
     initial_weights=FiringRates(hidden=0.15, output=0.7),
     optimizer=Adam(learning_rate=0.01, norms=HeldNorms()),
     schedule=Cosine(),
@@ -74,7 +73,6 @@ _PAPER = TrainConfig(
     threshold=100.0,
     surrogate=Constant(),
     output_rule=Relative(offset=10),
-    normalization="l2",
     initial_weights=Uniform(((0, 80), (0, 50), (0, 5))),
     optimizer=Adam(learning_rate=0.1, unit="mV"),
     schedule=StepDecay(decay=0.9, period=5),
@@ -108,7 +106,6 @@ _DIGITS = TrainConfig(
     spec="32C3-P2-64C3-10",
     surrogate=Window(50.0),
     output_rule=Margin(offset=15),
-    normalization="l2",
     initial_weights=FiringRates(hidden=0.25, output=0.7),
     optimizer=Adam(learning_rate=0.05),
     schedule=Cosine(),
@@ -165,8 +162,8 @@ def load(name: str) -> TrainConfig:
 
     Example:
       >>> import ds4nn_jax as ds
-      >>> ds.presets.load("paper").output_rule
-      Relative(offset=10.0)
+      >>> ds.presets.load("paper").schedule
+      StepDecay(decay=0.9, period=5)
     """
     if name not in _PRESETS:
         raise ValueError(f"no preset {name!r}: there are {', '.join(_PRESETS)}")

@@ -16,12 +16,20 @@ import jax.numpy as jnp
 
 from ds4nn_jax import _checks
 from ds4nn_jax._values import Value
+from ds4nn_jax.losses import Normalization
 from ds4nn_jax.types import SpikeTimes
 
 
 @dataclasses.dataclass(frozen=True)
 class OutputRule(Value):
-    """Target times of the output neurons, image by image."""
+    """Target times of the output neurons, image by image.
+
+    Attributes:
+      normalization: of the errors between layers (Eq. 11), "l2", "l1", "sum" or "none";
+        see `losses.normalize_gradient`.
+    """
+
+    normalization: Normalization = dataclasses.field(default="l2", kw_only=True)
 
     def target(
         self,
@@ -193,7 +201,7 @@ class Softmax(OutputRule):
     with ℓ the spike time or, for a silent output, T + H·(θ − V)/θ. The label counts as
     λ later than it is, so the errors fade once it leads by λ and some τ. They sum to
     zero, so no common drift moves all outputs, and are less than a step: use them
-    without `normalize_gradient`, which would make fading errors whole again.
+    without a normalization, which would make fading errors whole again.
 
     H trades latency for accuracy: with H = T silence costs nothing where potentials
     decide as well, and networks become slow; with a small one two silent outputs can
@@ -212,6 +220,7 @@ class Softmax(OutputRule):
       anchor_time: t*, 0 … T.
     """
 
+    normalization: Normalization = dataclasses.field(default="none", kw_only=True)
     offset: float = 10.0
     temperature: float = 5.0
     horizon: float = 50.0

@@ -19,7 +19,7 @@ from ds4nn_jax.checkpoints import write_atomically
 from ds4nn_jax.first_weights import FiringRates as Rates
 from ds4nn_jax.first_weights import Uniform
 from ds4nn_jax.optimizers import Adam
-from ds4nn_jax.rules import Softmax
+from ds4nn_jax.rules import Relative, Softmax
 
 from . import progress
 
@@ -38,7 +38,7 @@ _CHANGES = {
         ("outputs start with a rate of 0.95", dict(initial_weights=Rates(0.15, 0.95))),
         ("hidden layers start with 0.4", dict(initial_weights=Rates(0.4, 0.7))),
         ("Table 1's initial weights", dict(initial_weights=_TABLE_1)),
-        ("Eq. 11 by the L2 norm", dict(normalization="l2")),
+        ("Eq. 11 by the L2 norm", dict(output_rule=Softmax(normalization="l2"))),
         ("all weight norms free", dict(optimizer=_FREE)),
         ("silent neurons learn nothing", dict(surrogate="constant")),
         ("images not shifted", dict(augmentation=Augmentation())),
@@ -50,9 +50,9 @@ _CHANGES = {
         ("batches of 16", dict(batch_size=16)),
         ("outputs start with a rate of 0.3", dict(initial_weights=Rates(0.3, 0.3))),
         ("Table 1's initial weights", dict(initial_weights=_TABLE_1)),
-        ("Eq. 11 as printed (Σδ)", dict(normalization="sum")),
-        ("Eq. 11 with Σ|δ|", dict(normalization="l1")),
-        ("no normalisation", dict(normalization="none")),
+        ("Eq. 11 as printed (Σδ)", dict(output_rule=Relative(normalization="sum"))),
+        ("Eq. 11 with Σ|δ|", dict(output_rule=Relative(normalization="l1"))),
+        ("no normalisation", dict(output_rule=Relative(normalization="none"))),
     ),
 }
 _HEADER = (

@@ -113,8 +113,7 @@ def parse(argv: Sequence[str], *, dataset: str) -> Options:
         if len(rest) > 1:
             raise ValueError(f"unexpected argument {rest[1]!r}: flags begin with --")
         given = {f.name: values[f.name].value for f in _RUN}
-        run = {name: value for name, value in given.items() if value is not None}
-        run = {"dataset": dataset, **run}
+        run = {"dataset": dataset} | {k: v for k, v in given.items() if v is not None}
         run.setdefault("out_dir", f"runs/{run['dataset']}")
         known = run["dataset"] in presets.names()
         run.setdefault("preset", run["dataset"] if known else "default")
@@ -130,26 +129,24 @@ def parse(argv: Sequence[str], *, dataset: str) -> Options:
 
 def _define(values: flags.FlagValues, group: str, path: str, field, text: str) -> None:
     """The flag of a field; of a choice, also those of its parameters."""
-    kind, here = field.type, dict(flag_values=values, module_name=group)
+    kind, several = field.type, typing.get_origin(field.type)
+    default = getattr(field.default, "name", field.default)
+    text += "" if default in ("", None, ()) else f" (default: {default})"
     if isinstance(kind, type) and issubclass(kind, Value):
         named, group = kinds(kind), path.split(".")[0]
+        here = dict(flag_values=values, module_name=group)
         if len(named) > 1:
-            here = dict(flag_values=values, module_name=group)
-            flags.DEFINE_enum(path, None, list(named), _told(text, field), **here)
-        told: dict[str, tuple] = {}
-        for name, each in named.items():
-            for inner in _parameters(each):
-                of, _, help = told.setdefault(inner.name, ([], inner, []))
-                of.append(name)
-                help.append(_helps(each)[inner.name])
-        for name, (of, inner, help) in told.items():
-            which = f"({', '.join(of)}) " if len(of) < len(named) else ""
-            text = which + " / ".join(dict.fromkeys(help))
-            _define(values, group, f"{path}.{name}", inner, text)
+            flags.DEFINE_enum(path, None, list(named), text, **here)
+        inner = {f.name: f for each in named.values() for f in _parameters(each)}
+        for name, each in inner.items():
+            told = {n: _helps(k)[name] for n, k in named.items() if hasattr(k, name)}
+            which = f"({', '.join(told)}) " if len(told) < len(named) else ""
+            help = which + " / ".join(dict.fromkeys(told.values()))
+            _define(values, group, f"{path}.{name}", each, help)
         return
-    if typing.get_origin(kind) is typing.Literal:
-        choices = typing.get_args(kind)
-        flags.DEFINE_enum(path, None, choices, _told(text, field), **here)
+    here = dict(flag_values=values, module_name=group)
+    if several is typing.Literal:
+        flags.DEFINE_enum(path, None, typing.get_args(kind), text, **here)
         return
     define = {
         bool: flags.DEFINE_bool,
@@ -158,16 +155,9 @@ def _define(values: flags.FlagValues, group: str, path: str, field, text: str) -
         str: flags.DEFINE_string,
         tuple: flags.DEFINE_list,
     }
-    kind = typing.get_origin(kind) if typing.get_origin(kind) is tuple else kind
-    kind = kind if kind in define else typing.get_args(kind)[0]  # of X | None
-    define[kind](path, None, _told(text, field), **here)
-
-
-def _told(text: str, field) -> str:
-    default = field.default
-    if isinstance(default, Value):
-        return f"{text} (default: {default.name})"
-    return text if default in ("", None, ()) else f"{text} (default: {default})"
+    kind = kind if kind in define else several
+    kind = kind if kind in define else typing.get_args(field.type)[0]  # of X | None
+    define[kind](path, None, text, **here)
 
 
 def _parameters(kind: type) -> list:
@@ -175,8 +165,9 @@ def _parameters(kind: type) -> list:
 
 
 def _helps(kind: type) -> dict[str, str]:
-    """Help of each field, from the Attributes section of its class's docstring."""
-    section = (kind.__doc__ or "").partition("Attributes:")[2]
+    """Help of each field, from the Attributes of its class and of those it extends."""
+    docs = (each.__doc__ or "" for each in reversed(kind.__mro__))
+    section = "".join(doc.partition("Attributes:")[2] for doc in docs)
     entries = re.findall(r"^ {6}(\w+): (.*(?:\n {8}.*)*)", section, re.MULTILINE)
     return {name: " ".join(text.split()) for name, text in entries}
 
@@ -212,18 +203,13 @@ def _choice(values: flags.FlagValues, path: str, choice: type, base: Value) -> V
 
 def _several(name: str, kind: Any, given: list[str]) -> tuple:
     """Numbers, or ranges low:high, as `kind` says."""
-    parts = 1 if kind is float else 2
-    told = "a number" if parts == 1 else "low:high, as in -15:30"
-    values = []
-    for text in given:
-        try:
-            numbers = tuple(map(float, text.split(":")))
-        except ValueError:
-            numbers = ()
-        if len(numbers) != parts:
-            raise ValueError(f"{name}: {text!r} is not {told}")
-        values.append(numbers[0] if parts == 1 else numbers)
-    return tuple(values)
+    try:
+        parts = [tuple(map(float, text.split(":"))) for text in given]
+        pairs = [(low, high) for low, high in parts] if kind is not float else parts
+    except ValueError:
+        told = "numbers" if kind is float else "ranges low:high, as in -15:30"
+        raise ValueError(f"--{name}={','.join(given)}: not {told}") from None
+    return tuple(pair if kind is not float else pair[0] for pair in pairs)
 
 
 def _lines(path: str, value: Any, fields: list) -> Iterator[str]:

@@ -234,7 +234,7 @@ TABLE = [
         "a parameter of another rule",
         config(output_rule={"name": "margin", "horizon": 3}),
         T,
-        "output_rule: margin has no 'horizon', only ['offset']",
+        "output_rule: margin has no 'horizon', only",
     ),
     (
         "a firing rate of 1",
@@ -349,7 +349,7 @@ TABLE = [
         "a flag of another rule",
         run("--output_rule=margin", "--output_rule.horizon=3"),
         X,
-        "--output_rule.horizon: margin has offset",
+        "--output_rule.horizon: margin has normalization, offset",
     ),
     ("a preset nobody knows", run("--preset=mnits"), X, "no preset 'mnits': there are"),
     ("a word for a number", run("--epochs=three"), X, "flag --epochs=three"),

@@ -131,8 +131,8 @@ def test_paper_flagfile_is_table_1():
     assert config == ds.presets.load("paper")
     assert config.network().spec == "64C3-P2-128C3-P2-10"
     assert (config.num_steps, config.threshold) == (100, 100.0)
-    assert config.output_rule == ds.rules.Relative(offset=10)
-    assert config.surrogate == ds.Constant() and config.normalization == "l2"
+    assert config.output_rule == ds.rules.Relative(offset=10, normalization="l2")
+    assert config.surrogate == ds.Constant()
     assert config.initial_weights.ranges[:2] == ((0.0, 80.0), (0.0, 50.0))
     assert config.optimizer == ds.optimizers.Adam(learning_rate=0.1, unit="mV")
     assert config.schedule == ds.schedules.StepDecay(decay=0.9, period=5)
@@ -187,7 +187,10 @@ def test_every_flag_has_a_help_under_its_value(capsys):
         (["--spec=64C3-X"], "'X' is none of"),
         (["--surrogate=relu"], "surrogate"),
         (["--optimizer.learning_rate=a"], "flag --optimizer.learning_rate=a"),
-        ([*UNIFORM, "--initial_weights.ranges=0:1,2"], "ranges: '2' is not low:high"),
+        (
+            [*UNIFORM, "--initial_weights.ranges=0:1,2"],
+            "0:1,2: not ranges low:high",
+        ),
         ([*UNIFORM, "--initial_weights.ranges=3:1,0:1,0:1"], "low < high"),
         (["--initial_weights.ranges=0:1"], "firing_rates has hidden, images, output"),
         (["--train_limit=-1"], "train_limit"),

@@ -19,7 +19,6 @@ from ds4nn_jax.schedules import StepDecay
 SMALL = dict(
     spec="64-20-10",
     output_rule="margin",
-    normalization="l2",
     initial_weights=FiringRates(hidden=0.4),
     optimizer=Adam(learning_rate=0.05),
     schedule=StepDecay(),
@@ -56,7 +55,6 @@ def test_every_rule_learns(rule, surrogate, digits):
         spec="64-50-10",
         output_rule=rule,
         surrogate=surrogate,
-        normalization="l2",
         initial_weights=FiringRates(hidden=0.7, output=0.9),
         optimizer=Adam(learning_rate=0.02),
         schedule=StepDecay(),
@@ -319,7 +317,6 @@ def test_evaluate_does_not_depend_on_batch_size(digits):
         (dict(threshold=float("nan")), "threshold must be > 0"),
         (dict(surrogate="relu"), "surrogate must be one of constant, window"),
         (dict(output_rule="soft"), "output_rule must be one of relative"),
-        (dict(normalization="max"), "normalization must be one of"),
         (dict(schedule="linear"), "schedule must be one of cosine, step_decay"),
         (dict(optimizer="sgd"), "optimizer must be one of adam, muon"),
         (dict(engine="gpu"), "engine must be one of"),
@@ -343,6 +340,7 @@ def test_config_refuses(wrong, message):
     "value, wrong, message",
     [
         (ds.Window, dict(width=-1.0), "width must be > 0"),
+        (Fixed, dict(normalization="max"), "normalization must be one of l2, l1"),
         (Adam, dict(learning_rate=0), "learning_rate must be a number > 0"),
         (Adam, dict(output_rate=float("inf")), "output_rate must be a number > 0"),
         (Adam, dict(average=1.0), r"average must be in \[0, 1\)"),
@@ -412,7 +410,8 @@ def values(kind):
 def test_values_describe_every_field(kind):
     for field in dataclasses.fields(kind):
         if field.init and not kind.__name__.startswith("_"):
-            assert f"      {field.name}: " in kind.__doc__
+            told = "".join(each.__doc__ or "" for each in kind.__mro__)
+            assert f"      {field.name}: " in told
 
 
 def through_json(config):

@@ -17,7 +17,6 @@ def configuration(engine: str, steps: int) -> ds.TrainConfig:
         num_steps=steps,
         engine=engine,
         output_rule="margin",
-        normalization="l2",
     )
 
 

@@ -59,7 +59,6 @@ CONFIG = ds.TrainConfig(
     spec="64-100-10",
     surrogate=Bell(),
     output_rule=Lead(),
-    normalization="l2",
     initial_weights=ds.first_weights.FiringRates(hidden=0.4),
     optimizer=Nadam(),
     batch_size=32,

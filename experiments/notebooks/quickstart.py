@@ -49,7 +49,6 @@ figure.colorbar(shown, ax=right)
 config = ds.TrainConfig(
     spec="16C3-P2-32C3-10",
     output_rule=ds.rules.Margin(offset=15),
-    normalization="l2",
     optimizer=ds.optimizers.Adam(learning_rate=0.05),
     batch_size=16,
     epochs=6,
