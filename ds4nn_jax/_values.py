@@ -114,11 +114,14 @@ def _taken(name: str, kind: Any, given: Any) -> Any:
 
 
 def scalar(name: str, kind: type, given: Any) -> Any:
-    """A bool, int, float or str, from NumPy and JAX too; 16.0 is a whole number.
+    """A bool, int, float or str, from NumPy and JAX too; 16.0 is a whole number. What
+    is annotated as something else is left alone.
 
     Raises:
-      TypeError: it is something else.
+      TypeError: it is another of the four.
     """
+    if kind not in (bool, int, float, str):
+        return given
     if getattr(given, "shape", None) == ():
         given = given.item()
     number = isinstance(given, int | float) and not isinstance(given, bool)

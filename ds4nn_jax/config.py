@@ -78,6 +78,13 @@ class TrainConfig:
         if not isinstance(given, FirstWeights | str | dict):
             object.__setattr__(self, "initial_weights", Uniform(given))
         settle(self)
+        try:
+            hash(self)
+        except TypeError as error:
+            raise TypeError(
+                f"what a run is made of must be hashable: {error}; make it a frozen "
+                "dataclass, with tuples for lists"
+            ) from error
         for name in ("num_steps", "batch_size", "epochs"):
             require(self, name, getattr(self, name) >= 1, "at least 1")
         require(self, "threshold", 0 < self.threshold < float("inf"), "> 0 mV")

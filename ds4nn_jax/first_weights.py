@@ -52,8 +52,7 @@ class Uniform(FirstWeights):
     def draw(self, network, key, images) -> Params:
         if self.ranges:
             network = network.clone(initial_weights=self.ranges)
-        times = encode(images[:1], num_steps=network.num_steps)
-        return jax.jit(network.init)(key, times)
+        return _init(network, key, encode(images[:1], num_steps=network.num_steps))
 
     def check_network(self, network: SpikingNetwork) -> None:
         if self.ranges:
@@ -86,7 +85,7 @@ class FiringRates(FirstWeights):
 
     def draw(self, network, key, images) -> Params:
         times = encode(images[: self.images], num_steps=network.num_steps)
-        params: Any = jax.jit(network.init)(key, times[:1])
+        params = _init(network, key, times[:1])
         hidden = (self.hidden,) * (len(network.weighted) - 1)
         return calibrate(network, params, times, (*hidden, self.output))
 
@@ -137,33 +136,40 @@ def calibrate(
                 )
             scale = jnp.where(reached > 0, network.threshold / reached, 1)
             scaled[name] = {"kernel": kernel * scale}
-        times = jax.jit(
-            lambda params, times, index=index: network.apply(
-                {"params": params}, times, method=lambda net, t: net.stack[index](t)
-            )
-        )({name: scaled[name]} if name in scaled else {}, times)
+        own = {name: scaled[name]} if name in scaled else {}
+        times = _passed(network, index, own, times)
     return {"params": scaled}
 
 
+# Compiled once for a network in a process, however many runs begin with it.
+@functools.partial(jax.jit, static_argnums=0)
+def _init(network: SpikingNetwork, key: jax.Array, times: SpikeTimes) -> Any:
+    return network.init(key, times)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _passed(network: SpikingNetwork, index: int, params, times) -> Any:
+    """What leaves the layer of that index."""
+    return network.apply(
+        {"params": params}, times, method=lambda net, t: net.stack[index](t)
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0)
 def _excitation(
     network: SpikingNetwork, times: SpikeTimes, kernel: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Highest potentials of a layer if nothing fired, and which neurons are driven."""
-
-    @jax.jit
-    def excitation(times, kernel):
-        peaks_of = functools.partial(
-            neurons.peak_potentials,
-            times,
-            num_steps=network.num_steps,
-            padding=network.padding,
-            engine=network.engine,
-        )
-        peaks = peaks_of(kernel)
-        driven = peaks_of(jnp.ones_like(kernel[..., :1])) > 0
-        return peaks, jnp.broadcast_to(driven, peaks.shape)
-
-    return excitation(times, kernel)
+    peaks_of = functools.partial(
+        neurons.peak_potentials,
+        times,
+        num_steps=network.num_steps,
+        padding=network.padding,
+        engine=network.engine,
+    )
+    peaks = peaks_of(kernel)
+    driven = peaks_of(jnp.ones_like(kernel[..., :1])) > 0
+    return peaks, jnp.broadcast_to(driven, peaks.shape)
 
 
 def _quantile(values: jax.Array, counted: jax.Array, q: float) -> jax.Array:

@@ -12,7 +12,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from ds4nn_jax import analysis, data, parallel
 from ds4nn_jax.config import TrainConfig
@@ -181,7 +180,6 @@ class _Prepared(NamedTuple):
 
     kept: np.ndarray
     held: np.ndarray
-    optimizer: optax.GradientTransformation
     beginning: Callable[[], Snapshot]
 
 
@@ -199,7 +197,7 @@ def _prepared(config: TrainConfig, images: np.ndarray, labels: np.ndarray) -> _P
         seen = np.zeros((steps, len(StepMetrics._fields)), np.float32)
         return Snapshot(state, np.array(0, np.int32), seen, np.array(-1, np.float32))
 
-    return _Prepared(kept, held, optimizer, beginning)
+    return _Prepared(kept, held, beginning)
 
 
 def _check_snapshot(start: Snapshot, expected: Snapshot) -> None:
@@ -221,10 +219,7 @@ def _check_snapshot(start: Snapshot, expected: Snapshot) -> None:
 
 def _epochs(config, run, start, images, labels, on_step, mesh) -> Iterator[EpochResult]:
     kept, held = run.kept, run.held
-    step = jax.jit(
-        functools.partial(train_step, config, run.optimizer, mesh=mesh),
-        donate_argnums=0,
-    )
+    step = functools.partial(_step, config, len(start.seen), mesh)
     # Copies, here and in snapshots: each step writes to the memory of its own state.
     state = _copied(start.state)
     placed: Callable = np.asarray
@@ -266,6 +261,13 @@ def _epochs(config, run, start, images, labels, on_step, mesh) -> Iterator[Epoch
         best = np.maximum(best, np.float32(score))
         seen, done = np.zeros_like(seen), 0
         yield EpochResult(epoch, params, means, report, better, snapshot(epoch))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
+def _step(config, steps, mesh, state, images, labels):
+    """`train_step`, compiled once for all runs of a configuration in a process."""
+    optimizer = make_optimizer(config, steps)
+    return train_step(config, optimizer, state, images, labels, mesh)
 
 
 def _copied(state: TrainState) -> TrainState:

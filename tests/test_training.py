@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 import ds4nn_jax as ds
-from ds4nn_jax import data, optimizers, step
+from ds4nn_jax import data, optimizers, step, training
 from ds4nn_jax._values import Value
 from ds4nn_jax.augmentation import Augmentation
 from ds4nn_jax.first_weights import FiringRates
 from ds4nn_jax.optimizers import Adam, Muon
-from ds4nn_jax.rules import Fixed
+from ds4nn_jax.rules import Fixed, OutputRule
 from ds4nn_jax.schedules import StepDecay
 
 SMALL = dict(
@@ -462,6 +462,29 @@ def test_fields_are_what_they_are_annotated_with():
     assert config == plain and repr(config) == repr(plain)
     for value in vars(config).values():
         assert type(value) in (str, int, float) or isinstance(value, Value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Listed(OutputRule):
+    """Of a user: a field that nothing can make hashable, and one in a string."""
+
+    times: list = dataclasses.field(default_factory=list)
+    offset: "float" = 3.0
+
+
+def test_what_cannot_be_hashed_is_refused_at_once():
+    with pytest.raises(TypeError, match="must be hashable: unhashable type: 'list'"):
+        ds.TrainConfig(output_rule=Listed())
+    assert ds.TrainConfig(output_rule=Listed(times=())).output_rule.offset == 3.0
+
+
+def test_a_second_run_of_a_configuration_compiles_nothing(digits):
+    config = ds.TrainConfig(**SMALL | dict(epochs=1, seed=5))
+    first = next(ds.train(config, *digits))
+    programs = training._step._cache_size()
+    again = next(ds.train(dataclasses.replace(config), *digits))
+    assert training._step._cache_size() == programs
+    assert again.train == first.train
 
 
 def test_a_network_takes_lists_for_tuples(digits, tmp_path):
