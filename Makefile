@@ -3,8 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 # Public modules beside what the package itself exports.
-MODULES := augmentation data energy first_weights nir optimizers parallel plots \
-	presets pretrained rules schedules snapshots surrogates
+MODULES := data energy nir parallel plots snapshots
 
 .PHONY: demo test lint docs clean
 

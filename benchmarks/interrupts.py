@@ -71,6 +71,8 @@ def work_of(kind: str) -> Callable[[], list[np.ndarray]]:
 
 def endure(kind: str, interrupts: int, seed: int) -> None:
     """What a child does; prints a line of JSON."""
+    # Whoever starts this in the background may have told it to ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     work = work_of(kind)
 
     def bits() -> list[bytes]:
