@@ -82,7 +82,7 @@ def test_another_run_is_refused(tmp_path, taken):
     other = dataclasses.replace(CONFIG, output_rule="margin")
     with pytest.raises(
         CheckpointError,
-        match=r"its output_rule is 'Softmax\(.*\)', expected 'Margin\(.*offset=10.0\)'",
+        match=r'its output_rule is "Softmax\(.*\)", expected "Margin\(.*offset=10.0\)"',
     ):
         Snapshots(tmp_path, other, dataset="digits").latest(taken[0])
     with pytest.raises(CheckpointError, match="its dataset is 'digits', expected 'mni"):
