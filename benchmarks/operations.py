@@ -114,10 +114,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     for kind in sorted(ours.keys() | theirs.keys()):
         whole = theirs["bytes"] if kind == "bytes" else all_theirs
-        name, unit = (kind, 1e6) if kind == "bytes" else (f"{kind}, million", 1e6)
-        name = "bytes read and written, million" if kind == "bytes" else name
+        name = "bytes read and written" if kind == "bytes" else kind
         print(
-            f"| {name} | {ours[kind] / unit:,.0f} | {theirs[kind] / unit:,.0f} "
+            f"| {name}, million | {ours[kind] / 1e6:,.0f} | {theirs[kind] / 1e6:,.0f} "
             f"| {ours[kind] / whole:,.1f} |"
         )
 

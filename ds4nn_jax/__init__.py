@@ -3,8 +3,8 @@
 Functions from spike times to spike times (`conv`, `dense`, `earliest_pool`), output
 rules, Flax modules and training for DS4NN (Mirsadeghi, Shalchian, Kheradpisheh 2023).
 What a run is made of are values, each in the module of its kind: `rules`,
-`surrogates`, `optimizers`, `schedules`, `first_weights`, `augmentation`; configurations
-with a name are in `presets`, trained networks in `pretrained`. Data sets
+`surrogates`, `optimizers`, `schedules`, `guards`, `first_weights`, `augmentation`;
+configurations with a name are in `presets`, trained networks in `pretrained`. Data sets
 (`ds4nn_jax.data`), figures (`ds4nn_jax.plots`) and estimates of energy
 (`ds4nn_jax.energy`) are imported by name.
 """
