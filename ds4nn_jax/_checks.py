@@ -38,6 +38,13 @@ def threshold(value: float) -> float:
     return value
 
 
+def urgency(value: float) -> float:
+    value = float(value)
+    if not (value >= 0 and math.isfinite(value)):
+        raise ValueError(f"urgency must be a finite number ≥ 0 mV a step, got {value}")
+    return value
+
+
 def rank(name: str, x: jax.Array, axes: str) -> None:
     """`axes` names the axes, as in "[B, H, W, I]"."""
     expected = axes.count(",") + 1
@@ -119,5 +126,27 @@ def labels(values: jax.Array | np.ndarray, batch: int, classes: int) -> jax.Arra
         if seen.min() < 0 or seen.max() >= classes:
             raise ValueError(
                 f"labels must lie in 0 … {classes - 1}, got {seen.min()} … {seen.max()}"
+            )
+    return values
+
+
+def shares(values: jax.Array | np.ndarray, batch: int, classes: int) -> jax.Array:
+    """Soft labels [B, C]: how much of each image belongs to each class."""
+    values = jnp.asarray(values)
+    if not jnp.issubdtype(values.dtype, jnp.floating):
+        raise TypeError(f"soft labels must be floating, got {values.dtype}")
+    if values.shape != (batch, classes):
+        raise ValueError(
+            f"soft labels must have shape [B, C] = {(batch, classes)}, "
+            f"got {values.shape}"
+        )
+    if at_hand(values) and values.size:
+        seen = np.asarray(values)
+        holds = (seen >= 0).all(axis=1) & (np.abs(seen.sum(axis=1) - 1) < 1e-3)
+        if not holds.all():  # NaN included
+            image = int(np.argmin(holds))
+            raise ValueError(
+                "soft labels must be shares ≥ 0 that sum to 1 for each image, "
+                f"image {image} has {seen[image].tolist()}"
             )
     return values

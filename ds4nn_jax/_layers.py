@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from ds4nn_jax import _checks
 from ds4nn_jax._engines import event, scan
@@ -34,13 +35,20 @@ class Layer(NamedTuple):
 
 
 def dense_layer(
-    times, kernel, threshold, num_steps, engine, surrogate="constant"
+    times, kernel, threshold, num_steps, engine, surrogate="constant", urgency=0.0
 ) -> tuple[Layer, jax.Array, jax.Array]:
     layer = _layer(Dense(), threshold, num_steps, engine, surrogate)
     times, kernel = _checks.times_and_kernel(times, kernel, num_steps)
     _checks.rank("times", times, "[B, I]")
     _checks.rank("kernel", kernel, "[I, O]")
     check_features(times, kernel)
+    if urgency := _checks.urgency(urgency):
+        # The reference neurons: one spikes at each step, all with weight u.
+        reference = jnp.arange(num_steps, dtype=times.dtype)
+        reference = jnp.broadcast_to(reference, (times.shape[0], num_steps))
+        current = jnp.full((num_steps, kernel.shape[1]), urgency, kernel.dtype)
+        times = jnp.concatenate([times, reference], axis=1)
+        kernel = jnp.concatenate([kernel, current])
     return layer, times, kernel
 
 

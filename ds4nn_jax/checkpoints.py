@@ -43,7 +43,7 @@ def save_weights(
 
     Args:
       path: the file, by custom `*.safetensors`; replaced if it exists.
-      network: stored as spec, T, θ and padding: what decides spike times.
+      network: stored as spec, T, θ, padding and urgency: what decides spike times.
       params: {"params": {layer: {"kernel": array}}} with finite weights.
       notes: anything JSON can hold: seed, command, accuracy.
 
@@ -73,6 +73,7 @@ def save_weights(
         "num_steps": network.num_steps,
         "threshold": network.threshold,
         "padding": network.padding,
+        "urgency": network.urgency,
         "notes": dict(notes or {}),
     }
     text = json.dumps(header, sort_keys=True)
@@ -90,7 +91,7 @@ def load_weights(
 
     Args:
       path: the file.
-      network: if given, the one the weights must fit: same spec, T, θ, padding.
+      network: if given, the one the weights must fit: same spec, T, θ, padding, urgency.
         It is returned as it is, so it also chooses surrogate and engine.
 
     Raises:
@@ -120,6 +121,7 @@ def load_weights(
     if _digest(text, tensors) != digest:
         raise CheckpointError(f"{path} is damaged: its checksum does not match")
     stored = {name: header[name] for name in ("num_steps", "threshold", "padding")}
+    stored["urgency"] = header.get("urgency", 0.0)
     own = SpikingNetwork.from_spec(header["spec"], **stored)
     network = own if network is None else network
     for name in ("spec", *stored):

@@ -29,6 +29,8 @@ class TrainConfig:
       num_steps: T.
       threshold: θ of every layer, mV.
       padding: of the convolutions (the paper does not say; "SAME").
+      urgency: u ≥ 0, mV a step into every output neuron (the paper: 0), see
+        `neurons.dense`.
       engine: "auto", "scan" or "event".
       surrogate: of the hidden layers, see `surrogates`.
       output_rule: what the outputs should do, and the norm of the errors, see `rules`.
@@ -60,6 +62,7 @@ class TrainConfig:
     num_steps: int = 100
     threshold: float = 100.0
     padding: Literal["SAME", "VALID"] = "SAME"
+    urgency: float = 0.0
     engine: neurons.Engine = "auto"
     surrogate: Surrogate = Window()
     output_rule: OutputRule = Softmax()
@@ -88,6 +91,7 @@ class TrainConfig:
         for name in ("num_steps", "batch_size", "epochs"):
             require(self, name, getattr(self, name) >= 1, "at least 1")
         require(self, "threshold", 0 < self.threshold < float("inf"), "> 0 mV")
+        require(self, "urgency", 0 <= self.urgency < float("inf"), "≥ 0 mV a step")
         require(self, "validation", 0 <= self.validation < 1, "in [0, 1)")
         require(self, "seed", 0 <= self.seed < 2**32, "in 0 … 2³²−1")
         self.output_rule.check_steps(self.num_steps)
@@ -102,6 +106,7 @@ class TrainConfig:
             num_steps=self.num_steps,
             threshold=self.threshold,
             padding=self.padding,
+            urgency=self.urgency,
             surrogate=self.surrogate,
             normalization=self.output_rule.normalization,
             engine=self.engine,

@@ -94,6 +94,10 @@ class RateGuard(Value):
         self.require("strength", self.strength >= 0, "≥ 0")
         self.require("steps", self.steps >= 1, "at least 1")
 
+    def settled(self, step: int) -> bool:
+        """Whether budgets are at their values after so many steps of training."""
+        return not self.budgets or step >= self.steps
+
     def layers(
         self, hidden: int, step: jax.Array, num_steps: int
     ) -> tuple[Callable[[SpikeTimes], SpikeTimes], ...]:

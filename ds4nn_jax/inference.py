@@ -142,6 +142,8 @@ def _steps(network: SpikingNetwork, times, *kernels) -> Inference:
             else:
                 arriving = spikes.reshape(batch, *stage.shape).astype(times.dtype)
                 potential = potential + current(stage.synapse, arriving, next(weights))
+                if network.urgency and stage is stages[-1]:
+                    potential = potential + network.urgency
                 fires = (potential >= network.threshold) & ~before
             potentials.append(potential)
             fired.append(before | fires)
@@ -188,7 +190,7 @@ def _swept(network: SpikingNetwork, times, *kernels) -> Inference:
     stages = _stages(network, tuple(shape), kernels)
     one: Any = jax.ShapeDtypeStruct((batch,), jnp.int32)
     each: Any = jax.ShapeDtypeStruct((batch, len(stages) + 1), jnp.int32)
-    plan = _plan(stages, batch, network.threshold, network.num_steps)
+    plan = _plan(stages, batch, network)
     weights = jnp.concatenate([_padded(kernel) for kernel in kernels])
     return Inference(
         *choice.call("sweep", times.dtype, [one, one, each], plan, times, weights)
@@ -214,9 +216,7 @@ def _padded(kernel: jax.Array) -> jax.Array:
     return jnp.pad(rows, ((0, 0), (0, _stride(rows.shape[1]) - rows.shape[1]))).ravel()
 
 
-def _plan(
-    stages: list[_Stage], batch: int, threshold: float, num_steps: int
-) -> np.ndarray:
+def _plan(stages: list[_Stage], batch: int, network: SpikingNetwork) -> np.ndarray:
     """The words that `_engines.sweep` reads: sizes, layers, orders of windows."""
     lines: list[Line] = []
     orders: list[np.ndarray] = []
@@ -260,8 +260,9 @@ def _plan(
     sizes = Sweep(
         images=batch,
         layers=len(stages),
-        steps=num_steps,
-        threshold=bits(threshold),
+        steps=network.num_steps,
+        threshold=bits(network.threshold),
+        urgency=bits(network.urgency),
         parts=min(batch, _PARTS),
         potentials=potentials,
         pooled=pooled,

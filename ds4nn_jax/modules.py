@@ -64,6 +64,7 @@ class SpikingDense(nn.Module):
     num_steps: int = 100
     engine: neurons.Engine = "auto"
     surrogate: str | Surrogate = "constant"
+    urgency: float = 0.0
     kernel_init: Initializer | None = None
 
     def __call__(self, times: SpikeTimes) -> SpikeTimes:
@@ -81,6 +82,7 @@ class SpikingDense(nn.Module):
             num_steps=self.num_steps,
             engine=self.engine,
             surrogate=self.surrogate,
+            urgency=self.urgency,
         )
         return _layers.respond(layer, *arrays, counts=counts)
 
@@ -264,6 +266,9 @@ class SpikingNetwork(nn.Module):
       num_steps: T.
       threshold: θ of every layer, mV.
       padding: of the convolutions.
+      urgency: u ≥ 0 mV a step into every output neuron, see `neurons.dense`: the later
+        it gets, the less evidence is asked for. It may be chosen after training:
+        `network.clone(urgency=0.2)` decides sooner, at a price in accuracy.
       surrogate: of the hidden layers.
       normalization: of the errors, see `normalize_gradient`.
       engine: "auto", "scan" or "event".
@@ -276,6 +281,7 @@ class SpikingNetwork(nn.Module):
     num_steps: int = 100
     threshold: float = 100.0
     padding: neurons.Padding = "SAME"
+    urgency: float = 0.0
     surrogate: str | Surrogate = "constant"
     normalization: Normalization = "l2"
     engine: neurons.Engine = "auto"
@@ -335,6 +341,7 @@ class SpikingNetwork(nn.Module):
         for name in ("layers", "padding", "initial_weights"):
             object.__setattr__(self, name, _tuples(getattr(self, name)))
         super().__post_init__()
+        _checks.urgency(self.urgency)
         if self.initial_weights is not None:
             expected = sum(not isinstance(spec, PoolSpec) for spec in self.layers)
             if len(self.initial_weights) != expected:
@@ -373,6 +380,7 @@ class SpikingNetwork(nn.Module):
                 layer = SpikingDense(
                     spec.features,
                     surrogate=output if last else hidden,
+                    urgency=self.urgency if last else 0.0,
                     kernel_init=init,
                     name=name,
                     **shared,
@@ -410,6 +418,7 @@ class SpikingNetwork(nn.Module):
             threshold=self.threshold,
             num_steps=self.num_steps,
             engine=self.engine,
+            urgency=self.urgency,
         )
 
     def _propagate(

@@ -23,11 +23,12 @@ def dense(
     num_steps: int = 100,
     engine: Engine = "auto",
     surrogate: str | Surrogate = "constant",
+    urgency: float = 0.0,
 ) -> SpikeTimes:
     """First spike times of a fully connected layer of non-leaky IF neurons.
 
-    V_j(t) = V_j(t−1) + Σ_i w_ij·[t_i = t]    (Eq. 2)
-    t_j = first t with V_j(t) ≥ θ, else T     (Eq. 3)
+    V_j(t) = V_j(t−1) + Σ_i w_ij·[t_i = t] + u    (Eq. 2; in the paper u = 0)
+    t_j = first t with V_j(t) ≥ θ, else T         (Eq. 3)
 
     The cotangent of `times` is δ = ∂E/∂t. With the constant surrogate
     ∂E/∂w_ij = −δ_j·[t_i ≤ t_j, i fired] (Eq. 8, 12) and δ_i = Σ_j δ_j·w_ij·[t_i ≤ t_j]
@@ -41,13 +42,15 @@ def dense(
       engine: "scan", "event" (CPU), or "auto": event where the computation is compiled
         for a CPU, scan elsewhere, and where numba cannot work, with one warning.
       surrogate: "constant", "window", or a value of `ds4nn_jax.surrogates`.
+      urgency: u ≥ 0, mV a step: a current that every neuron gets besides its inputs,
+        as from T reference inputs that spike once each with weight u.
 
     Returns:
       [B, O] spike times of the neurons.
 
     Raises:
       TypeError: times or kernel are not floating.
-      ValueError: shapes do not fit, T ≤ 0, θ ≤ 0; outside jit also times that are no
+      ValueError: shapes do not fit, T ≤ 0, θ ≤ 0, u < 0; outside jit also times that are no
         whole steps in 0 … T, or weights that are not finite.
       ImportError: engine "event" where numba cannot work.
 
@@ -63,7 +66,7 @@ def dense(
              [ 0.,  0.]], dtype=float32)
     """
     layer, *arrays = _layers.dense_layer(
-        times, kernel, threshold, num_steps, engine, surrogate
+        times, kernel, threshold, num_steps, engine, surrogate, urgency
     )
     return _layers.respond(layer, *arrays).times
 
@@ -198,7 +201,11 @@ def earliest_pool(
 
 
 def membrane_potentials(
-    times: SpikeTimes, kernel: jax.Array, *, num_steps: int = 100
+    times: SpikeTimes,
+    kernel: jax.Array,
+    *,
+    num_steps: int = 100,
+    urgency: float = 0.0,
 ) -> jax.Array:
     """Potential of every neuron of a dense layer at every step, unreset (Eq. 2).
 
@@ -206,6 +213,7 @@ def membrane_potentials(
       times: [B, I] spike times of the inputs.
       kernel: [I, O] weights, mV.
       num_steps: T.
+      urgency: u ≥ 0, mV a step.
 
     Returns:
       [T, B, O] potentials V_j(t), mV, as they would run on after a spike.
@@ -215,10 +223,11 @@ def membrane_potentials(
     _checks.rank("times", times, "[B, I]")
     _checks.rank("kernel", kernel, "[I, O]")
     _layers.check_features(times, kernel)
+    urgency = _checks.urgency(urgency)
 
     def step(potential: jax.Array, t: jax.Array):
         arriving = (times == t).astype(times.dtype)
-        potential = potential + Dense().current(arriving, kernel)
+        potential = potential + Dense().current(arriving, kernel) + urgency
         return potential, potential
 
     rest = jnp.zeros((times.shape[0], kernel.shape[1]), times.dtype)
@@ -232,6 +241,7 @@ def decision_potentials(
     threshold: float = 100.0,
     num_steps: int = 100,
     engine: Engine = "auto",
+    urgency: float = 0.0,
 ) -> jax.Array:
     """What breaks ties: V_j(t_j) of a neuron that fires, V_j(T − 1) of a silent one.
 
@@ -241,7 +251,7 @@ def decision_potentials(
       [B, O] potentials, mV.
     """
     layer, times, kernel = _layers.dense_layer(
-        times, kernel, threshold, num_steps, engine
+        times, kernel, threshold, num_steps, engine, urgency=urgency
     )
     times, kernel = lax.stop_gradient((times, kernel))
     response = _layers.compiled_forward(layer, times, kernel, peaks=True)

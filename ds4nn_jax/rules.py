@@ -10,6 +10,7 @@ Targets take no gradient themselves. One of your own is a frozen dataclass that 
 """
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,7 @@ class OutputRule(Value):
     """
 
     normalization: Normalization = dataclasses.field(default="l2", kw_only=True)
+    takes_shares: ClassVar[bool] = False  # soft labels [B, C] as well as classes [B]
 
     def target(
         self,
@@ -44,14 +46,15 @@ class OutputRule(Value):
 
         Args:
           times: [B, C] output spike times.
-          labels: [B] classes.
+          labels: [B] classes; or, for a rule that takes them, soft labels [B, C]: the
+            share of each class, as a teacher gives them.
           potentials: [B, C] potential of each output at its spike, or its final one,
             mV; for rules that look at them.
           num_steps: T.
           threshold: θ, mV.
 
         Raises:
-          TypeError: times are not floating, labels not integers.
+          TypeError: times are not floating, labels not integers (or soft labels).
           ValueError: shapes do not fit, T ≤ 0, or a label is out of range.
         """
         raise NotImplementedError
@@ -194,11 +197,11 @@ class Fixed(OutputRule):
 
 @dataclasses.dataclass(frozen=True)
 class Softmax(OutputRule):
-    """Errors of a cross-entropy over spike times: target = t − (onehot·(1 + a) − p).
+    """Errors of a cross-entropy over spike times: target = t − (q·(1 + a) − p).
 
-    p = softmax(−(ℓ + λ·onehot)/τ);  a = κ·clip((ℓ − t*)/T, −1, 1)
+    p = softmax(−(ℓ + λ·q)/τ);  a = κ·clip((ℓ − t*)/T, −1, 1)
 
-    with ℓ the spike time or, for a silent output, T + H·(θ − V)/θ. The label counts as
+    with q 1 for the label and 0 for the others, or soft labels, and ℓ the spike time or, for a silent output, T + H·(θ − V)/θ. The label counts as
     λ later than it is, so the errors fade once it leads by λ and some τ. They sum to
     zero, so no common drift moves all outputs, and are less than a step: use them
     without a normalization, which would make fading errors whole again.
@@ -221,6 +224,7 @@ class Softmax(OutputRule):
     """
 
     normalization: Normalization = dataclasses.field(default="none", kw_only=True)
+    takes_shares: ClassVar[bool] = True
     offset: float = 10.0
     temperature: float = 5.0
     horizon: float = 50.0
@@ -237,15 +241,20 @@ class Softmax(OutputRule):
         self._within("anchor_time", num_steps)
 
     def target(self, times, labels, potentials=None, *, num_steps=100, threshold=100.0):
-        times, is_label = _outputs(times, labels, num_steps)
+        if jnp.ndim(labels) == 2:
+            shares = _checks.shares(labels, *jnp.shape(times))
+            times, _ = _outputs(times, jnp.argmax(shares, axis=1), num_steps)
+            shares = shares.astype(times.dtype)
+        else:
+            times, is_label = _outputs(times, labels, num_steps)
+            shares = is_label.astype(times.dtype)
         self.check_steps(num_steps)
         potentials = _potentials(potentials, times)
         missing = self.horizon * (threshold - potentials) / threshold
         latency = times + jnp.where(times == num_steps, missing, 0)
-        onehot = is_label.astype(times.dtype)
-        p = jax.nn.softmax(-(latency + self.offset * onehot) / self.temperature, axis=1)
+        p = jax.nn.softmax(-(latency + self.offset * shares) / self.temperature, axis=1)
         away = jnp.clip((latency - self.anchor_time) / num_steps, -1, 1)
-        return times - (onehot * (1 + self.anchor * away) - p)
+        return times - (shares * (1 + self.anchor * away) - p)
 
 
 def _outputs(times, labels, num_steps: int) -> tuple[jax.Array, jax.Array]:

@@ -78,10 +78,11 @@ def train_step(
     images: jax.Array,
     labels: jax.Array,
     mesh: jax.sharding.Mesh | None = None,
+    soft_labels: jax.Array | None = None,
 ) -> tuple[TrainState, StepMetrics]:
     """One step on a batch of images [B, …] with labels [B]. Pure.
 
-    With a mesh (`parallel.data_mesh`) the batch is shared out to its devices, and the
+    Where there are soft labels [B, C] the output rule gets them for the labels. With a mesh (`parallel.data_mesh`) the batch is shared out to its devices, and the
     state, which is the same on all, follows the mean of their gradients.
     """
     key = jax.random.fold_in(state.key, state.step)
@@ -90,7 +91,8 @@ def train_step(
     gradients: Callable = functools.partial(_gradients, config)
     if mesh is not None:
         gradients = parallel.mean_over(mesh, gradients)
-    gradient, metrics = gradients((state.params, state.step), times, labels)
+    wanted = labels if soft_labels is None else soft_labels
+    gradient, metrics = gradients((state.params, state.step), times, labels, wanted)
     updates, opt_state = optimizer.update(gradient, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
     return state._replace(
@@ -103,6 +105,7 @@ def _gradients(
     reached: tuple[Params, jax.Array],
     times: SpikeTimes,
     labels: jax.Array,
+    wanted: jax.Array,
 ) -> tuple[Params, StepMetrics]:
     """Gradient of the mean loss over a batch, and its metrics, where a run has come to:
     its parameters and how many steps it has taken."""
@@ -114,7 +117,7 @@ def _gradients(
         activity: Any = network.apply(params, times, guards, method="activity")
         target = config.output_rule.target(
             activity.times,
-            labels,
+            wanted,
             activity.potentials,
             num_steps=config.num_steps,
             threshold=config.threshold,

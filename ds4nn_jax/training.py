@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ds4nn_jax import analysis, data, parallel
+from ds4nn_jax import _checks, analysis, data, parallel
 from ds4nn_jax.config import TrainConfig
 from ds4nn_jax.step import (
     Params,
@@ -69,6 +69,7 @@ class EpochResult(NamedTuple):
       validation: report on the held-out images, None without any.
       best: whether it is the best epoch so far: highest strict validation accuracy, the
         later of equals, whose steps were smaller; without validation every one is.
+        While a rate guard's budgets still fall none is.
       snapshot: where the run stands after the epoch.
     """
 
@@ -125,6 +126,7 @@ def train(
     images: np.ndarray,
     labels: np.ndarray,
     *,
+    soft_labels: np.ndarray | None = None,
     start: Snapshot | None = None,
     on_step: Callable[[Step], None] | None = None,
     mesh: jax.sharding.Mesh | None = None,
@@ -141,6 +143,8 @@ def train(
       config: the run.
       images: [n, …] uint8, or floating in [0, 1].
       labels: [n] integers 0 … C−1.
+      soft_labels: [n, C] shares of the classes, for instance a teacher's, which the
+        output rule gets for the labels; accuracies and the split are the labels'.
       start: a snapshot of this same run to go on from; None: from the beginning.
       on_step: called after each step.
       mesh: of the devices that share out every batch (`parallel.data_mesh`); None: the
@@ -153,6 +157,11 @@ def train(
         devices.
     """
     run = _prepared(config, images, labels)
+    if soft_labels is not None:
+        if not config.output_rule.takes_shares:
+            kind = type(config.output_rule).__name__
+            raise TypeError(f"soft labels: the output rule {kind} takes classes alone")
+        _checks.shares(soft_labels, len(labels), config.network().num_classes)
     if mesh is not None and config.batch_size % mesh.size:
         raise ValueError(
             f"batch_size must be a multiple of the {mesh.size} devices, "
@@ -162,7 +171,8 @@ def train(
         start = run.beginning()
     else:
         _check_snapshot(start, jax.eval_shape(run.beginning))
-    return _epochs(config, run, start, images, labels, on_step, mesh)
+    arrays = images, labels, soft_labels
+    return _epochs(config, run, start, arrays, on_step, mesh)
 
 
 def first_snapshot(
@@ -217,8 +227,9 @@ def _check_snapshot(start: Snapshot, expected: Snapshot) -> None:
             )
 
 
-def _epochs(config, run, start, images, labels, on_step, mesh) -> Iterator[EpochResult]:
+def _epochs(config, run, start, arrays, on_step, mesh) -> Iterator[EpochResult]:
     kept, held = run.kept, run.held
+    images, labels, _ = arrays
     step = functools.partial(_step, config, len(start.seen), mesh)
     # Copies, here and in snapshots: each step writes to the memory of its own state.
     state = _copied(start.state)
@@ -239,7 +250,8 @@ def _epochs(config, run, start, images, labels, on_step, mesh) -> Iterator[Epoch
         order = data.epoch_permutation(len(kept), seed=config.seed, epoch=epoch)
         for i in range(done, steps):
             batch = kept[order[i * config.batch_size : (i + 1) * config.batch_size]]
-            state, metrics = step(state, placed(images[batch]), placed(labels[batch]))
+            taken = (None if a is None else placed(a[batch]) for a in arrays)
+            state, metrics = step(state, *taken)
             metrics = jax.device_get(metrics)
             seen[i] = metrics
             if on_step is not None:
@@ -257,17 +269,18 @@ def _epochs(config, run, start, images, labels, on_step, mesh) -> Iterator[Epoch
                 batch_size=config.batch_size,
             )
         score = math.inf if report is None else report.accuracy
-        better = bool(np.float32(score) >= best)
-        best = np.maximum(best, np.float32(score))
+        settled = epoch == config.epochs or config.guard.settled(int(state.step))
+        better = settled and bool(np.float32(score) >= best)
+        best = np.maximum(best, np.float32(score if settled else -1))
         seen, done = np.zeros_like(seen), 0
         yield EpochResult(epoch, params, means, report, better, snapshot(epoch))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
-def _step(config, steps, mesh, state, images, labels):
+def _step(config, steps, mesh, state, images, labels, soft_labels):
     """`train_step`, compiled once for all runs of a configuration in a process."""
     optimizer = make_optimizer(config, steps)
-    return train_step(config, optimizer, state, images, labels, mesh)
+    return train_step(config, optimizer, state, images, labels, mesh, soft_labels)
 
 
 def _copied(state: TrainState) -> TrainState:

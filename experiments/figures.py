@@ -105,4 +105,6 @@ def _first_image(network, params, images):
 def _output_potentials(network, params, trace) -> jax.Array:
     entering = trace.times[-2].reshape(len(trace.times[-2]), -1)
     kernel = params["params"][network.names[-1]]["kernel"]
-    return ds.membrane_potentials(entering, kernel, num_steps=network.num_steps)
+    return ds.membrane_potentials(
+        entering, kernel, num_steps=network.num_steps, urgency=network.urgency
+    )

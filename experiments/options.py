@@ -32,6 +32,8 @@ class Options:
         ds4nn_jax.presets; empty: the best known for the data set.
       data_dir: where the data set lies; empty: the usual places.
       out_dir: where weights, metrics and figures go; empty: runs/DATASET.
+      soft_labels: a .npy file of shares [N, C] of the classes for all N training
+        images, as `experiments.known --teach` writes them: the teacher's labels.
       train_limit: use the first so many training images; 0: all.
       overwrite: replace the results of an earlier run in out_dir.
       resume: go on from the latest snapshot in out_dir; without one, from the
@@ -58,6 +60,7 @@ class Options:
     preset: str = ""
     data_dir: str | None = None
     out_dir: str = ""
+    soft_labels: str | None = None
     train_limit: int = 0
     overwrite: bool = False
     resume: bool = False

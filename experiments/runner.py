@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 import ds4nn_jax as ds
@@ -95,7 +96,14 @@ def _train(asked: options.Options, images: data.Dataset) -> ds.Report | None:
             display.on_step(step)
         stopping.on_step(step)
 
-    epochs = ds.train(config, *training, start=start, on_step=on_step, mesh=mesh)
+    epochs = ds.train(
+        config,
+        *training,
+        soft_labels=_soft_labels(asked),
+        start=start,
+        on_step=on_step,
+        mesh=mesh,
+    )
     with contextlib.ExitStack() as stack:
         stack.enter_context(stopping.listening())
         if record is not None:
@@ -108,6 +116,12 @@ def _train(asked: options.Options, images: data.Dataset) -> ds.Report | None:
                 record.add(result, seconds)
                 display.on_epoch(result, seconds)
     return None if record is None else record.finish()
+
+
+def _soft_labels(asked: options.Options) -> np.ndarray | None:
+    if asked.soft_labels is None:
+        return None
+    return np.load(asked.soft_labels, allow_pickle=False)[: asked.train_limit or None]
 
 
 class _Record:

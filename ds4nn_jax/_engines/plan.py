@@ -44,6 +44,7 @@ class Sweep(NamedTuple):
     layers: int
     steps: int
     threshold: int  # the bits of a float64
+    urgency: int  # likewise
     parts: int
     potentials: int  # padded, of all layers with weights
     pooled: int  # neurons of all pooling layers

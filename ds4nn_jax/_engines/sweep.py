@@ -241,6 +241,7 @@ def entry(kernel, kind, cell, version):
     def part(frame, plan, phase, index, scratch, shared):
         num_steps, layers = plan[SWEEP.steps], plan[SWEEP.layers]
         threshold = kind(as_float(plan[SWEEP.threshold]))
+        urgency = kind(as_float(plan[SWEEP.urgency]))
         table = tail(plan, len(SWEEP))
         last = tail(table, (layers - 1) * len(LINE))
         classes, output, stride = (
@@ -333,17 +334,22 @@ def entry(kernel, kind, cell, version):
                 _flatten(arriving, count, width)
                 decided = end
                 k = 0
-                while k < count and decided == end:
-                    step = _step(arriving[k])
-                    while k < count and _step(arriving[k]) == step:
+                step = np.intp(start)
+                while step < end and decided == end:
+                    if urgency == 0:  # on to where something arrives
+                        step = np.intp(_step(arriving[k])) if k < count else end
+                    while k < count and np.intp(_step(arriving[k])) == step:
                         source = last[LINE.weights] + _feature(arriving[k]) * stride
                         for o in range(classes):
                             potentials[output + o] += weights[source + o]
                         k += 1
-                    for o in range(classes):
-                        if potentials[output + o] >= threshold:
-                            spikes[layers] += 1
-                            decided = np.intp(step)
+                    if step < end:
+                        for o in range(classes):
+                            potentials[output + o] += urgency
+                            if potentials[output + o] >= threshold:
+                                spikes[layers] += 1
+                                decided = step
+                    step += 1
                 for k in range(layers):
                     for t in range(start, min(decided + 1, end)):
                         spikes[k] += counts[k * _CHUNK + t - start]

@@ -1,0 +1,178 @@
+"""What could be known by step t: a plain CNN that sees only what has spiked by then.
+
+    python -m experiments.known --dataset=fashion_mnist --out=known.json
+
+trains a network of the same shape, ReLU neurons with batch normalization and max
+pooling in place of spiking ones, by cross-entropy. Of half of the training images only
+the pixels are left that spike by a step drawn anew each time; the step is a second
+channel. Its accuracy on the test images by every fifth step is a ceiling for decisions
+that are taken by then, as good as this network and its training are. It holds out what
+a run of the same --seed holds out, and `--teach=FILE.npy` writes its softmax over all
+training images as soft labels for `--soft_labels`.
+"""
+
+import argparse
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import ds4nn_jax as ds
+from ds4nn_jax import data, presets
+from ds4nn_jax.checkpoints import write_atomically
+from ds4nn_jax.modules import ConvSpec, DenseSpec, PoolSpec, parse_spec
+
+from . import progress
+
+
+class PlainNetwork(nn.Module):
+    """The layers of a spec with ReLU neurons: [B, H, W, I] or [B, I] to logits."""
+
+    spec: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        *hidden, output = parse_spec(self.spec)[1]
+        assert isinstance(output, DenseSpec)  # parse_spec sees to it
+        for layer in hidden:
+            if isinstance(layer, PoolSpec):
+                window = (layer.size, layer.size)
+                x = nn.max_pool(x, window, strides=window)
+                continue
+            if isinstance(layer, ConvSpec):
+                x = nn.Conv(layer.features, (layer.size,) * 2, use_bias=False)(x)
+            else:
+                x = nn.Dense(layer.features, use_bias=False)(x.reshape(len(x), -1))
+            x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
+            x = nn.relu(x)
+        return nn.Dense(output.features)(x.reshape(len(x), -1))
+
+
+def seen_by(images: jax.Array, step: jax.Array, *, num_steps: int) -> jax.Array:
+    """What has spiked by a step: uint8 [B, H, W, I] and [B] to floats [B, H, W, I + 1].
+
+    Pixels that spike later are black; the last channel is (t + 1)/T.
+    """
+    by = step[:, None, None, None]
+    spiked = ds.encode(images, num_steps=num_steps) <= by
+    left = jnp.where(spiked, images / jnp.float32(255), 0)
+    clock = jnp.broadcast_to((by + 1) / num_steps, (*images.shape[:3], 1))
+    return jnp.concatenate([left, clock.astype(left.dtype)], axis=3)
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Trains and reports; returns what it prints last."""
+    parser = argparse.ArgumentParser(
+        prog="experiments.known",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--dataset", default="mnist")
+    parser.add_argument("--data_dir", help="where the data set lies")
+    parser.add_argument("--spec", help="the network; that of the data set's preset")
+    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--learning_rate", type=float, default=2e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--teach", help="write soft labels into this .npy file")
+    parser.add_argument("--out", help="write the result as JSON into this file")
+    asked = parser.parse_args(argv)
+    try:
+        return _run(asked)
+    except (data.DataError, ValueError, OSError) as error:
+        raise SystemExit(f"experiments.known: {error}") from error
+
+
+def _run(asked: argparse.Namespace) -> dict[str, Any]:
+    known = asked.dataset in presets.names()
+    config = presets.load(asked.dataset if known else "default")
+    spec = asked.spec or config.spec
+    images = data.load(asked.dataset, asked.data_dir)
+    pixels, labels = images.train_images, images.train_labels
+    used, held = data.stratified_split(labels, config.validation, seed=asked.seed)
+    print(f"{asked.dataset}: {images.source}\n{spec}: compiling …", flush=True)
+    network, num_steps = PlainNetwork(spec), config.num_steps
+    steps = len(used) // asked.batch_size
+    schedule = optax.cosine_decay_schedule(asked.learning_rate, asked.epochs * steps)
+    optimizer = optax.adamw(schedule, weight_decay=1e-3)
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(variables, state, key, pixels, labels):
+        changes, halves, drawn = jax.random.split(key, 3)
+        by = jax.random.randint(drawn, labels.shape, 0, num_steps)
+        by = jnp.where(jax.random.bernoulli(halves, 0.5, by.shape), by, num_steps - 1)
+        seen = config.augmentation.apply(changes, pixels)
+        seen = seen_by(seen, by, num_steps=num_steps)
+
+        def loss(params):
+            logits, changed = network.apply(
+                {**variables, "params": params},
+                seen,
+                train=True,
+                mutable=["batch_stats"],
+            )
+            each = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+            return jnp.mean(each), (changed, jnp.mean(logits.argmax(1) == labels))
+
+        gradient, (changed, right) = jax.grad(loss, has_aux=True)(variables["params"])
+        updates, state = optimizer.update(gradient, state, variables["params"])
+        params = optax.apply_updates(variables["params"], updates)
+        return {**changed, "params": params}, state, right
+
+    @jax.jit
+    def batch_logits(variables, pixels, by):
+        by = jnp.full(len(pixels), by)
+        seen = seen_by(pixels, by, num_steps=num_steps)
+        return network.apply(variables, seen, train=False)
+
+    def logits(pixels, by) -> np.ndarray:
+        parts = (pixels[i : i + 500] for i in range(0, len(pixels), 500))
+        return np.concatenate([batch_logits(variables, part, by) for part in parts])
+
+    first = jnp.zeros((1, *pixels.shape[1:-1], pixels.shape[-1] + 1))
+    key = jax.random.key(asked.seed)
+    variables = network.init(key, first, train=False)
+    state = optimizer.init(variables["params"])
+    for epoch in range(1, asked.epochs + 1):
+        order = data.epoch_permutation(len(used), seed=asked.seed, epoch=epoch)
+        right = []
+        for i in range(steps):
+            batch = used[order[i * asked.batch_size : (i + 1) * asked.batch_size]]
+            this = jax.random.fold_in(key, epoch * steps + i)
+            variables, state, accuracy = step(
+                variables, state, this, pixels[batch], labels[batch]
+            )
+            right.append(accuracy)
+        print(f"epoch {epoch:3d}/{asked.epochs}  train {np.mean(right):.2%}", flush=True)
+    decided = logits(pixels[held], num_steps - 1).argmax(1)
+    result = {
+        "dataset": asked.dataset,
+        "spec": spec,
+        "seed": asked.seed,
+        "held_out_accuracy": float(np.mean(decided == labels[held])),
+        "steps": [*range(0, num_steps, 5), num_steps - 1],
+        "test_accuracy": [],
+    }
+    for by in result["steps"]:
+        decided = logits(images.test_images, by).argmax(1)
+        share = float(np.mean(decided == images.test_labels))
+        result["test_accuracy"].append(share)
+        print(f"by step {by:3d}  {share:.2%}", flush=True)
+    if asked.teach:
+        shares = jax.nn.softmax(logits(pixels, num_steps - 1))
+        np.save(asked.teach, np.asarray(shares))
+    if asked.out:
+        write_atomically(Path(asked.out), (json.dumps(result) + "\n").encode())
+    print(json.dumps(result))
+    return result
+
+
+if __name__ == "__main__":
+    progress.program("experiments.known", main)
