@@ -144,7 +144,8 @@ class Report(NamedTuple):
       tied: share of images in which several outputs fired at the decision step.
       silent: share of images for which no output fired.
       decision_step: mean decision step (T where all outputs are silent).
-      spikes: mean spikes per image up to the decision, all layers, input apart.
+      spikes: mean spikes per image up to the decision, all layers, input and reference
+        inputs apart.
       layer_spikes: the same for the input and for each layer.
       dead: share of neurons in all layers that no image made fire, decision or not.
       layer_dead: the same for each layer.
@@ -169,6 +170,12 @@ class Report(NamedTuple):
     firing_times: np.ndarray
     class_steps: np.ndarray
     class_spikes: np.ndarray
+
+    @property
+    def reference_spikes(self) -> float:
+        """Mean spikes of the reference inputs up to the decision, one a step, where the
+        network has an urgency."""
+        return self.decision_step + 1 - self.silent
 
     def summary(self) -> dict[str, float]:
         """The single numbers, ready for a line of JSON."""

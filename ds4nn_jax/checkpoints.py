@@ -91,8 +91,8 @@ def load_weights(
 
     Args:
       path: the file.
-      network: if given, the one the weights must fit: same spec, T, θ, padding, urgency.
-        It is returned as it is, so it also chooses surrogate and engine.
+      network: if given, the one the weights must fit: same spec, T, θ, padding and
+        urgency. It is returned as it is, so it also chooses surrogate and engine.
 
     Raises:
       FileNotFoundError: no such file.

@@ -50,8 +50,8 @@ def dense(
 
     Raises:
       TypeError: times or kernel are not floating.
-      ValueError: shapes do not fit, T ≤ 0, θ ≤ 0, u < 0; outside jit also times that are no
-        whole steps in 0 … T, or weights that are not finite.
+      ValueError: shapes do not fit, T ≤ 0, θ ≤ 0, u < 0; outside jit also times that
+        are no whole steps in 0 … T, or weights that are not finite.
       ImportError: engine "event" where numba cannot work.
 
     Example:

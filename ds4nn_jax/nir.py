@@ -12,12 +12,14 @@ That times are equal is tested on a plain executor of the graph, not on any of t
     64C3                  Conv2d (no bias) → IF
     P2                    SumPool2d → IF with threshold 1: fires with its first input
     10                    Flatten, the first time → Linear → IF
+    10, with an urgency   … → Affine, whose bias arrives at every step → IF
 
 NIR fires at v > v_threshold, these networks at V ≥ θ: `v_threshold` is the float32 just
 below θ, which makes the two the same. NIR has no notion of a last step: T is not in the
 graph. Axes are channels first, as NIR wants them.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -96,8 +98,12 @@ def to_nir(
                 )
                 kernel = kernel.reshape(*before, -1).transpose(2, 0, 1, 3)
                 kernel = kernel.reshape(-1, kernel.shape[-1])
+            most, last = _most(kernel), name == network.names[-1]
             nodes[f"{name}_in"] = nir.Linear(kernel.T)
-            most = _most(kernel)
+            if last and network.urgency:
+                bias = np.full(kernel.shape[1], network.urgency, np.float32)
+                nodes[f"{name}_in"] = nir.Affine(kernel.T, bias)
+                most += network.num_steps * network.urgency
         neuron = np.ones(_channels_first(shape), np.float32)
         below = np.nextafter(np.float32(threshold), np.float32(0))
         nodes[name] = nir.IF(
@@ -115,7 +121,9 @@ def from_nir(
     """The network that a graph describes, and its parameters.
 
     Args:
-      graph: a chain of the nodes that `to_nir` makes, in any order.
+      graph: a chain of the nodes that `to_nir` makes, in any order. Its input may be
+        flat, [C, H, W], [H, W], or have a batch axis of 1 in front; it may begin with
+        Flatten.
       num_steps: T.
       **attributes: others of `SpikingNetwork`: surrogate, normalization, engine.
 
@@ -124,8 +132,9 @@ def from_nir(
 
     Raises:
       ValueError: the graph is no chain, has a node that is not among these, or neurons
-        that single-spike integrate-and-fire neurons are not (a bias, r ≠ 1, a threshold
-        that differs within the network, a reset from which they could fire again).
+        that single-spike integrate-and-fire neurons are not (a bias of hidden ones, or
+        one that differs between the outputs, r ≠ 1, a threshold that differs within the
+        network, a reset from which they could fire again).
     """
     tokens: list[str] = []
     params: dict = {}
@@ -133,12 +142,13 @@ def from_nir(
     paddings: dict[str, tuple] = {}
     current: _Current | None = None
     chain = _chain(graph)
-    first = shape = tuple(int(size) for size in chain[0][1].input_type["input"])
+    shape = _image(chain[0][1])
+    bias, before = 0.0, ""  # of the neurons that came last
     for name, node in chain[1:-1]:
         if isinstance(node, nir.IF):
             if current is None:
                 raise ValueError(f"{name}: an IF needs Conv2d, SumPool2d or Linear")
-            threshold = _threshold(name, node, current.most)
+            threshold = _threshold(name, node, current.most + num_steps * current.bias)
             if current.kernel is None and threshold != 1:
                 raise ValueError(
                     f"{name}: a pooling neuron fires with its first input, so its "
@@ -147,17 +157,25 @@ def from_nir(
             if current.kernel is not None:
                 params[f"{current.kind}{len(params) + 1}"] = {"kernel": current.kernel}
                 thresholds[name] = threshold
+            if bias:
+                raise ValueError(f"{before}: only the output neurons may have a bias")
+            bias, before = current.bias, name
             tokens.append(current.token)
             shape, current = node.v_threshold.shape, None
         elif current is not None:
-            raise ValueError(f"{name}: the node in front of it needs an IF")
+            raise ValueError(
+                f"{name}: {type(node).__name__} stands where an IF must be: "
+                "single-spike neurons do not leak"
+            )
         elif isinstance(node, nir.Conv2d):
             current = _convolution(name, node)
             paddings[name] = _pads(node, shape)
         elif isinstance(node, nir.SumPool2d):
             current = _pooling(name, node)
-        elif isinstance(node, nir.Linear):
-            current = _linear(node, shape)
+        elif isinstance(node, nir.Linear | nir.Affine):
+            current = _linear(name, node, shape)
+            if not tokens:
+                tokens.append(str(math.prod(shape)))
         elif not isinstance(node, nir.Flatten):
             raise ValueError(f"{name}: {type(node).__name__} is no single-spike layer")
     if current is not None:
@@ -165,10 +183,11 @@ def from_nir(
     if len(set(thresholds.values())) != 1:
         raise ValueError(f"layers must share one threshold, got {thresholds}")
     network = SpikingNetwork.from_spec(
-        "-".join([str(first[0])] * (len(first) == 1) + tokens),
+        "-".join(tokens),
         num_steps=num_steps,
         threshold=next(iter(thresholds.values())),
         padding=_padding(paddings, params),
+        urgency=bias,
         **attributes,
     )
     return network, {"params": params}
@@ -181,6 +200,7 @@ class _Current(NamedTuple):
     token: str
     kernel: np.ndarray | None
     most: float
+    bias: float = 0.0
 
 
 def _convolution(name: str, node: nir.Conv2d) -> _Current:
@@ -215,12 +235,30 @@ def _pooling(name: str, node: nir.SumPool2d) -> _Current:
     return _Current("pool", f"P{size}", None, size**2)
 
 
-def _linear(node: nir.Linear, shape: tuple) -> _Current:
-    kernel = np.asarray(node.weight).T
+def _linear(name: str, node: nir.Linear | nir.Affine, shape: tuple) -> _Current:
+    kernel, inputs = np.asarray(node.weight).T, math.prod(shape)
+    bias = np.asarray(getattr(node, "bias", 0.0), np.float32)
+    if len(kernel) != inputs:
+        raise ValueError(f"{name}: takes {len(kernel)} inputs, gets {inputs}")
+    if np.ptp(bias) != 0 or bias.flat[0] < 0:
+        raise ValueError(f"{name}: a bias must be one current ≥ 0 for all its neurons")
     if len(shape) == 3:
         kernel = kernel.reshape(*shape, -1).transpose(1, 2, 0, 3)
     kernel = np.ascontiguousarray(kernel.reshape(-1, kernel.shape[-1]))
-    return _Current("dense", str(kernel.shape[1]), kernel, _most(kernel))
+    most, urgency = _most(kernel), float(bias.flat[0])
+    return _Current("dense", str(kernel.shape[1]), kernel, most, urgency)
+
+
+def _image(node: nir.Input) -> tuple[int, ...]:
+    """The shape of one image: [I] or [C, H, W]."""
+    shape = tuple(int(size) for size in node.input_type["input"])
+    if len(shape) == 4 and shape[0] == 1:
+        shape = shape[1:]
+    if len(shape) not in (1, 2, 3):
+        raise ValueError(
+            f"the input must be [I], [H, W], [C, H, W] or [1, C, H, W], got {shape}"
+        )
+    return (1, *shape) if len(shape) == 2 else shape
 
 
 def _kernel(params: dict, name: str) -> np.ndarray:

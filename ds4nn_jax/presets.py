@@ -12,6 +12,7 @@ from dataclasses import replace
 from ds4nn_jax.augmentation import Augmentation
 from ds4nn_jax.config import TrainConfig
 from ds4nn_jax.first_weights import FiringRates, Uniform
+from ds4nn_jax.guards import RateGuard
 from ds4nn_jax.optimizers import Adam, HeldNorms, LearnedNorms, Muon
 from ds4nn_jax.rules import S4NN, Fixed, Margin, Relative, Softmax
 from ds4nn_jax.schedules import Cosine, StepDecay
@@ -45,6 +46,22 @@ _MNIST_DENSE = replace(
     ),
     batch_size=128,
     epochs=20,
+)
+
+# MNIST's sparse network: early anchored labels, budgets for the rates behind pooling,
+# orthogonalised steps.
+_MNIST_SPARSE = replace(
+    _MNIST,
+    output_rule=Softmax(offset=10, horizon=50, anchor=0.5, anchor_time=14),
+    optimizer=Muon(
+        learning_rate=0.01,
+        output_rate=0.005,
+        norms=HeldNorms(),
+        average=0.998,
+        common_step=0.1,
+    ),
+    guard=RateGuard(budgets=(0.055, 0.12), strength=0.15, floor=0.5, steps=20_000),
+    epochs=26,
 )
 
 # The label's time anchored, orthogonalised steps, shifted and mirrored images.
@@ -139,11 +156,15 @@ _PRESETS = {
     "fashion_paper": _FASHION_PAPER,
     "mnist": _MNIST,
     "mnist_dense": _MNIST_DENSE,
+    "mnist_dense_340": replace(_MNIST_DENSE, spec="784-340-10"),
+    "mnist_dense_350": replace(_MNIST_DENSE, spec="784-350-10"),
+    "mnist_dense_800": replace(_MNIST_DENSE, spec="784-800-10"),
     "mnist_relative": _RELATIVE,
     # Table 3, whose rows differ in the target alone.
     "mnist_target_fixed": replace(_RELATIVE, output_rule=Fixed(0, 100), epochs=5),
     "mnist_target_relative": replace(_RELATIVE, epochs=5),
     "mnist_target_s4nn": replace(_RELATIVE, output_rule=S4NN(offset=10), epochs=5),
+    "mnist_sparse": _MNIST_SPARSE,
     "paper": _PAPER,
     "smoke": _SMOKE,
 }

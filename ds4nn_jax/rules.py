@@ -201,10 +201,11 @@ class Softmax(OutputRule):
 
     p = softmax(−(ℓ + λ·q)/τ);  a = κ·clip((ℓ − t*)/T, −1, 1)
 
-    with q 1 for the label and 0 for the others, or soft labels, and ℓ the spike time or, for a silent output, T + H·(θ − V)/θ. The label counts as
-    λ later than it is, so the errors fade once it leads by λ and some τ. They sum to
-    zero, so no common drift moves all outputs, and are less than a step: use them
-    without a normalization, which would make fading errors whole again.
+    with q 1 for the label and 0 for the others, or soft labels, and ℓ the spike time
+    or, for a silent output, T + H·(θ − V)/θ. The label counts as λ later than it is, so
+    the errors fade once it leads by λ and some τ. They sum to zero, so no common drift
+    moves all outputs, and are less than a step: use them without a normalization, which
+    would make fading errors whole again.
 
     H trades latency for accuracy: with H = T silence costs nothing where potentials
     decide as well, and networks become slow; with a small one two silent outputs can
@@ -241,7 +242,10 @@ class Softmax(OutputRule):
         self._within("anchor_time", num_steps)
 
     def target(self, times, labels, potentials=None, *, num_steps=100, threshold=100.0):
-        if jnp.ndim(labels) == 2:
+        if (
+            jnp.issubdtype(jnp.result_type(labels), jnp.floating)
+            and jnp.ndim(labels) > 1
+        ):
             shares = _checks.shares(labels, *jnp.shape(times))
             times, _ = _outputs(times, jnp.argmax(shares, axis=1), num_steps)
             shares = shares.astype(times.dtype)

@@ -82,8 +82,9 @@ def train_step(
 ) -> tuple[TrainState, StepMetrics]:
     """One step on a batch of images [B, …] with labels [B]. Pure.
 
-    Where there are soft labels [B, C] the output rule gets them for the labels. With a mesh (`parallel.data_mesh`) the batch is shared out to its devices, and the
-    state, which is the same on all, follows the mean of their gradients.
+    Where there are soft labels [B, C] the output rule gets them for the labels. With a
+    mesh (`parallel.data_mesh`) the batch is shared out to its devices, and the state,
+    which is the same on all, follows the mean of their gradients.
     """
     key = jax.random.fold_in(state.key, state.step)
     images = config.augmentation.apply(key, images)

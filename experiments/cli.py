@@ -42,6 +42,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--weights", default="mnist", help="a shipped network, or a .safetensors file"
     )
     predict.add_argument(
+        "--urgency", type=float, help="mV a step into the outputs; the network's own"
+    )
+    predict.add_argument(
         "--invert", action="store_true", help="for dark ink on a light ground"
     )
     commands.add_parser("report", add_help=False)
@@ -65,6 +68,8 @@ def _predict(asked: argparse.Namespace) -> None:
         else:
             weights = ds.load_weights(asked.weights)
         network, params, notes = weights
+        if asked.urgency is not None:
+            network = network.clone(urgency=asked.urgency)
         if "input_shape" not in notes:
             raise ValueError(f"{asked.weights} does not tell the shape of its images")
         images = [

@@ -150,7 +150,9 @@ def _run(asked: argparse.Namespace) -> dict[str, Any]:
                 variables, state, this, pixels[batch], labels[batch]
             )
             right.append(accuracy)
-        print(f"epoch {epoch:3d}/{asked.epochs}  train {np.mean(right):.2%}", flush=True)
+        print(
+            f"epoch {epoch:3d}/{asked.epochs}  train {np.mean(right):.2%}", flush=True
+        )
     decided = logits(pixels[held], num_steps - 1).argmax(1)
     result = {
         "dataset": asked.dataset,

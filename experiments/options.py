@@ -25,6 +25,7 @@ class Options:
 
     Attributes:
       config: the training run.
+      urgency: what --urgency asked for, None without it: weights have one of their own.
       resolved: the text of a flagfile for the same run, from its beginning and in a
         place of its own.
       dataset: digits, or any image data set that TFDS knows.
@@ -55,6 +56,7 @@ class Options:
     """
 
     config: TrainConfig
+    urgency: float | None = dataclasses.field(compare=False)
     resolved: str
     dataset: str = ""
     preset: str = ""
@@ -122,7 +124,8 @@ def parse(argv: Sequence[str], *, dataset: str) -> Options:
         run.setdefault("preset", run["dataset"] if known else "default")
         base = presets.load(run["preset"])
         config = TrainConfig(**_changed(values, "", TrainConfig, base))
-        asked = Options(config=config, resolved="", **run)
+        urgency = values["urgency"].value
+        asked = Options(config=config, urgency=urgency, resolved="", **run)
     except (flags.Error, ValueError, TypeError) as error:
         raise SystemExit(f"experiments.{dataset}: {error}") from error
     kept = [field for field in _RUN if field.name not in _ONCE]

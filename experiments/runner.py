@@ -193,7 +193,7 @@ class _Record:
         test = ds.evaluate(network, params, images.test_images, images.test_labels)
         last = {"best_epoch": notes["epoch"], **_prefixed("test", test.summary())}
         _write_rows(self._metrics, [*self._history, last])
-        _print_report(test, f"best epoch {notes['epoch']}")
+        _print_report(test, f"best epoch {notes['epoch']}", network.urgency)
         _figures(self._out, network, params, images, test, self._history)
         print(f"results in {self._out}")
         return test
@@ -253,9 +253,11 @@ def _evaluate(asked: options.Options, images: data.Dataset) -> ds.Report:
         network, params, _ = pretrained.load(images.name)
     else:
         network, params, _ = ds.load_weights(asked.evaluate)
+    if asked.urgency is not None:
+        network = network.clone(urgency=asked.urgency)
     print(f"evaluating {len(images.test_images)} test images …", flush=True)
     test = ds.evaluate(network, params, images.test_images, images.test_labels)
-    _print_report(test, asked.evaluate)
+    _print_report(test, asked.evaluate, network.urgency)
     return test
 
 
@@ -280,7 +282,10 @@ def _write_rows(path: Path, rows: list[dict]) -> None:
     write_atomically(path, text.encode())
 
 
-def _print_report(test: ds.Report, which: str) -> None:
+def _print_report(test: ds.Report, which: str, urgency: float) -> None:
+    apart = f"{test.layer_spikes[0]:.0f} input spikes"
+    if urgency:
+        apart += f", {test.reference_spikes:.0f} reference spikes of {urgency:g} mV"
     print(
         f"test images {test.images} ({which})\n"
         f"  strict accuracy   {test.accuracy:.2%}\n"
@@ -288,7 +293,7 @@ def _print_report(test: ds.Report, which: str) -> None:
         f"  ties              {test.tied:.2%}    all outputs silent {test.silent:.2%}\n"
         f"  decision step     {test.decision_step:.1f}\n"
         f"  spikes            {test.spikes:.0f} an image up to the decision"
-        f" (and {test.layer_spikes[0]:.0f} input spikes)\n"
+        f" (and {apart})\n"
         f"  dead neurons      {test.dead:.1%}",
         flush=True,
     )

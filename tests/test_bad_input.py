@@ -30,6 +30,7 @@ FILTERS = np.ones((3, 3, 1, 2), np.float32)
 OUTPUTS, LABELS = np.full((2, 3), 100, np.float32), np.array([0, 2])
 PIXELS = np.zeros((20, 8, 8, 1), np.uint8)
 CLASSES = np.arange(20) % 10
+SHARES = np.eye(10)[CLASSES]
 
 
 def dense(times=TIMES, kernel=KERNEL, **more):
@@ -47,6 +48,11 @@ def config(**fields):
 def trained(images=PIXELS, labels=CLASSES, **fields):
     fields = dict(spec="64-10", batch_size=4, epochs=1, validation=0.0) | fields
     return lambda _: next(ds.train(ds.TrainConfig(**fields), images, labels))
+
+
+def soft(shares, **fields):
+    made = ds.TrainConfig(spec="64-10", batch_size=4, validation=0.0, **fields)
+    return lambda _: ds.train(made, PIXELS, CLASSES, soft_labels=np.array(shares))
 
 
 def relative(times=OUTPUTS, labels=LABELS, **more):
@@ -99,6 +105,14 @@ TABLE = [
     ("θ < 0", dense(threshold=-1.0), V, "threshold must be a finite number > 0 mV"),
     ("θ NaN", dense(threshold=NAN), V, "threshold must be a finite number > 0 mV"),
     ("θ infinite", conv(threshold=INF), V, "threshold must be a finite number > 0 mV"),
+    ("u < 0", dense(urgency=-0.1), V, "urgency must be a finite number ≥ 0 mV a step"),
+    ("u NaN", dense(urgency=NAN), V, "urgency must be a finite number ≥ 0 mV a step"),
+    (
+        "u infinite",
+        lambda _: network(urgency=INF),
+        V,
+        "urgency must be a finite number",
+    ),
     ("whole-number times", dense(TIMES.astype(int)), T, "encode images"),
     ("half times", dense(TIMES.astype(np.float16), KERNEL.astype(np.float16)), T, "32"),
     ("a time between steps", dense(TIMES + 0.5), V, "whole steps 0 … T = 100"),
@@ -195,6 +209,12 @@ TABLE = [
         "differ",
     ),
     # Training
+    ("u of a run < 0", config(urgency=-1), V, "urgency must be ≥ 0 mV a step"),
+    ("soft labels of 2", soft([[0.5, 0.5]] * 20), V, "shape [B, C] = (20, 10)"),
+    ("soft labels > 1", soft(np.full((20, 10), 0.2)), V, "sum to 1 for each image"),
+    ("soft labels NaN", soft(np.full((20, 10), NAN)), V, "sum to 1 for each image"),
+    ("whole soft labels", soft(np.eye(10, dtype=int)[CLASSES]), T, "must be floating"),
+    ("soft labels by Eq. 4", soft(SHARES, output_rule="relative"), T, "classes alone"),
     ("batch of 0", config(batch_size=0), V, "batch_size must be at least 1, got 0"),
     ("no epochs", config(epochs=0), V, "epochs must be at least 1, got 0"),
     (

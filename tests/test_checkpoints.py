@@ -42,6 +42,11 @@ def test_round_trip(saved, network, params):
     )
 
 
+def test_urgency_round_trip(tmp_path, network, params):
+    ds.save_weights(tmp_path / "w", network.clone(urgency=0.25), params)
+    assert ds.load_weights(tmp_path / "w").network.urgency == 0.25
+
+
 def test_explicit_padding_round_trip(tmp_path):
     network = ds.SpikingNetwork.from_spec("4C3-10", padding=((1, 0), (0, 1)))
     params = network.init(jax.random.key(0), jnp.zeros((1, 4, 4, 1)))
@@ -56,6 +61,7 @@ def test_explicit_padding_round_trip(tmp_path):
         ("4C3-P2-10", {"num_steps": 100}, "its num_steps is 50, expected 100"),
         ("4C3-P2-10", {"threshold": 5.0}, "its threshold is 20.0, expected 5.0"),
         ("4C3-P2-10", {"padding": "VALID"}, "its padding is 'SAME', expected 'VALID'"),
+        ("4C3-P2-10", {"urgency": 0.5}, "its urgency is 0.0, expected 0.5"),
     ],
 )
 def test_weights_of_another_network(saved, spec, attributes, message):

@@ -17,7 +17,9 @@ def exact(params, rng, low=-4, high=20):
     )
 
 
-@pytest.mark.parametrize("threshold", [1.0, 2.0, 1000.0])
+@pytest.mark.parametrize(
+    "threshold, urgency", [(1.0, 0.0), (2.0, 0.0), (2.0, 0.125), (1000.0, 0.0)]
+)
 @pytest.mark.parametrize(
     "spec, shape, padding",
     [
@@ -30,9 +32,14 @@ def exact(params, rng, low=-4, high=20):
         ("12-4", (12,), "SAME"),
     ],
 )
-def test_equals_full_forward(spec, shape, padding, threshold, engine, rng):
+def test_equals_full_forward(spec, shape, padding, threshold, urgency, engine, rng):
     network = ds.SpikingNetwork.from_spec(
-        spec, num_steps=T, threshold=threshold, padding=padding, engine=engine
+        spec,
+        num_steps=T,
+        threshold=threshold,
+        urgency=urgency,
+        padding=padding,
+        engine=engine,
     )
     times = rng.integers(0, T + 1, (9, *shape)).astype(np.float32)
     times[0] = T  # an image without a spike
@@ -44,6 +51,8 @@ def test_equals_full_forward(spec, shape, padding, threshold, engine, rng):
     np.testing.assert_array_equal(short.spikes, full.spikes)
     silent = np.asarray(full.step) == T
     assert silent.all() if threshold == 1000 else not silent[1:].all()
+    alone = threshold / urgency - 1 if urgency else T
+    assert full.step[0] == alone, "an image without a spike is decided by urgency alone"
 
 
 def test_worked_decision(engine):

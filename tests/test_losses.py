@@ -76,6 +76,21 @@ def test_softmax_anchor_by_hand():
     np.testing.assert_allclose(free - held, drawn, atol=1e-4)
 
 
+def test_softmax_of_soft_labels_by_hand():
+    """Shares q for the one-hot label: λ·q later, error q − p, anchored by q."""
+    times = np.array([[20, 35, 100]], np.float32)
+    potentials = np.array([[100, 110, 90]], np.float32)
+    q = np.array([[0.5, 0.25, 0.25]], np.float32)
+    late = np.array([[20 + 2, 35 + 1, 105 + 1]])
+    odds = np.exp(-late / 10)
+    away = np.array([[-0.2, -0.05, 0.65]])
+    rule = Softmax(offset=4, temperature=10, horizon=50, anchor=2, anchor_time=40)
+    error = q * (1 + 2 * away) - odds / odds.sum()
+    np.testing.assert_allclose(
+        times - rule.target(times, q, potentials), error, atol=1e-5
+    )
+
+
 def test_softmax_error_is_the_gradient_of_a_cross_entropy():
     times = np.array([[20.0, 35, 25], [5, 60, 98]], np.float32)
     labels = np.array([1, 0])

@@ -146,6 +146,64 @@ def test_dense_equals_oracle(shape, surrogate, engine, rng):
         np.testing.assert_array_equal(got, want)
 
 
+@pytest.mark.parametrize("surrogate", ["constant", ds.Window(2.0)])
+def test_urgency_is_reference_inputs(surrogate, engine, rng):
+    """T more inputs, one spike each, in the oracle: times, gradients and potentials."""
+    u, times = 0.25, spike_times(rng, (4, 9))
+    kernel = dyadic(rng, (9, 5), -1, 2)
+    clock = np.broadcast_to(np.arange(T, dtype=np.float32), (4, T))
+    more = np.concatenate([times, clock], axis=1)
+    oracle = reference.dense(
+        more, np.concatenate([kernel, np.full((T, 5), u)]), THETA, T
+    )
+    layer = functools.partial(
+        ds.dense,
+        threshold=THETA,
+        num_steps=T,
+        engine=engine,
+        surrogate=surrogate,
+        urgency=u,
+    )
+    out, vjp = jax.vjp(layer, times, kernel)
+    np.testing.assert_array_equal(out, oracle.times)
+    windowed = isinstance(surrogate, ds.Window)
+    slope = np.maximum(0, 1 - np.abs(oracle.potential - THETA) / 2) if windowed else 1
+    delta = cotangent(rng, out.shape)
+    d_times, d_kernel = reference.dense_gradients(
+        more,
+        np.concatenate([kernel, np.full((T, 5), u)]),
+        oracle.t_star if windowed else oracle.times,
+        delta * slope,
+        T,
+        silent_inputs=windowed,
+    )
+    got_times, got_kernel = vjp(delta)
+    np.testing.assert_array_equal(got_times, d_times[:, :9])
+    np.testing.assert_array_equal(got_kernel, d_kernel[:9])
+    running = ds.membrane_potentials(times, kernel, num_steps=T, urgency=u)
+    fired = oracle.times < T
+    np.testing.assert_array_equal(
+        ds.decision_potentials(
+            times, kernel, threshold=THETA, num_steps=T, engine=engine, urgency=u
+        ),
+        np.where(fired, oracle.potential, running[-1]),
+    )
+    at = np.minimum(oracle.times, T - 1).astype(int)
+    reached = np.take_along_axis(np.asarray(running), at[None], axis=0)[0]
+    np.testing.assert_array_equal(reached[fired], oracle.potential[fired])
+
+
+def test_urgency_alone_fires(engine):
+    """Without a single input: 30, 60, 90, 120 mV."""
+    out = ds.dense(
+        np.full((1, 2), 100, np.float32),
+        np.ones((2, 1), np.float32),
+        urgency=30.0,
+        engine=engine,
+    )
+    np.testing.assert_array_equal(out, [[3]])
+
+
 @pytest.mark.parametrize("window", [(2, 2), (3, 3), (2, 3), (1, 1)])
 @pytest.mark.parametrize("strides", [(2, 2), (1, 1), (1, 3)])
 def test_pool_equals_oracle(window, strides, rng):

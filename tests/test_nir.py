@@ -67,8 +67,8 @@ def executed(graph, times, num_steps):
                 flow = conv2d(node, flow)
             elif isinstance(node, nir.SumPool2d):
                 flow = pool2d(node, flow)
-            elif isinstance(node, nir.Linear):
-                flow = node.weight @ flow
+            elif isinstance(node, nir.Linear | nir.Affine):
+                flow = node.weight @ flow + getattr(node, "bias", 0)
             elif isinstance(node, nir.Flatten):
                 flow = flow.reshape(-1)
             elif isinstance(node, nir.IF):
@@ -85,9 +85,11 @@ def channels_first(image):
     return np.moveaxis(image, -1, 0) if image.ndim == 3 else image
 
 
+@pytest.mark.parametrize("urgency", [0.0, 0.25])
 @pytest.mark.parametrize("spec, shape, padding", CASES)
-def test_the_graph_fires_as_the_network(spec, shape, padding):
+def test_the_graph_fires_as_the_network(spec, shape, padding, urgency):
     network, params = network_of(spec, shape, padding)
+    network = network.clone(urgency=urgency)
     images = np.random.default_rng(1).integers(0, 21, (6, *shape)).astype(np.float32)
     trace = network.apply(params, images, method="trace")
     graph = to_nir(network, params, shape)
@@ -102,17 +104,44 @@ def test_the_graph_fires_as_the_network(spec, shape, padding):
     assert spikes > 30
 
 
+@pytest.mark.parametrize("urgency", [0.0, 0.25])
 @pytest.mark.parametrize("spec, shape, padding", CASES)
-def test_there_and_back(spec, shape, padding, tmp_path):
+def test_there_and_back(spec, shape, padding, urgency, tmp_path):
     network, params = network_of(spec, shape, padding)
+    network = network.clone(urgency=urgency)
     nir.write(tmp_path / "net.nir", to_nir(network, params, shape))
     again, found = from_nir(nir.read(tmp_path / "net.nir"), num_steps=20)
     assert (again.spec, again.threshold) == (network.spec, 8.0)
+    assert again.urgency == urgency
     jax.tree.map(np.testing.assert_array_equal, found, params)
     times = np.random.default_rng(2).integers(0, 21, (3, *shape)).astype(np.float32)
     np.testing.assert_array_equal(
         again.apply(found, times), network.apply(params, times)
     )
+
+
+def test_a_graph_that_begins_with_flatten():
+    """As every fully connected network of torch does: its input are images."""
+    network, params = network_of("16-5-3", (4, 4, 1), "SAME")
+    graph = to_nir(network, params, (4, 4, 1))
+    again, found = from_nir(graph, num_steps=20)
+    assert (again.spec, again.input_size) == ("16-5-3", 16)
+    images = np.random.default_rng(3).integers(0, 21, (6, 4, 4, 1)).astype(np.float32)
+    expected = network.apply(params, images)
+    np.testing.assert_array_equal(again.apply(found, images), expected)
+    np.testing.assert_array_equal(again.apply(found, images.reshape(6, 16)), expected)
+
+
+@pytest.mark.parametrize("spec, image", [("16-3", (4, 4)), ("3C3-P2-3", (8, 8))])
+@pytest.mark.parametrize("front", [(), (1,), (1, 1)])
+def test_inputs_without_channels_or_with_a_batch_axis(spec, image, front):
+    network, params = network_of(spec, (*image, 1), "SAME")
+    graph = to_nir(network, params, (*image, 1))
+    node = nir.Input({"input": np.array((*front, *image))})
+    graph = nir.NIRGraph(graph.nodes | {"input": node}, graph.edges, type_check=False)
+    again, found = from_nir(graph, num_steps=20)
+    assert again.spec == spec
+    jax.tree.map(np.testing.assert_array_equal, found, params)
 
 
 def test_a_shipped_network_decides_the_same(tmp_path):
@@ -169,8 +198,32 @@ def test_other_graphs_are_refused():
         from_nir(forked)
     leaky = nir.LI(*[np.ones((3, 6, 6))] * 3)
     other = nir.NIRGraph(nodes | {"conv1": leaky}, edges, type_check=False)
-    with pytest.raises(ValueError, match="conv1: the node in front of it needs an IF"):
+    with pytest.raises(ValueError, match="conv1: LI stands where an IF must be"):
         from_nir(other)
     bare = [nodes[name] for name in ("input", "conv1_in", "output")]
     with pytest.raises(ValueError, match="the last node needs an IF"):
         from_nir(nir.NIRGraph.from_list(*bare, type_check=False))
+
+
+def biased(network, params, name, bias):
+    graph = to_nir(network, params, (8, 8, 1))
+    affine = nir.Affine(graph.nodes[name].weight, np.asarray(bias, np.float32))
+    return nir.NIRGraph(graph.nodes | {name: affine}, graph.edges, type_check=False)
+
+
+def test_biases_that_are_no_urgency_are_refused():
+    network, params = network_of("3C3-P2-5-4", (8, 8, 1), "SAME")
+    with pytest.raises(ValueError, match="dense3_in: a bias must be one current ≥ 0"):
+        from_nir(biased(network, params, "dense3_in", [1, 1, 1, 2]))
+    with pytest.raises(ValueError, match="dense3_in: a bias must be one current ≥ 0"):
+        from_nir(biased(network, params, "dense3_in", [-1] * 4))
+    with pytest.raises(ValueError, match="dense2: neurons could fire again"):
+        from_nir(biased(network, params, "dense2_in", [1] * 5))
+    hidden = biased(network, params, "dense2_in", [1] * 5)
+    deep = np.full(5, -1e6, np.float32)
+    with pytest.raises(ValueError, match="dense2: only the output neurons may have"):
+        from_nir(changed(hidden, "dense2", v_reset=deep))
+    graph = to_nir(network, params, (8, 8, 1))
+    narrow = nir.Linear(graph.nodes["dense2_in"].weight[:, :-1])
+    with pytest.raises(ValueError, match="dense2_in: takes 47 inputs, gets 48"):
+        from_nir(changed(graph, "dense2_in", weight=narrow.weight))

@@ -509,3 +509,20 @@ def test_the_recipe_without_choices_learns(digits):
     *_, last = ds.train(config, dataset.train_images, dataset.train_labels)
     assert last.validation.accuracy > 0.9
     assert last.validation.dead < 0.5  # a third see black alone
+
+
+def test_soft_labels_of_the_classes_are_the_classes(digits):
+    """Shares of 0 and 1 train as the labels do; a teacher that is sure of nothing does
+    not teach, and accuracies are the labels'."""
+    config = ds.TrainConfig(spec="64-50-10", epochs=2)
+    hard, same, unsure = (
+        list(ds.train(config, *digits, soft_labels=shares))[-1]
+        for shares in (
+            None,
+            np.eye(10, dtype=np.float32)[digits[1]],
+            np.full((len(digits[1]), 10), 0.1, np.float32),
+        )
+    )
+    jax.tree.map(np.testing.assert_array_equal, hard.params, same.params)
+    assert hard.train == same.train
+    assert hard.validation.accuracy > unsure.validation.accuracy + 0.2
