@@ -193,7 +193,7 @@ def main() -> None:
             images,
             labels,
             spec="784-400-10",
-            initial_weights=ds.first_weights.FiringRates(hidden=0.4),
+            initial_weights=ds.first_weights.FiringRates(dense=0.4),
             num_steps=256,
         ),
         "NumPy, one image at a time": s4nn_step(images, labels, 256),

@@ -116,9 +116,11 @@ def intensities(images: jax.Array | np.ndarray) -> None:
 
 def labels(values: jax.Array | np.ndarray, batch: int, classes: int) -> jax.Array:
     """Labels [B] as whole numbers 0 … C−1."""
-    values = jnp.asarray(values)
+    if not isinstance(values, jax.Array):
+        values = np.asarray(values)
     if not jnp.issubdtype(values.dtype, jnp.integer):
         raise TypeError(f"labels must be integers, got {values.dtype}")
+    values = jnp.asarray(values.astype(np.int32))
     if values.shape != (batch,):
         raise ValueError(f"labels must have shape [B] = ({batch},), got {values.shape}")
     if at_hand(values) and values.size:

@@ -113,8 +113,18 @@ class Decisions(NamedTuple):
     fired: tuple[jax.Array, ...]
 
 
-def decide(trace: Trace, *, num_steps: int = 100) -> Decisions:
-    """Strict decisions and their cost, from a network's trace."""
+def decide(trace: Trace, *, num_steps: int | None = None) -> Decisions:
+    """Strict decisions and their cost, from a network's trace.
+
+    Raises:
+      ValueError: num_steps is given and is not the network's T.
+    """
+    if num_steps not in (None, trace.num_steps):
+        raise ValueError(
+            f"the trace is of a network with T = {trace.num_steps}, "
+            f"got num_steps {num_steps}"
+        )
+    num_steps = trace.num_steps
     out = trace.times[-1]
     step = jnp.min(out, axis=1)
     last = jnp.minimum(step, num_steps - 1)
@@ -253,7 +263,7 @@ def evaluate(
       network: its structure.
       params: its parameters.
       images: [n, …] uint8, or floating in [0, 1].
-      labels: [n] integers 0 … C−1.
+      labels: [n] integers 0 … C−1, or one-hot [n, C].
       batch_size: images at a time; of no influence on the result.
 
     Raises:
@@ -261,7 +271,7 @@ def evaluate(
         network; NaN or infinite weights.
     """
     classes = network.num_classes
-    check_pairs(images, labels, classes)
+    images, labels = pairs(images, labels, classes)
     check_params(network, params, images)
 
     def batches():
@@ -279,9 +289,8 @@ def evaluate(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _decide(network: SpikingNetwork, params: dict, images: jax.Array):
-    times = encode(images, num_steps=network.num_steps)
-    trace: Any = network.apply(params, times, method="trace")
-    return decide(trace, num_steps=network.num_steps)
+    trace: Any = network.apply(params, network.encode(images), method="trace")
+    return decide(trace)
 
 
 def check_params(network: SpikingNetwork, params: dict, images: np.ndarray) -> None:
@@ -315,13 +324,44 @@ def check_params(network: SpikingNetwork, params: dict, images: np.ndarray) -> N
             raise ValueError(f"parameters {name} hold NaN or infinite weights")
 
 
-def check_pairs(
-    images: np.ndarray | jax.Array, labels: np.ndarray | jax.Array, classes: int
-) -> None:
-    """Refuses images [n, …] and labels [n] that do not fit each other."""
-    if not len(images):
+def pairs(images: Any, labels: Any, classes: int) -> tuple[Any, Any]:
+    """Images [n, …] and labels [n] as arrays, whatever container they come in.
+
+    By position: a pandas Series is its values in their order, not by its index.
+
+    Args:
+      images: [n, …] uint8, or floating in [0, 1].
+      labels: [n] integers 0 … C−1, or one-hot [n, C].
+      classes: C.
+
+    Raises:
+      TypeError, ValueError: they are something else, or do not fit each other.
+    """
+    images, labels = (
+        x if isinstance(x, jax.Array) else np.asarray(x) for x in (images, labels)
+    )
+    if not images.ndim or not len(images):
         raise ValueError("no images")
-    _checks.labels(labels, len(images), classes)
     if images.dtype != np.uint8:
         encode(images[:0])  # refuses types that have no code
         _checks.intensities(images)
+    if images.ndim == 4 and images.shape[1] in (1, 3) and images.shape[3] > 4:
+        raise ValueError(
+            f"images {images.shape} look channels-first [n, C, H, W]: "
+            "np.moveaxis(images, 1, -1) makes them [n, H, W, C]"
+        )
+    if labels.dtype.kind in "OUS":
+        raise TypeError(
+            f"labels must be integers 0 … {classes - 1}, got {labels.ravel()[:1]}: "
+            "np.unique(labels, return_inverse=True) numbers them"
+        )
+    if labels.shape == (len(images), classes) and classes > 1:
+        hot = labels == 1
+        if not ((hot | (labels == 0)).all() and (hot.sum(axis=1) == 1).all()):
+            raise ValueError(
+                f"labels {labels.shape} must be one-hot, with a single 1 for each "
+                "image; shares of classes are soft_labels"
+            )
+        labels = hot.argmax(axis=1)
+    checked = _checks.labels(labels, len(images), classes)
+    return images, checked if isinstance(labels, jax.Array) else np.asarray(checked)

@@ -1,6 +1,7 @@
 """Random changes of training images that keep their labels. Pure, in a key."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +17,17 @@ class Augmentation(Value):
     Attributes:
       shift: images are moved by up to so many pixels in each direction.
       flip: whether images are mirrored left to right, every other one.
+      rotation: images are turned about their centre by up to so many degrees either
+        way.
     """
 
     shift: int = 0
     flip: bool = False
+    rotation: float = 0.0
 
     def check(self) -> None:
         self.require("shift", self.shift >= 0, "≥ 0 pixels")
+        self.require("rotation", 0 <= self.rotation <= 180, "0 … 180 degrees")
 
     def apply(self, key: jax.Array, images: jax.Array) -> jax.Array:
         """Images [B, H, W, C] of the same shape and type, changed by `key`."""
@@ -31,6 +36,9 @@ class Augmentation(Value):
             images = shift(shift_key, images, pixels=self.shift)
         if self.flip:
             images = flip(flip_key, images)
+        if self.rotation:
+            turn_key = jax.random.fold_in(key, 2)
+            images = rotate(turn_key, images, degrees=self.rotation)
         return images
 
 
@@ -72,3 +80,42 @@ def flip(key: jax.Array, images: jax.Array) -> jax.Array:
     _checks.rank("images", images, "[B, H, W, C]")
     mirrored = jax.random.bernoulli(key, jnp.float32(0.5), (len(images), 1, 1, 1))
     return jnp.where(mirrored, images[:, :, ::-1], images)
+
+
+def rotate(key: jax.Array, images: jax.Array, *, degrees: float) -> jax.Array:
+    """Turns every image about its centre, by its own angle, black coming in.
+
+    Values between pixels are linear between their four neighbours.
+
+    Args:
+      key: random key.
+      images: [B, H, W, C] uint8 or floating.
+      degrees: largest angle either way, 0 … 180.
+
+    Returns:
+      Images of the same shape and type.
+
+    Raises:
+      ValueError: images of another rank.
+    """
+    _checks.rank("images", images, "[B, H, W, C]")
+    _, height, width, channels = images.shape
+    limit = jnp.float32(degrees * math.pi / 180)
+    angles = jax.random.uniform(key, (len(images),), jnp.float32, -limit, limit)
+    y = jnp.arange(height, dtype=jnp.float32)[:, None] - (height - 1) / 2
+    x = jnp.arange(width, dtype=jnp.float32)[None] - (width - 1) / 2
+
+    def turned(image: jax.Array, angle: jax.Array) -> jax.Array:
+        sine, cosine = jnp.sin(angle), jnp.cos(angle)
+        rows = cosine * y - sine * x + (height - 1) / 2
+        columns = sine * y + cosine * x + (width - 1) / 2
+        each = [
+            jax.scipy.ndimage.map_coordinates(image[..., c], [rows, columns], order=1)
+            for c in range(channels)
+        ]
+        return jnp.stack(each, axis=-1)
+
+    made = jax.vmap(turned)(jnp.asarray(images).astype(jnp.float32), angles)
+    if images.dtype == jnp.uint8:
+        made = jnp.round(made)
+    return made.astype(images.dtype)

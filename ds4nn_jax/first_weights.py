@@ -62,20 +62,22 @@ class Uniform(FirstWeights):
 @dataclasses.dataclass(frozen=True)
 class FiringRates(FirstWeights):
     """By fan-in, then scaled layer by layer until a set share of the driven neurons
-    fires on training images, see `calibrate`.
+    fires on training images, see `calibrate`. An urgency comes on top of it.
 
     Attributes:
-      hidden: share of the driven neurons of every hidden layer, in (0, 1).
-      output: share of those of the output layer.
+      conv: share of the driven neurons of every convolution, in (0, 1).
+      dense: of every hidden fully connected layer: these are small and want more.
+      output: of the output layer.
       images: how many training images it is measured on.
     """
 
-    hidden: float = 0.25
+    conv: float = 0.25
+    dense: float = 0.7
     output: float = 0.7
     images: int = 200
 
     def check(self) -> None:
-        for name in ("hidden", "output"):
+        for name in ("conv", "dense", "output"):
             self.require(name, 0 < getattr(self, name) < 1, "in (0, 1)")
         self.require("images", self.images >= 1, "at least 1")
 
@@ -86,7 +88,10 @@ class FiringRates(FirstWeights):
     def draw(self, network, key, images) -> Params:
         times = encode(images[: self.images], num_steps=network.num_steps)
         params = _init(network, key, times[:1])
-        hidden = (self.hidden,) * (len(network.weighted) - 1)
+        hidden = (
+            self.conv if name.startswith("conv") else self.dense
+            for name in network.weighted[:-1]
+        )
         return calibrate(network, params, times, (*hidden, self.output))
 
 

@@ -1,5 +1,6 @@
 """Flax Linen shell: modules own the weights, `neurons` does the work."""
 
+import dataclasses
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, NoReturn
@@ -7,6 +8,7 @@ from typing import Any, Literal, NamedTuple, NoReturn
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ds4nn_jax import _checks, _layers, neurons
 from ds4nn_jax._engines.synapse import (
@@ -16,6 +18,7 @@ from ds4nn_jax._engines.synapse import (
     flat,
     spikes_per_step,
 )
+from ds4nn_jax.encoding import encode
 from ds4nn_jax.losses import Normalization, normalize_gradient
 from ds4nn_jax.surrogates import Surrogate, Window, resolve
 from ds4nn_jax.types import SpikeTimes
@@ -227,16 +230,20 @@ def _tuples(given: Any) -> Any:
     return tuple(map(_tuples, given)) if type(given) in (list, tuple) else given
 
 
-class Trace(NamedTuple):
-    """Everything a network did with a batch.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """Everything a network did with a batch. A pytree.
 
     Attributes:
       times: spike times of the input and then of every layer, each [B, …].
       potentials: [B, C] potential of each output at its spike, or its final one, mV.
+      num_steps: T, the time that means silence.
     """
 
     times: tuple[SpikeTimes, ...]
     potentials: jax.Array
+    num_steps: int = dataclasses.field(metadata={"static": True})
 
 
 class Activity(NamedTuple):
@@ -336,6 +343,11 @@ class SpikingNetwork(nn.Module):
             names.append(f"{name}_{before + 1}" if before else name)
         return tuple(names)
 
+    @nn.nowrap
+    def encode(self, images: jax.Array | np.ndarray) -> SpikeTimes:
+        """Spike times of images in this network's T, see `ds4nn_jax.encode`."""
+        return encode(images, num_steps=self.num_steps)
+
     def __post_init__(self):
         # Tuples, whatever JSON or a user makes of them: a network is a static argument.
         for name in ("layers", "padding", "initial_weights"):
@@ -395,7 +407,8 @@ class SpikingNetwork(nn.Module):
     def trace(self, times: SpikeTimes) -> Trace:
         """Spike times of every layer, and the output potentials that break ties."""
         entering, _, everything = self._propagate(times, keep="times")
-        return Trace(tuple(everything), self._potentials(entering))
+        potentials = self._potentials(entering)
+        return Trace(tuple(everything), potentials, self.num_steps)
 
     def activity(
         self,

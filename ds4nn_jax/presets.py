@@ -23,7 +23,7 @@ _MNIST = TrainConfig(
     spec="64C3-P2-128C3-P2-10",
     surrogate=Window(50.0),
     output_rule=Softmax(offset=10, horizon=50),
-    initial_weights=FiringRates(hidden=0.15, output=0.7),
+    initial_weights=FiringRates(conv=0.15, output=0.7),
     optimizer=Adam(learning_rate=0.01, norms=HeldNorms()),
     schedule=Cosine(),
     augmentation=Augmentation(shift=1),
@@ -36,7 +36,7 @@ _MNIST = TrainConfig(
 _MNIST_DENSE = replace(
     _MNIST,
     spec="784-400-10",
-    initial_weights=FiringRates(hidden=0.7, output=0.7),
+    initial_weights=FiringRates(dense=0.7, output=0.7),
     optimizer=Muon(
         learning_rate=0.01,
         output_rate=0.005,
@@ -52,7 +52,7 @@ _MNIST_DENSE = replace(
 # orthogonalised steps.
 _MNIST_SPARSE = replace(
     _MNIST,
-    output_rule=Softmax(offset=10, horizon=50, anchor=0.5, anchor_time=14),
+    output_rule=Softmax(offset=10, horizon=50, anchor=0.5, anchor_time=13),
     optimizer=Muon(
         learning_rate=0.01,
         output_rate=0.005,
@@ -60,8 +60,8 @@ _MNIST_SPARSE = replace(
         average=0.998,
         common_step=0.1,
     ),
-    guard=RateGuard(budgets=(0.055, 0.12), strength=0.15, floor=0.5, steps=20_000),
-    epochs=26,
+    guard=RateGuard(budgets=(0.06, 0.13), strength=0.15, floor=0.5, steps=20_000),
+    epochs=30,
 )
 
 # The label's time anchored, orthogonalised steps, shifted and mirrored images.
@@ -70,7 +70,7 @@ _FASHION = replace(
     spec="128C3-P2-128C3-P2-128C3-10",
     surrogate=Window(100.0),
     output_rule=Softmax(offset=10, horizon=50, anchor=0.5, anchor_time=85),
-    initial_weights=FiringRates(hidden=0.25, output=0.7),
+    initial_weights=FiringRates(conv=0.25, output=0.7),
     optimizer=Muon(
         learning_rate=0.006,
         output_rate=0.004,
@@ -108,12 +108,12 @@ _FASHION_PAPER = replace(
 
 # The paper's rule as well as it goes: its first weights are scaled on data.
 _RELATIVE = replace(
-    _PAPER, initial_weights=FiringRates(hidden=0.3, output=0.7), epochs=10
+    _PAPER, initial_weights=FiringRates(conv=0.3, output=0.7), epochs=10
 )
 _DIGITS_PAPER = replace(
     _PAPER,
     spec="32C3-P2-64C3-10",
-    initial_weights=FiringRates(hidden=0.5, output=0.9),
+    initial_weights=FiringRates(conv=0.5, output=0.9),
     batch_size=16,
     epochs=30,
 )
@@ -123,7 +123,7 @@ _DIGITS = TrainConfig(
     spec="32C3-P2-64C3-10",
     surrogate=Window(50.0),
     output_rule=Margin(offset=15),
-    initial_weights=FiringRates(hidden=0.25, output=0.7),
+    initial_weights=FiringRates(conv=0.25, output=0.7),
     optimizer=Adam(learning_rate=0.05),
     schedule=Cosine(),
     batch_size=16,
@@ -135,14 +135,14 @@ _DIGITS_SMOKE = replace(
     _DIGITS,
     spec="8C3-P2-10",
     output_rule=Margin(offset=10),
-    initial_weights=FiringRates(hidden=0.3, output=0.7),
+    initial_weights=FiringRates(conv=0.3, output=0.7),
     optimizer=Adam(learning_rate=0.03),
     epochs=2,
 )
 _SMOKE = replace(
     _DIGITS_SMOKE,
     spec="16C3-P2-32C3-P2-10",
-    initial_weights=FiringRates(hidden=0.25, output=0.7),
+    initial_weights=FiringRates(conv=0.25, output=0.7),
     batch_size=32,
     epochs=3,
 )

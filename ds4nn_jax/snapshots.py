@@ -20,7 +20,7 @@ from ds4nn_jax.config import TrainConfig
 from ds4nn_jax.training import Snapshot
 
 FORMAT = "ds4nn_jax snapshot"
-VERSION = 1
+VERSION = 2
 _KEPT = 2
 
 

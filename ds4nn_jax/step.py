@@ -60,9 +60,12 @@ def init(
     optimizer: optax.GradientTransformation,
     key: jax.Array,
     images: jax.Array | np.ndarray,
+    params: Params | None = None,
 ) -> TrainState:
-    """Initial state; `images` [B, …] give the shape and may scale first weights."""
-    params = config.initial_weights.draw(config.network(), key, images)
+    """Initial state; `images` [B, …] give the shape and may scale first weights, which
+    are `params` if these are given."""
+    if params is None:
+        params = config.initial_weights.draw(config.network(), key, images)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,

@@ -5,9 +5,11 @@
 """
 
 import functools
+import hashlib
+import itertools
 import math
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,12 +37,14 @@ class Snapshot(NamedTuple):
       seen: [steps of an epoch, 4] `StepMetrics` of the epoch under way, a row a step;
         the steps still to come are zero.
       best: float32, highest validation accuracy so far, −1 before the first.
+      data: uint8 [32], a digest of the training images and labels in their order.
     """
 
     state: TrainState
     epoch: jax.Array | np.ndarray
     seen: np.ndarray
     best: jax.Array | np.ndarray
+    data: np.ndarray
 
 
 class Step(NamedTuple):
@@ -101,8 +105,8 @@ def fit(
     Raises:
       ValueError, TypeError: as `train`.
     """
+    images, labels = analysis.pairs(images, labels, config.network().num_classes)
     images, labels = jnp.asarray(images), jnp.asarray(labels)
-    analysis.check_pairs(images, labels, config.network().num_classes)
     steps = _steps_per_epoch(len(images), config.batch_size)
     optimizer = make_optimizer(config, steps)
     init_key, *epoch_keys = jax.random.split(key, config.epochs + 1)
@@ -123,15 +127,19 @@ def fit(
 
 def train(
     config: TrainConfig,
-    images: np.ndarray,
-    labels: np.ndarray,
+    images: Any,
+    labels: Any = None,
     *,
     soft_labels: np.ndarray | None = None,
+    validation: tuple[Any, Any] | None = None,
+    steps_per_epoch: int | None = None,
+    params: Params | None = None,
     start: Snapshot | None = None,
     on_step: Callable[[Step], None] | None = None,
     mesh: jax.sharding.Mesh | None = None,
 ) -> Iterator[EpochResult]:
-    """Trains on images in host memory, yielding after every epoch.
+    """Trains on images in host memory, or on batches as they come, yielding after every
+    epoch.
 
     Everything is checked, and the weights are initialised, before this returns; the
     first epoch starts with the first `next`. The shuffling of an epoch depends on
@@ -141,10 +149,19 @@ def train(
 
     Args:
       config: the run.
-      images: [n, …] uint8, or floating in [0, 1].
-      labels: [n] integers 0 … C−1.
+      images: [n, …] uint8, or floating in [0, 1]. Without labels: the batches of an
+        epoch, anything to iterate over that gives pairs (images, labels) or mappings
+        {"image": …, "label": …}: a torch DataLoader, a grain or TFDS pipeline. What can
+        be iterated over once only goes on where the last epoch ended. Batch size and
+        shuffling are then its own, and a snapshot of such a run can only be gone on
+        from between two epochs.
+      labels: [n] integers 0 … C−1, or one-hot [n, C].
       soft_labels: [n, C] shares of the classes, for instance a teacher's, which the
         output rule gets for the labels; accuracies and the split are the labels'.
+      validation: held-out (images, labels), for the share that the configuration would
+        hold out; batches have none but these.
+      steps_per_epoch: of batches that do not know how many there are.
+      params: first weights, to fine-tune a trained network.
       start: a snapshot of this same run to go on from; None: from the beginning.
       on_step: called after each step.
       mesh: of the devices that share out every batch (`parallel.data_mesh`); None: the
@@ -153,15 +170,19 @@ def train(
     Raises:
       ValueError, TypeError: images or labels do not fit each other, the network or the
         batch size, the initial weights cannot be scaled, the snapshot is of another
-        network, optimizer or number of images, or the batch size is no multiple of the
-        devices.
+        network, optimizer or data, or the batch size is no multiple of the devices.
+
+    Example:
+      >>> import ds4nn_jax as ds
+      >>> digits = ds.data.load("digits")
+      >>> config = ds.TrainConfig(spec="64-60-10", epochs=3)
+      >>> *_, last = ds.train(config, digits.train_images, digits.train_labels)
+      >>> last.validation.accuracy > 0.8
+      True
     """
-    run = _prepared(config, images, labels)
-    if soft_labels is not None:
-        if not config.output_rule.takes_shares:
-            kind = type(config.output_rule).__name__
-            raise TypeError(f"soft labels: the output rule {kind} takes classes alone")
-        _checks.shares(soft_labels, len(labels), config.network().num_classes)
+    run = _prepared(
+        config, images, labels, soft_labels, validation, steps_per_epoch, params
+    )
     if mesh is not None and config.batch_size % mesh.size:
         raise ValueError(
             f"batch_size must be a multiple of the {mesh.size} devices, "
@@ -170,47 +191,146 @@ def train(
     if start is None:
         start = run.beginning()
     else:
-        _check_snapshot(start, jax.eval_shape(run.beginning))
-    arrays = images, labels, soft_labels
-    return _epochs(config, run, start, arrays, on_step, mesh)
+        _check_snapshot(start, jax.eval_shape(run.beginning), run.digest)
+    return _epochs(config, run, start, on_step, mesh)
 
 
 def first_snapshot(
-    config: TrainConfig, images: np.ndarray, labels: np.ndarray
+    config: TrainConfig,
+    images: Any,
+    labels: Any,
+    *,
+    soft_labels: np.ndarray | None = None,
+    params: Params | None = None,
 ) -> Snapshot:
-    """What `train` starts from: initial weights, no step taken.
+    """What `train` starts from: first weights, no step taken.
 
     Arguments and errors as `train`.
     """
-    return _prepared(config, images, labels).beginning()
+    return _prepared(config, images, labels, soft_labels, params=params).beginning()
 
 
-class _Prepared(NamedTuple):
+class _Run(NamedTuple):
     """A run of which everything has been checked, and nothing computed."""
 
-    kept: np.ndarray
-    held: np.ndarray
+    steps: int  # of an epoch
+    batches: Callable[[int, int], Iterator[tuple]]  # of an epoch, after so many
+    held: tuple[np.ndarray, np.ndarray] | None
+    digest: np.ndarray
     beginning: Callable[[], Snapshot]
 
 
-def _prepared(config: TrainConfig, images: np.ndarray, labels: np.ndarray) -> _Prepared:
-    analysis.check_pairs(images, labels, config.network().num_classes)
-    kept, held = np.arange(len(labels)), np.arange(0)
-    if config.validation:
-        kept, held = data.stratified_split(labels, config.validation, seed=config.seed)
-    steps = _steps_per_epoch(len(kept), config.batch_size)
+def _prepared(
+    config: TrainConfig,
+    images: Any,
+    labels: Any,
+    soft_labels: np.ndarray | None = None,
+    validation: tuple[Any, Any] | None = None,
+    steps: int | None = None,
+    params: Params | None = None,
+) -> _Run:
+    network = config.network()
+    held = validation and analysis.pairs(*validation, network.num_classes)
+    if labels is None:
+        steps, some, batches = _loader(config, images, steps)
+        digest = np.zeros(32, np.uint8)
+    else:
+        images, labels = analysis.pairs(images, labels, network.num_classes)
+        if soft_labels is not None:
+            _check_soft_labels(config, soft_labels, len(labels))
+        kept = np.arange(len(labels))
+        if held is None and config.validation:
+            share, seed = config.validation, config.seed
+            kept, out = data.stratified_split(np.asarray(labels), share, seed=seed)
+            held = images[out], labels[out]
+        steps = _steps_per_epoch(len(kept), config.batch_size)
+        some = images[kept[: config.initial_weights.sample]]
+        arrays = images, labels, soft_labels
+        batches = functools.partial(_shuffled, config, kept, steps, arrays)
+        digest = _digest(arrays)
     optimizer = make_optimizer(config, steps)
+    if params is not None:
+        analysis.check_params(network, params, some)
+        params = jax.tree.map(lambda w: jnp.asarray(w, jnp.float32), dict(params))
 
     def beginning() -> Snapshot:
-        some = images[kept[: config.initial_weights.sample]]
-        state = init(config, optimizer, jax.random.key(config.seed), some)
+        key = jax.random.key(config.seed)
+        state = init(config, optimizer, key, some, params)
         seen = np.zeros((steps, len(StepMetrics._fields)), np.float32)
-        return Snapshot(state, np.array(0, np.int32), seen, np.array(-1, np.float32))
+        zero, none = np.array(0, np.int32), np.array(-1, np.float32)
+        return Snapshot(state, zero, seen, none, digest)
 
-    return _Prepared(kept, held, beginning)
+    return _Run(steps, batches, held, digest, beginning)
 
 
-def _check_snapshot(start: Snapshot, expected: Snapshot) -> None:
+def _check_soft_labels(config: TrainConfig, shares: np.ndarray, images: int) -> None:
+    if not config.output_rule.takes_shares:
+        kind = type(config.output_rule).__name__
+        raise TypeError(f"soft labels: the output rule {kind} takes classes alone")
+    _checks.shares(shares, images, config.network().num_classes)
+
+
+def _digest(arrays: tuple) -> np.ndarray:
+    """Of images, labels and soft labels, in their order."""
+    digest = hashlib.blake2b(digest_size=32)
+    for array in arrays:
+        if array is not None:
+            array = np.ascontiguousarray(array)
+            digest.update(f"{array.dtype} {array.shape}".encode())
+            digest.update(array.data)
+    return np.frombuffer(digest.digest(), np.uint8)
+
+
+def _shuffled(config, kept, steps, arrays, epoch: int, done: int) -> Iterator[tuple]:
+    size = config.batch_size
+    order = data.epoch_permutation(len(kept), seed=config.seed, epoch=epoch)
+    for i in range(done, steps):
+        batch = kept[order[i * size : (i + 1) * size]]
+        yield tuple(None if a is None else np.asarray(a[batch]) for a in arrays)
+
+
+def _loader(config: TrainConfig, loader: Any, steps: int | None):
+    """Steps of an epoch, images to begin with, and the batches of an epoch."""
+    if steps is None and not hasattr(loader, "__len__"):
+        raise ValueError(
+            "labels are missing; or, for batches that do not know how many there are, "
+            "steps_per_epoch"
+        )
+    steps = len(loader) if steps is None else steps
+    classes, sample = config.network().num_classes, config.initial_weights.sample
+    ahead: list = []
+    source = iter(loader)
+    while sum(len(pair[0]) for pair in ahead) < sample and len(ahead) < steps:
+        try:
+            ahead.append(_pair(next(source), classes))
+        except StopIteration:
+            break
+    if not ahead:
+        raise ValueError("no batches to train on")
+    # What can be iterated over once has given these away.
+    once = itertools.chain(ahead, source) if source is loader else None
+
+    def batches(epoch: int, done: int) -> Iterator[tuple]:
+        if done:
+            raise ValueError("a run on batches goes on between two epochs only")
+        given, count = iter(loader) if once is None else once, 0
+        for pair in itertools.islice(given, steps):
+            count += 1
+            yield *_pair(pair, classes), None
+        if count < steps:
+            raise ValueError(f"epoch {epoch} has {count} batches of {steps}")
+
+    return steps, np.concatenate([images for images, _ in ahead])[:sample], batches
+
+
+def _pair(batch: Any, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    if isinstance(batch, Mapping):
+        batch = batch["image"], batch["label"]
+    images, labels = map(np.asarray, batch)
+    return analysis.pairs(images, labels, classes)
+
+
+def _check_snapshot(start: Snapshot, expected: Snapshot, digest: np.ndarray) -> None:
     def kinds(snapshot: Snapshot) -> dict:
         leaves = jax.tree_util.tree_leaves_with_path(snapshot)
         return {
@@ -226,11 +346,15 @@ def _check_snapshot(start: Snapshot, expected: Snapshot) -> None:
                 f"{given.get(name, 'missing')}, expected {wanted.get(name, 'none')}"
             )
 
+    if not np.array_equal(start.data, digest):
+        raise ValueError(
+            "the snapshot is of a run on other data: its images or labels, or their "
+            "order, are not these"
+        )
 
-def _epochs(config, run, start, arrays, on_step, mesh) -> Iterator[EpochResult]:
-    kept, held = run.kept, run.held
-    images, labels, _ = arrays
-    step = functools.partial(_step, config, len(start.seen), mesh)
+
+def _epochs(config, run, start, on_step, mesh) -> Iterator[EpochResult]:
+    step = functools.partial(_step, config, run.steps, mesh)
     # Copies, here and in snapshots: each step writes to the memory of its own state.
     state = _copied(start.state)
     placed: Callable = np.asarray
@@ -238,35 +362,28 @@ def _epochs(config, run, start, arrays, on_step, mesh) -> Iterator[EpochResult]:
         state = parallel.replicated(mesh, state)
         placed = functools.partial(parallel.shared_out, mesh)
     seen, best = np.array(start.seen), np.array(start.best)
-    steps = len(seen)
-    done = int(state.step) - int(start.epoch) * steps
+    done = int(state.step) - int(start.epoch) * run.steps
 
     def snapshot(complete: int) -> Snapshot:
-        return Snapshot(
-            _copied(state), np.array(complete, np.int32), seen.copy(), np.array(best)
-        )
+        at = np.array(complete, np.int32)
+        return Snapshot(_copied(state), at, seen.copy(), np.array(best), run.digest)
 
     for epoch in range(int(start.epoch) + 1, config.epochs + 1):
-        order = data.epoch_permutation(len(kept), seed=config.seed, epoch=epoch)
-        for i in range(done, steps):
-            batch = kept[order[i * config.batch_size : (i + 1) * config.batch_size]]
-            taken = (None if a is None else placed(a[batch]) for a in arrays)
-            state, metrics = step(state, *taken)
+        for i, batch in enumerate(run.batches(epoch, done), done):
+            state, metrics = step(
+                state, *(b if b is None else placed(b) for b in batch)
+            )
             metrics = jax.device_get(metrics)
             seen[i] = metrics
             if on_step is not None:
                 here = functools.partial(snapshot, epoch - 1)
-                on_step(Step(i + 1, steps, metrics, here))
+                on_step(Step(i + 1, run.steps, metrics, here))
         means = StepMetrics(*(float(np.mean(column)) for column in seen.T.copy()))
         params = jax.tree.map(np.array, kept_weights(state))
         report = None
-        if len(held):
+        if run.held is not None:
             report = analysis.evaluate(
-                config.network(),
-                params,
-                images[held],
-                labels[held],
-                batch_size=config.batch_size,
+                config.network(), params, *run.held, batch_size=config.batch_size
             )
         score = math.inf if report is None else report.accuracy
         settled = epoch == config.epochs or config.guard.settled(int(state.step))

@@ -55,11 +55,12 @@ def worked_trace():
     return ds.Trace(
         times=tuple(map(jnp.asarray, (inputs, hidden, TIMES))),
         potentials=jnp.asarray(VOLTS),
+        num_steps=T,
     )
 
 
 def test_cost_of_a_decision_by_hand():
-    decisions = ds.decide(worked_trace(), num_steps=T)
+    decisions = ds.decide(worked_trace())
     np.testing.assert_array_equal(decisions.label, [0, 2, 0, 1])
     np.testing.assert_array_equal(decisions.step, [3, 4, 2, T])
     # up to and including the step: inputs, hidden, outputs (the winners, ties included)
@@ -71,7 +72,7 @@ def test_cost_of_a_decision_by_hand():
 
 
 def test_report_by_hand():
-    decisions = ds.decide(worked_trace(), num_steps=T)
+    decisions = ds.decide(worked_trace())
     labels = np.array([0, 1, 0, 2])
     whole = ds.report([(decisions, labels)], 3)
     assert whole.images == 4
@@ -97,8 +98,9 @@ def test_report_does_not_depend_on_batches(rng):
     labels = rng.integers(0, 4, 12)
 
     def batch(rows):
-        trace = ds.Trace((hidden[rows], hidden[rows], out[rows]), volts[rows])
-        return ds.decide(ds.Trace(*map(_jnp, trace)), num_steps=T), labels[rows]
+        times = tuple(jnp.asarray(x[rows]) for x in (hidden, hidden, out))
+        trace = ds.Trace(times, jnp.asarray(volts[rows]), T)
+        return ds.decide(trace), labels[rows]
 
     whole = ds.report([batch(slice(0, 12))], 4)
     parts = ds.report([batch(slice(i, i + 5)) for i in (0, 5, 10)], 4)
@@ -106,12 +108,8 @@ def test_report_does_not_depend_on_batches(rng):
         np.testing.assert_allclose(a, b, rtol=1e-12)
 
 
-def _jnp(x):
-    return tuple(map(jnp.asarray, x)) if isinstance(x, tuple) else jnp.asarray(x)
-
-
 def test_class_without_images_is_nan():
-    decisions = ds.decide(worked_trace(), num_steps=T)
+    decisions = ds.decide(worked_trace())
     report = ds.report([(decisions, np.array([0, 0, 0, 0]))], 3)
     assert np.isnan(report.firing_times[:, 1:]).all()
     assert np.isnan(report.class_steps[1]) and not np.isnan(report.class_steps[0])
@@ -120,6 +118,6 @@ def test_class_without_images_is_nan():
 def test_report_refuses():
     with pytest.raises(ValueError, match="at least one image"):
         ds.report([], 3)
-    decisions = ds.decide(worked_trace(), num_steps=T)
+    decisions = ds.decide(worked_trace())
     with pytest.raises(ValueError, match="labels must lie in 0 … 2"):
         ds.report([(decisions, np.array([0, 1, 2, 3]))], 3)

@@ -39,10 +39,39 @@ def test_flip_mirrors_about_half(batch):
     assert (mirrored ^ same).all() and 10 < mirrored.sum() < 30
 
 
+def test_rotation_by_a_quarter_is_exact(batch, monkeypatch):
+    """With every angle at its largest, 90 degrees are np.rot90."""
+    monkeypatch.setattr(jax.random, "uniform", lambda k, s, d, low, high: -low + 0 * k)
+    square = batch[:, :, :5]
+    turned = augmentation.rotate(np.zeros(len(square)), square, degrees=90)
+    assert turned.dtype == np.uint8
+    np.testing.assert_array_equal(turned, np.rot90(square, -1, axes=(1, 2)))
+
+
+def test_rotation_turns_each_image_by_its_own_angle():
+    """A bright pixel to the right of the centre moves on a circle, both ways."""
+    images = np.zeros((40, 31, 31, 1), np.float32)
+    images[:, 14:17, 24:27] = 1
+    turned = np.asarray(augmentation.rotate(jax.random.key(0), images, degrees=30))[
+        ..., 0
+    ]
+    mass = turned.sum(axis=(1, 2))
+    y = (turned * np.arange(-15, 16)[:, None]).sum(axis=(1, 2)) / mass
+    x = (turned * np.arange(-15, 16)[None]).sum(axis=(1, 2)) / mass
+    np.testing.assert_allclose(np.hypot(x, y), 10, atol=0.1)
+    angles = np.degrees(np.arctan2(y, x))
+    assert angles.min() < -15 and angles.max() > 15 and np.abs(angles).max() < 31
+    assert len(set(np.round(angles, 2))) > 30
+
+
 def test_refusals(batch):
     key = jax.random.key(0)
     with pytest.raises(ValueError, match="pixels must be ≥ 0, got -1"):
         augmentation.shift(key, batch, pixels=-1)
-    for change in (augmentation.flip, lambda *a: augmentation.shift(*a, pixels=1)):
+    for change in (
+        augmentation.flip,
+        lambda *a: augmentation.shift(*a, pixels=1),
+        lambda *a: augmentation.rotate(*a, degrees=1),
+    ):
         with pytest.raises(ValueError, match=r"4 axes \[B, H, W, C\]"):
             change(key, batch[0])

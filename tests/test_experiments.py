@@ -192,7 +192,10 @@ def test_every_flag_has_a_help_under_its_value(capsys):
             "0:1,2: not ranges low:high",
         ),
         ([*UNIFORM, "--initial_weights.ranges=3:1,0:1,0:1"], "low < high"),
-        (["--initial_weights.ranges=0:1"], "firing_rates has hidden, images, output"),
+        (
+            ["--initial_weights.ranges=0:1"],
+            "firing_rates has conv, dense, images, output",
+        ),
         (["--train_limit=-1"], "train_limit"),
         (["digits"], "unexpected argument 'digits'"),
         (["--flagfile=absent.cfg"], "absent.cfg"),
@@ -227,7 +230,7 @@ def test_a_run_that_cannot_start_leaves_the_earlier_one(smoke_run):
     before = contents()
     for wrong, message in (
         ("--batch_size=5000", "batch_size 5000 is larger"),
-        ("--initial_weights.hidden=0.999999", "cannot be made to fire"),
+        ("--initial_weights.conv=0.999999", "cannot be made to fire"),
     ):
         with pytest.raises(SystemExit, match=message):
             digits.main(["digits", flagfile("digits_smoke"), f"--out_dir={out}", wrong])

@@ -44,7 +44,7 @@ def test_equals_full_forward(spec, shape, padding, threshold, urgency, engine, r
     times = rng.integers(0, T + 1, (9, *shape)).astype(np.float32)
     times[0] = T  # an image without a spike
     params = exact(network.init(jax.random.key(0), times), rng)
-    full = ds.decide(network.apply(params, times, method="trace"), num_steps=T)
+    full = ds.decide(network.apply(params, times, method="trace"))
     short = ds.infer(network, params, times)
     np.testing.assert_array_equal(short.label, full.label)
     np.testing.assert_array_equal(short.step, full.step)

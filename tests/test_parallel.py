@@ -22,7 +22,7 @@ import ds4nn_jax as ds
 from ds4nn_jax import data, parallel
 
 config = ds.TrainConfig(
-    spec="8C3-P2-10", initial_weights=ds.first_weights.FiringRates(hidden=0.3),
+    spec="8C3-P2-10", initial_weights=ds.first_weights.FiringRates(conv=0.3),
     optimizer=ds.optimizers.Adam(learning_rate=0.02),
     augmentation=ds.augmentation.Augmentation(shift=1, flip=True),
     batch_size=32, epochs=2, validation=0.2,

@@ -22,7 +22,7 @@ LABELS = np.array([3, 1, 5, 0])
 CONFIG = ds.TrainConfig(
     spec="2C3-P4-10",
     num_steps=T,
-    initial_weights=ds.first_weights.FiringRates(hidden=0.4),
+    initial_weights=ds.first_weights.FiringRates(conv=0.4),
     optimizer=ds.optimizers.Adam(0.02, norms=ds.optimizers.HeldNorms(), average=0.9),
     augmentation=augmentation.Augmentation(shift=1, flip=True),
     batch_size=50,
@@ -103,7 +103,7 @@ def targets(a):
             )
         ),
         ds.predict(out, trace.potentials),
-        ds.decide(trace, num_steps=T),
+        ds.decide(trace),
         trace,
         NETWORK.apply(a["params"], a["times"], method="activity"),
     )
@@ -193,7 +193,7 @@ def test_an_empty_batch_goes_through_everything(arrays):
         trace = network.apply(params, times, method="trace")
         activity = network.apply(params, times, method="activity")
         decided, inferred = (
-            ds.decide(trace, num_steps=T),
+            ds.decide(trace),
             ds.infer(network, params, times),
         )
         assert network.apply(params, times).shape == trace.times[-1].shape == (0, 6)

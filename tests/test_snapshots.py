@@ -19,14 +19,14 @@ from experiments import digits, runner
 
 CONFIG = ds.TrainConfig(
     spec="64-20-10",
-    initial_weights=ds.first_weights.FiringRates(hidden=0.4),
+    initial_weights=ds.first_weights.FiringRates(dense=0.4),
     optimizer=ds.optimizers.Adam(learning_rate=0.1),
     augmentation=ds.augmentation.Augmentation(shift=1),
     batch_size=10,
     epochs=3,
 )
 FLAGS = (
-    "--preset=default --spec=64-20-10 --initial_weights.hidden=0.4 "
+    "--preset=default --spec=64-20-10 --initial_weights.dense=0.4 "
     "--optimizer.learning_rate=0.05 --batch_size=10 --epochs=3 --train_limit=300 "
     "--augmentation.shift=1"
 ).split()
@@ -91,9 +91,9 @@ def test_another_run_is_refused(tmp_path, taken):
 
 def test_a_newer_format_is_refused(tmp_path, taken, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(snapshots, "VERSION", 2)
+        patch.setattr(snapshots, "VERSION", 3)
         Snapshots(tmp_path, CONFIG).save(taken[0])
-    with pytest.raises(CheckpointError, match="format version 2, this library reads 1"):
+    with pytest.raises(CheckpointError, match="format version 3, this library reads 2"):
         Snapshots(tmp_path, CONFIG).latest(taken[0])
 
 

@@ -19,7 +19,7 @@ from ds4nn_jax.schedules import StepDecay
 SMALL = dict(
     spec="64-20-10",
     output_rule="margin",
-    initial_weights=FiringRates(hidden=0.4),
+    initial_weights=FiringRates(dense=0.4),
     optimizer=Adam(learning_rate=0.05),
     schedule=StepDecay(),
     batch_size=10,
@@ -55,7 +55,7 @@ def test_every_rule_learns(rule, surrogate, digits):
         spec="64-50-10",
         output_rule=rule,
         surrogate=surrogate,
-        initial_weights=FiringRates(hidden=0.7, output=0.9),
+        initial_weights=FiringRates(dense=0.7, output=0.9),
         optimizer=Adam(learning_rate=0.02),
         schedule=StepDecay(),
         batch_size=10,
