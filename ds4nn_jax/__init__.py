@@ -4,9 +4,9 @@ Functions from spike times to spike times (`conv`, `dense`, `earliest_pool`), ou
 rules, Flax modules and training for DS4NN (Mirsadeghi, Shalchian, Kheradpisheh 2023).
 What a run is made of are values, each in the module of its kind: `rules`,
 `surrogates`, `optimizers`, `schedules`, `guards`, `first_weights`, `augmentation`;
-configurations with a name are in `presets`, trained networks in `pretrained`. Data sets
-(`ds4nn_jax.data`), figures (`ds4nn_jax.plots`) and estimates of energy
-(`ds4nn_jax.energy`) are imported by name.
+configurations with a name are in `presets`, trained networks in `pretrained`, data sets
+in `data`. Figures (`ds4nn_jax.plots`) and estimates of energy (`ds4nn_jax.energy`) are
+imported by name.
 """
 
 # ruff: noqa: I001  (in the order in which they are made of each other)
@@ -51,7 +51,7 @@ from ds4nn_jax.analysis import (
     predict_by,
     report,
 )
-from ds4nn_jax.inference import Inference, infer
+from ds4nn_jax.inference import Inference, classify, infer
 
 # What a run is made of, a module for each kind of value.
 from ds4nn_jax import augmentation, guards, optimizers, rules, schedules, surrogates
@@ -81,6 +81,9 @@ from ds4nn_jax.checkpoints import (
     save_weights,
 )
 from ds4nn_jax import pretrained
+
+# Data sets; figures and energy are imported by name.
+from ds4nn_jax import data
 
 __version__ = "0.1.0"
 
@@ -116,6 +119,7 @@ __all__ = [
     "Decisions",
     "Inference",
     "Report",
+    "classify",
     "decide",
     "evaluate",
     "infer",
@@ -153,4 +157,6 @@ __all__ = [
     "load_weights",
     "pretrained",
     "save_weights",
+    # data sets
+    "data",
 ]

@@ -5,7 +5,7 @@ sets, gathered in NumPy.
 """
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -256,6 +256,7 @@ def evaluate(
     labels: np.ndarray,
     *,
     batch_size: int = 100,
+    on_images: Callable[[int], None] | None = None,
 ) -> Report:
     """Strict accuracy, decision steps, spikes and dead neurons over a data set.
 
@@ -265,6 +266,7 @@ def evaluate(
       images: [n, …] uint8, or floating in [0, 1].
       labels: [n] integers 0 … C−1, or one-hot [n, C].
       batch_size: images at a time; of no influence on the result.
+      on_images: called with how many images are done, after every batch.
 
     Raises:
       ValueError, TypeError: images, labels or parameters do not fit each other or the
@@ -282,6 +284,8 @@ def evaluate(
                 some = np.concatenate([some, some[-1:].repeat(batch_size - count, 0)])
             decisions = _decide(network, params, some)
             rows = jax.tree.map(lambda x, n=count: x[:n], decisions)
+            if on_images is not None:
+                on_images(start + count)
             yield rows._replace(fired=decisions.fired), labels[start : start + count]
 
     return report(batches(), classes)

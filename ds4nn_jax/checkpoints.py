@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +17,14 @@ from ds4nn_jax.modules import SpikingNetwork
 
 FORMAT = "ds4nn_jax weights"
 VERSION = 1
+_DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": jax.numpy.bfloat16,
+    "F8_E4M3": jax.numpy.float8_e4m3fn,
+    "F8_E5M2": jax.numpy.float8_e5m2,
+}
 _ENTRY = "ds4nn_jax"  # of the file's metadata: [header as JSON text, SHA-256]
 
 
@@ -102,11 +110,18 @@ def load_weights(
     path = Path(path)
     content = path.read_bytes()
     try:
-        tensors = safetensors.numpy.load(content)
+        tensors = {
+            name: np.frombuffer(told["data"], _DTYPES[told["dtype"]]).reshape(
+                told["shape"]
+            )
+            for name, told in safetensors.deserialize(content)
+        }
         size = int.from_bytes(content[:8], "little")
         metadata = json.loads(content[8 : 8 + size]).get("__metadata__", {})
         text, digest = json.loads(metadata.get(_ENTRY, '["{}", ""]'))
         header = json.loads(text)
+    except KeyError as error:
+        raise CheckpointError(f"{path} holds {error}, which are no weights") from error
     except (safetensors.SafetensorError, ValueError, TypeError) as error:
         raise CheckpointError(
             f"{path} is truncated or no safetensors file: {error}"
@@ -144,16 +159,15 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
       OSError: the directory is missing or not writable, or the disk is full.
     """
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:  # with the permissions that umask leaves
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 

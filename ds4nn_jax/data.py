@@ -5,6 +5,7 @@ Everything that comes from a file is checked before it is handed on.
 """
 
 import contextlib
+import difflib
 import gzip
 import math
 import os
@@ -112,10 +113,13 @@ def load(name: str, data_dir: str | os.PathLike | None = None) -> Dataset:
       DataError: the files found are corrupt, or are not an image data set.
       ValueError: the name cannot be that of a data set.
     """
+    known = "digits", *_TFDS_BUILDERS
+    meant = difflib.get_close_matches(name.lower().replace("-", "_"), known, 1)
+    hint = f": did you mean {meant[0]}?" if meant and name not in known else ""
     if not re.fullmatch(r"[a-z][a-z0-9_]*(/\w[\w.-]*)?", name):
         raise ValueError(
-            f"{name!r} is no data set name: say digits, mnist, fashion_mnist, or the "
-            "name of another TFDS image data set"
+            f"{name!r} is no data set name{hint or ':'} Say digits, mnist, "
+            "fashion_mnist, or the name of another TFDS image data set"
         )
     if name == "digits":
         if data_dir is not None:
@@ -129,7 +133,11 @@ def load(name: str, data_dir: str | os.PathLike | None = None) -> Dataset:
             looked.append(f"  - {missing}")
     raise DataNotFoundError(
         "\n".join(
-            [f"no data set {name!r} found. Looked at:", *looked, *_how_to_fetch(name)]
+            [
+                f"no data set {name!r} found{hint or '.'} Looked at:",
+                *looked,
+                *_how_to_fetch(name),
+            ]
         )
     )
 

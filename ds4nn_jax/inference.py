@@ -60,6 +60,47 @@ def infer(network: SpikingNetwork, params: dict, times: SpikeTimes) -> Inference
     return _infer(network, *arrays)
 
 
+def classify(
+    network: SpikingNetwork, params: dict, images: Any, *, batch_size: int = 100
+) -> Inference:
+    """From images to decisions: `infer` of what the network encodes, batch by batch.
+
+    Args:
+      network: its structure and engine.
+      params: its parameters.
+      images: [n, H, W, I] or [n, I], uint8 or floating in [0, 1].
+      batch_size: images at a time; of no influence on the result.
+
+    Returns:
+      As `infer`, as NumPy arrays of all n images.
+
+    Raises:
+      As `infer`; TypeError, ValueError: images that `encode` refuses, or none.
+
+    Example:
+      >>> import ds4nn_jax as ds
+      >>> digits = ds.data.load("digits")
+      >>> config = ds.TrainConfig(spec="64-60-10", epochs=1)
+      >>> (result,) = ds.train(config, digits.train_images, digits.train_labels)
+      >>> decided = ds.classify(config.network(), result.params, digits.test_images)
+      >>> decided.label.shape, decided.step.dtype
+      ((359,), dtype('int32'))
+    """
+    if not isinstance(images, jax.Array):
+        images = np.asarray(images)
+    if not images.ndim or not len(images):
+        raise ValueError("no images")
+    found = []
+    for start in range(0, len(images), batch_size):
+        some = images[start : start + batch_size]
+        count = len(some)
+        if count < batch_size and start:  # one shape, one compilation
+            some = np.concatenate([some, images[: batch_size - count]])
+        decided = infer(network, params, network.encode(some))
+        found.append(jax.tree.map(lambda x, n=count: np.asarray(x[:n]), decided))
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _infer(network: SpikingNetwork, times, *kernels) -> Inference:
     by_step = functools.partial(_steps, network)

@@ -42,6 +42,7 @@ class Snapshots:
         # A choice is what it says that it is, as a class of the user's is, too.
         run = {field.name: getattr(config, field.name) for field in fields(config)}
         run = {k: repr(v) if isinstance(v, Value) else v for k, v in run.items()}
+        del run["epochs"]  # a run may be gone on with for longer
         self._run = json.loads(json.dumps(run | data))
         options = ocp.CheckpointManagerOptions(
             max_to_keep=_KEPT,

@@ -175,7 +175,7 @@ def train(
     Example:
       >>> import ds4nn_jax as ds
       >>> digits = ds.data.load("digits")
-      >>> config = ds.TrainConfig(spec="64-60-10", epochs=3)
+      >>> config = ds.TrainConfig(spec="64-60-10", epochs=2)
       >>> *_, last = ds.train(config, digits.train_images, digits.train_labels)
       >>> last.validation.accuracy > 0.8
       True

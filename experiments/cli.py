@@ -16,7 +16,9 @@ import numpy as np
 import ds4nn_jax as ds
 from ds4nn_jax import pretrained
 
-from . import progress, report, runner
+from . import progress
+
+_EXTRAS = "experiments"  # what a command may need that the base install lacks
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -26,16 +28,29 @@ def main(argv: Sequence[str] | None = None) -> None:
       SystemExit: after --help, or with a message for what cannot be done.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    asked, rest = _parser().parse_known_args(argv)
+    try:
+        _run(asked, rest)
+    except ModuleNotFoundError as error:
+        raise SystemExit(
+            f"ds4nn {asked.command} needs the package {error.name}: "
+            f"pip install ds4nn_jax[{_EXTRAS}]"
+        ) from error
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ds4nn",
         description=__doc__.partition("\n")[2],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=ds.__version__)
     commands = parser.add_subparsers(dest="command", required=True)
-    train = commands.add_parser("train", add_help=False)
-    train.add_argument("dataset", help="digits, mnist, fashion_mnist, …")
-    evaluate = commands.add_parser("evaluate", add_help=False)
-    evaluate.add_argument("dataset", help="digits, mnist, fashion_mnist, …")
+    for name, does in (("train", "train a network"), ("evaluate", "test one")):
+        command = commands.add_parser(name, add_help=False, help=does)
+        command.add_argument(
+            "dataset", nargs="?", help="digits, mnist, fashion_mnist, …"
+        )
     predict = commands.add_parser("predict", help="classify images")
     predict.add_argument("images", nargs="+", help="files that Pillow reads")
     predict.add_argument(
@@ -47,18 +62,32 @@ def main(argv: Sequence[str] | None = None) -> None:
     predict.add_argument(
         "--invert", action="store_true", help="for dark ink on a light ground"
     )
-    commands.add_parser("report", add_help=False)
-    asked, rest = parser.parse_known_args(argv)
+    commands.add_parser("report", add_help=False, help="tables and figures")
+    return parser
+
+
+def _run(asked: argparse.Namespace, rest: list[str]) -> None:
     if asked.command == "report":
+        from . import report
+
         report.main(rest)
     elif asked.command == "predict":
         if rest:
-            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+            raise SystemExit(f"ds4nn predict: unknown flag {rest[0]}")
         _predict(asked)
     else:
+        from . import runner
+
+        if asked.dataset is None and not {"-h", "--help"} & {*rest}:
+            raise SystemExit(
+                f"ds4nn {asked.command}: which data set? As in: "
+                f"ds4nn {asked.command} mnist"
+            )
+        dataset = asked.dataset or "digits"
+        command = f"ds4nn {asked.command} {asked.dataset or 'DATASET'}"
         if asked.command == "evaluate" and not any("--evaluate" in a for a in rest):
             rest.append("--evaluate=pretrained")
-        runner.main([f"ds4nn {asked.command}", *rest], asked.dataset)
+        runner.main([command, *rest], dataset, command)
 
 
 def _predict(asked: argparse.Namespace) -> None:

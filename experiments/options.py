@@ -7,6 +7,7 @@ global one, so that several experiments, tests and notebooks can live in one pro
 """
 
 import dataclasses
+import os
 import re
 import typing
 from collections.abc import Iterator, Sequence
@@ -33,12 +34,14 @@ class Options:
         ds4nn_jax.presets; empty: the best known for the data set.
       data_dir: where the data set lies; empty: the usual places.
       out_dir: where weights, metrics and figures go; empty: runs/DATASET.
+      init_from: fine-tune the weights of this .safetensors file, or of a shipped
+        network.
       soft_labels: a .npy file of shares [N, C] of the classes for all N training
         images, as `experiments.known --teach` writes them: the teacher's labels.
       train_limit: use the first so many training images; 0: all.
       overwrite: replace the results of an earlier run in out_dir.
       resume: go on from the latest snapshot in out_dir; without one, from the
-        beginning.
+        beginning. With more --epochs, for longer.
       compilation_cache: keep XLA's compiled programs in this folder; later runs start
         sooner.
       snapshot_minutes: time between snapshots within an epoch, beside those at its
@@ -62,6 +65,7 @@ class Options:
     preset: str = ""
     data_dir: str | None = None
     out_dir: str = ""
+    init_from: str | None = None
     soft_labels: str | None = None
     train_limit: int = 0
     overwrite: bool = False
@@ -77,6 +81,9 @@ class Options:
     evaluate: str | None = None
 
     def __post_init__(self):
+        for name in ("data_dir", "out_dir", "init_from", "soft_labels", "evaluate"):
+            if given := getattr(self, name):
+                object.__setattr__(self, name, os.path.expanduser(given))
         for name in ("train_limit", "snapshot_minutes", "num_devices"):
             require(self, name, getattr(self, name) >= 0, "≥ 0")
         for one, other in (("resume", "overwrite"), ("resume", "evaluate")):
@@ -93,16 +100,19 @@ _RUN = [f for f in dataclasses.fields(Options) if f.default is not dataclasses.M
 _ONCE = ("resume", "overwrite")  # not for who repeats a run
 
 
-def parse(argv: Sequence[str], *, dataset: str) -> Options:
+def parse(argv: Sequence[str], *, dataset: str, command: str | None = None) -> Options:
     """Flags (and flagfiles) of `argv`, program name first.
 
     Args:
       argv: as `sys.argv`.
       dataset: that of the experiment, unless --dataset names another.
+      command: what was typed, if that named the data set already, as in "ds4nn train
+        mnist": a --dataset must then say the same.
 
     Raises:
       SystemExit: after --help, or with a message for a flag that is unknown or wrong.
     """
+    program = command or f"experiments.{dataset}"
     values = flags.FlagValues()
     here = dict(flag_values=values, module_name="run")
     flags.DEFINE_bool("help", False, "Show this help.", short_name="h", **here)
@@ -113,12 +123,17 @@ def parse(argv: Sequence[str], *, dataset: str) -> Options:
     try:
         rest = values(list(argv))
         if values.help:
+            print(f"usage: {command or f'python -m {program}'} [--flag=value …]")
             print(values.get_help())
             raise SystemExit(0)
         if len(rest) > 1:
             raise ValueError(f"unexpected argument {rest[1]!r}: flags begin with --")
         given = {f.name: values[f.name].value for f in _RUN}
         run = {"dataset": dataset} | {k: v for k, v in given.items() if v is not None}
+        if command and run["dataset"] != dataset:
+            raise ValueError(
+                f"{command} was asked for, --dataset={run['dataset']} says another"
+            )
         run.setdefault("out_dir", f"runs/{run['dataset']}")
         known = run["dataset"] in presets.names()
         run.setdefault("preset", run["dataset"] if known else "default")
@@ -127,7 +142,7 @@ def parse(argv: Sequence[str], *, dataset: str) -> Options:
         urgency = values["urgency"].value
         asked = Options(config=config, urgency=urgency, resolved="", **run)
     except (flags.Error, ValueError, TypeError) as error:
-        raise SystemExit(f"experiments.{dataset}: {error}") from error
+        raise SystemExit(f"{program}: {error}") from error
     kept = [field for field in _RUN if field.name not in _ONCE]
     lines = *_lines("", asked, kept), *_lines("", config, _parameters(TrainConfig))
     return dataclasses.replace(asked, resolved="\n".join(lines) + "\n")

@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
@@ -18,6 +19,7 @@ from rich.progress import (
 
 from ds4nn_jax.training import EpochResult, Step, StepMetrics
 
+_SECONDS_BETWEEN = 5.0  # lines in a pipe
 _SMOOTHING = 0.9  # of the running means beside the bar
 
 
@@ -32,7 +34,11 @@ def program(name: str, main: Callable[[], object]) -> None:
         leave_at_once(signal.SIGINT, f"{name}: interrupted")
 
     signal.signal(signal.SIGINT, leave)
-    main()
+    try:
+        main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read this has seen enough
+        os._exit(128 + signal.SIGPIPE)
 
 
 def leave_at_once(number: int, message: str) -> NoReturn:
@@ -103,6 +109,29 @@ class Display:
         text += f"  |  {seconds:.1f} s" + ("  best" if result.best else "")
         self._console.print(text)
         self._epoch = result.epoch + 1
+
+
+@contextlib.contextmanager
+def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Gives a function to be told how many of a total are done; shows it as a bar on a
+    terminal, every few seconds as a line in a pipe."""
+    console = Console(highlight=False, soft_wrap=True)
+    if console.is_terminal:
+        columns = TextColumn(what), BarColumn(bar_width=24), MofNCompleteColumn()
+        with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
+            task = bar.add_task("", total=total)
+            yield lambda done: bar.update(task, completed=done)
+        return
+    console.print(f"{what}: compiling …")
+    last = time.monotonic()
+
+    def tell(done: int) -> None:
+        nonlocal last
+        if time.monotonic() - last > _SECONDS_BETWEEN:
+            last = time.monotonic()
+            console.print(f"{what}: {done} of {total}")
+
+    yield tell
 
 
 def _cost(accuracy: float, step: float, spikes: float) -> str:

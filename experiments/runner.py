@@ -9,7 +9,10 @@ Under `out_dir`:
 """
 
 import contextlib
+import importlib.util
 import json
+import os
+import platform
 import shutil
 import signal
 import sys
@@ -18,6 +21,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import filelock
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
@@ -30,12 +34,15 @@ from ds4nn_jax.snapshots import Snapshots
 from . import options, progress, tensorboard
 
 
-def main(argv: Sequence[str] | None, dataset: str) -> ds.Report | None:
+def main(
+    argv: Sequence[str] | None, dataset: str, command: str | None = None
+) -> ds.Report | None:
     """Runs the experiment that `argv` asks for.
 
     Args:
       argv: as `sys.argv`, which is taken if it is None.
       dataset: that of the experiment, unless --dataset names another.
+      command: what was typed, where that was another program, see `options.parse`.
 
     Returns:
       The report on the test images; None from all but the first of several processes.
@@ -44,7 +51,8 @@ def main(argv: Sequence[str] | None, dataset: str) -> ds.Report | None:
       SystemExit: with a message, for flags or data that cannot be used, or an out_dir
         that already holds a run or cannot be written.
     """
-    asked = options.parse(sys.argv if argv is None else argv, dataset=dataset)
+    argv = sys.argv if argv is None else argv
+    asked = options.parse(argv, dataset=dataset, command=command)
     if asked.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", asked.compilation_cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
@@ -53,34 +61,72 @@ def main(argv: Sequence[str] | None, dataset: str) -> ds.Report | None:
             jax.distributed.initialize(
                 asked.coordinator, asked.num_processes, asked.process_id
             )
+        weights = _weights(asked)
+        if asked.evaluate is None:
+            _check_out(asked)
+        print(f"loading {asked.dataset} …", flush=True)
         images = data.load(asked.dataset, asked.data_dir)
         print(f"{asked.dataset}: {images.source}", flush=True)
         if asked.evaluate is not None:
-            return _evaluate(asked, images)
-        return _train(asked, images)
-    except (data.DataError, ValueError, OSError) as error:
-        raise SystemExit(f"experiments.{dataset}: {error}") from error
+            return _evaluate(asked, images, weights)
+        return _train(asked, images, weights and weights.params)
+    except (data.DataError, ValueError, TypeError, OSError) as error:
+        program = command or f"experiments.{dataset}"
+        raise SystemExit(f"{program}: {error}") from error
 
 
-def _train(asked: options.Options, images: data.Dataset) -> ds.Report | None:
-    config, out = asked.config, Path(asked.out_dir)
-    if asked.tensorboard:
-        tensorboard.require()
-    lead = jax.process_index() == 0  # of several processes, the one that writes
+def _weights(asked: options.Options) -> ds.Weights | None:
+    """Those to evaluate, or to begin with."""
+    if (given := asked.evaluate or asked.init_from) is None:
+        return None
+    if given == "pretrained":
+        return pretrained.load(asked.dataset)
+    if given in pretrained.names():
+        weights = pretrained.load(given)
+    else:
+        weights = ds.load_weights(given)
+    network = asked.config.network()
+    if asked.evaluate is None and weights.network.spec != network.spec:
+        raise ValueError(
+            f"--init_from={given} is {weights.network.spec}, the run {network.spec}"
+        )
+    return weights
+
+
+def _check_out(asked: options.Options) -> None:
+    """Refuses, before any work, an out_dir that cannot take the run."""
+    out = Path(asked.out_dir)
     if (out / "metrics.jsonl").exists() and not (asked.overwrite or asked.resume):
         raise ValueError(
             f"{out} already holds a run: choose another --out_dir, --resume it, or "
             "--overwrite it"
         )
+    nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise ValueError(f"out_dir {out} cannot be made: {nearest} is no directory")
+    if not os.access(nearest, os.W_OK):
+        raise ValueError(f"out_dir {out} cannot be written: no permission in {nearest}")
+    if asked.tensorboard:
+        tensorboard.require()
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("figures need matplotlib: pip install ds4nn_jax[experiments]")
+
+
+def _train(
+    asked: options.Options, images: data.Dataset, params: dict | None
+) -> ds.Report | None:
+    config, out = asked.config, Path(asked.out_dir)
+    lead = jax.process_index() == 0  # of several processes, the one that writes
     mesh = None
     if asked.num_devices or asked.distributed:
         mesh = parallel.data_mesh(asked.num_devices or None)
     limit = asked.train_limit or None
     training = images.train_images[:limit], images.train_labels[:limit]
+    given = dict(soft_labels=_soft_labels(asked), params=params)
     if lead:
         print(f"{config.spec}, from the preset {asked.preset}", flush=True)
         print("compiling, and first weights …", flush=True)
-    start = ds.first_snapshot(config, *training)
+    start = ds.first_snapshot(config, *training, **given)
     record = None
     if lead:
         record = _Record(out, asked, images, len(training[0]))
@@ -97,12 +143,7 @@ def _train(asked: options.Options, images: data.Dataset) -> ds.Report | None:
         stopping.on_step(step)
 
     epochs = ds.train(
-        config,
-        *training,
-        soft_labels=_soft_labels(asked),
-        start=start,
-        on_step=on_step,
-        mesh=mesh,
+        config, *training, **given, start=start, on_step=on_step, mesh=mesh
     )
     with contextlib.ExitStack() as stack:
         stack.enter_context(stopping.listening())
@@ -135,6 +176,11 @@ class _Record:
         self._history: list[dict] = []
         self._board = None
         out.mkdir(parents=True, exist_ok=True)
+        self._lock = filelock.FileLock(out / ".lock")
+        try:
+            self._lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise ValueError(f"another run is writing to {out}") from None
         if not asked.resume:
             for name in ("snapshots", "tensorboard"):
                 shutil.rmtree(out / name, ignore_errors=True)
@@ -151,7 +197,14 @@ class _Record:
             self._history = _rows(self._metrics)[: int(saved.epoch)]
             step, epoch = int(saved.state.step), int(saved.epoch)
             print(f"going on after step {step}, epoch {epoch}")
-        (self._out / "flags.cfg").write_text(self._asked.resolved)
+            if epoch > self._asked.config.epochs:
+                raise ValueError(
+                    f"{self._out} has trained for {epoch} epochs already, "
+                    f"--epochs={self._asked.config.epochs} are fewer"
+                )
+        about = "".join(f"# {name}: {told}\n" for name, told in _made_by().items())
+        flags = about + self._asked.resolved
+        write_atomically(self._out / "flags.cfg", flags.encode())
         _write_rows(self._metrics, self._history)
         if self._asked.tensorboard:
             where = self._out / "tensorboard"
@@ -171,6 +224,7 @@ class _Record:
                 "class_names": list(self._images.class_names),
                 "input_shape": list(self._images.train_images.shape[1:]),
                 "seed": self._asked.config.seed,
+                "made_by": _made_by(),
                 **row,
             }
             ds.save_weights(self._weights, network, result.params, notes=notes)
@@ -185,12 +239,13 @@ class _Record:
     def close(self) -> None:
         if self._board is not None:
             self._board.close()
+        self._lock.release()
 
     def finish(self) -> ds.Report:
         """The best epoch on the test images, and figures."""
         images, network = self._images, self._asked.config.network()
         _, params, notes = ds.load_weights(self._weights, network=network)
-        test = ds.evaluate(network, params, images.test_images, images.test_labels)
+        test = _tested(network, params, images)
         last = {"best_epoch": notes["epoch"], **_prefixed("test", test.summary())}
         _write_rows(self._metrics, [*self._history, last])
         _print_report(test, f"best epoch {notes['epoch']}", network.urgency)
@@ -248,17 +303,35 @@ class _Stopping:
             raise SystemExit(128 + self._asked)
 
 
-def _evaluate(asked: options.Options, images: data.Dataset) -> ds.Report:
-    if asked.evaluate == "pretrained":
-        network, params, _ = pretrained.load(images.name)
-    else:
-        network, params, _ = ds.load_weights(asked.evaluate)
+def _evaluate(
+    asked: options.Options, images: data.Dataset, weights: ds.Weights
+) -> ds.Report:
+    network, params, notes = weights
+    if notes.get("dataset", images.name) != images.name:
+        print(f"note: these weights were trained on {notes['dataset']!r}")
     if asked.urgency is not None:
         network = network.clone(urgency=asked.urgency)
-    print(f"evaluating {len(images.test_images)} test images …", flush=True)
-    test = ds.evaluate(network, params, images.test_images, images.test_labels)
+    test = _tested(network, params, images)
     _print_report(test, asked.evaluate, network.urgency)
     return test
+
+
+def _tested(network, params, images: data.Dataset) -> ds.Report:
+    arrays = images.test_images, images.test_labels
+    with progress.counting("evaluating test images", len(arrays[0])) as on_images:
+        return ds.evaluate(network, params, *arrays, on_images=on_images)
+
+
+def _made_by() -> dict[str, str]:
+    """What a result depends on besides its flags and data."""
+    return {
+        "ds4nn_jax": ds.__version__,
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+        "platform": f"{jax.default_backend()}, {platform.machine()}",
+        "threads": os.environ.get("NPROC", str(os.cpu_count())),
+        "date": time.strftime("%Y-%m-%d"),
+    }
 
 
 def _row(result: ds.EpochResult) -> dict:

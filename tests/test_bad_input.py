@@ -209,6 +209,16 @@ TABLE = [
         "differ",
     ),
     # Training
+    ("labels of text", trained(labels=np.array(["a"] * 20)), T, "got ['a']: np.unique"),
+    ("labels of objects", trained(labels=np.array([None] * 20)), T, "got [None]: np."),
+    (
+        "two-hot labels",
+        trained(labels=np.ones((20, 10), int)),
+        V,
+        "a single 1 for each",
+    ),
+    ("no images", trained(PIXELS[:0], CLASSES[:0]), V, "no images"),
+    ("channels first", trained(np.zeros((20, 3, 9, 9))), V, "look channels-first"),
     ("u of a run < 0", config(urgency=-1), V, "urgency must be ≥ 0 mV a step"),
     ("soft labels of 2", soft([[0.5, 0.5]] * 20), V, "shape [B, C] = (20, 10)"),
     ("soft labels > 1", soft(np.full((20, 10), 0.2)), V, "sum to 1 for each image"),

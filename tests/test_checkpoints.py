@@ -146,3 +146,31 @@ def test_missing_directory(tmp_path, network, params):
 
 def test_readable_by_others(saved):
     assert stat.S_IMODE(saved.stat().st_mode) == 0o644
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float8_e4m3fn", "float32"])
+def test_weights_of_every_width_come_back(tmp_path, network, params, dtype):
+    narrow = jax.tree.map(lambda w: w.astype(dtype), params)
+    ds.save_weights(tmp_path / "w", network, narrow)
+    loaded = ds.load_weights(tmp_path / "w").params
+    jax.tree.map(np.testing.assert_array_equal, loaded, narrow)
+    assert {str(w.dtype) for w in jax.tree.leaves(loaded)} == {dtype}
+
+
+def test_whole_numbers_are_no_weights(tmp_path, network, params):
+    whole = jax.tree.map(lambda w: np.asarray(w).astype(np.int32), params)
+    ds.save_weights(tmp_path / "w", network, whole)
+    with pytest.raises(ds.CheckpointError, match="'I32', which are no weights"):
+        ds.load_weights(tmp_path / "w")
+
+
+@pytest.mark.parametrize("mask, mode", [(0o022, 0o644), (0o077, 0o600), (0, 0o666)])
+def test_files_have_the_permissions_that_umask_leaves(
+    tmp_path, network, params, mask, mode
+):
+    before = os.umask(mask)
+    try:
+        ds.save_weights(tmp_path / "w", network, params)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "w").stat().st_mode) == mode

@@ -1,9 +1,12 @@
 """The console script `ds4nn` is the experiments under one name."""
 
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
 
+import ds4nn_jax as ds
 from ds4nn_jax import data
 from experiments import cli
 
@@ -47,8 +50,56 @@ def test_predict_an_image_file(run, tmp_path, capsys):
         (["predict", "x.png", "--weights=none.safetensors"], "none.safetensors"),
         (["train", "digits", "--spec=10C3"], "last layer must be fully connected"),
         (["evaluate", "digits"], "no trained network 'digits'"),
+        (["train"], "ds4nn train: which data set"),
+        (["train", "minst"], "ds4nn train minst: no data set .*did you mean mnist"),
+        (["train", "fashion-mnist"], "did you mean fashion_mnist"),
+        (["train", "digits", "--epochz=3"], "ds4nn train digits: .*mean: epochs"),
+        (["train", "mnist", "--dataset=digits"], "--dataset=digits says another"),
+        (["train", "digits", "--init_from=mnist"], "is 64C3-P2-128C3-P2-10, the run"),
+        (["train", "digits", "--batch_size=0"], "batch_size must be at least 1"),
     ],
 )
 def test_refuses(argv, message):
     with pytest.raises(SystemExit, match=message):
         cli.main(argv)
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["train", "--help"], ["report", "-h"]])
+def test_help_is_on_stdout(argv, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(argv)
+    told = capsys.readouterr()
+    assert caught.value.code == 0 and told.err == ""
+    assert told.out.startswith("usage: ds4nn")
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out.strip() == ds.__version__
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "experiments.runner", None)
+    monkeypatch.delattr("experiments.runner", raising=False)
+    with pytest.raises(SystemExit, match=r"pip install ds4nn_jax\[experiments\]"):
+        cli.main(["evaluate", "mnist"])
+
+
+def test_weights_of_another_data_set_are_named(run, tmp_path, capsys):
+    network, params, notes = ds.load_weights(run / "best.safetensors")
+    assert notes["made_by"]["ds4nn_jax"] == ds.__version__
+    path = tmp_path / "w.safetensors"
+    ds.save_weights(path, network, params, notes=notes | {"dataset": "mnist"})
+    cli.main(["evaluate", "digits", f"--evaluate={path}"])
+    assert "trained on 'mnist'" in capsys.readouterr().out
+
+
+def test_urgency_of_an_evaluation(run, capsys):
+    weights = f"--evaluate={run / 'best.safetensors'}"
+    cli.main(["evaluate", "digits", weights, "--urgency=20"])
+    hurried = capsys.readouterr().out
+    assert "reference spikes of 20 mV" in hurried
+    step = float(hurried.split("decision step")[1].split()[0])
+    assert step < 5, "20 mV a step reach 100 mV by themselves at step 4"

@@ -3,14 +3,19 @@
 import dataclasses
 import json
 import re
+import shutil
 import struct
 from pathlib import Path
 
 import conftest
+import filelock
+import jax
+import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
 import ds4nn_jax as ds
+from ds4nn_jax import data
 from experiments import cli, digits, fashion, mnist, options
 
 UNIFORM = ["--initial_weights=uniform"]
@@ -216,7 +221,7 @@ def test_an_earlier_run_is_not_overwritten(smoke_run):
     before = (out / "metrics.jsonl").read_bytes()
     with pytest.raises(SystemExit, match="already holds a run.*--overwrite"):
         digits.main(
-            ["digits", flagfile("digits_smoke"), f"--out_dir={out}", "--nooverwrite"]
+            ["digits", flagfile("digits_smoke"), f"--out_dir={out}", "--noresume"]
         )
     assert (out / "metrics.jsonl").read_bytes() == before
 
@@ -233,8 +238,61 @@ def test_a_run_that_cannot_start_leaves_the_earlier_one(smoke_run):
         ("--initial_weights.conv=0.999999", "cannot be made to fire"),
     ):
         with pytest.raises(SystemExit, match=message):
-            digits.main(["digits", flagfile("digits_smoke"), f"--out_dir={out}", wrong])
+            flags = [flagfile("digits_smoke"), "--noresume", "--overwrite", wrong]
+            digits.main(["digits", *flags, f"--out_dir={out}"])
     assert contents() == before
+
+
+def test_going_on_for_longer(smoke_run, tmp_path):
+    """What was trained stays, an epoch is added; fewer than there are is refused."""
+    out = tmp_path / "run"
+    shutil.copytree(smoke_run[0], out)
+    before = rows(out)
+    digits.main(["digits", flagfile("digits_smoke"), f"--out_dir={out}", "--epochs=3"])
+    after = rows(out)
+    assert after[:2] == before[:2] and after[2]["epoch"] == 3 and len(after) == 4
+    with pytest.raises(SystemExit, match="for 3 epochs already, --epochs=2 are fewer"):
+        digits.main(["digits", flagfile("digits_smoke"), f"--out_dir={out}"])
+
+
+def test_a_run_knows_its_data(smoke_run, tmp_path, monkeypatch):
+    """The same images in another order: others would be held out."""
+    out = tmp_path / "run"
+    shutil.copytree(smoke_run[0], out)
+    given = data.load("digits")
+    turned = given._replace(
+        train_images=given.train_images[::-1], train_labels=given.train_labels[::-1]
+    )
+    monkeypatch.setattr(data, "load", lambda *_: turned)
+    with pytest.raises(SystemExit, match="the snapshot is of a run on other data"):
+        flags = [flagfile("digits_smoke"), f"--out_dir={out}", "--epochs=3"]
+        digits.main(["digits", *flags])
+
+
+def test_two_runs_do_not_share_an_out_dir(smoke_run, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(smoke_run[0], out)
+    with filelock.FileLock(out / ".lock"):
+        with pytest.raises(SystemExit, match="another run is writing to"):
+            digits.main(["digits", flagfile("digits_smoke"), f"--out_dir={out}"])
+
+
+def test_fine_tuning_begins_with_the_weights(smoke_run, tmp_path, monkeypatch):
+    """Steps of nothing: what is kept is what was given. And ~ is the home directory."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copy(smoke_run[0] / "best.safetensors", tmp_path / "w.safetensors")
+    flags = ["--preset=digits_smoke", "--optimizer.learning_rate=1e-12", "--epochs=1"]
+    digits.main(
+        ["digits", *flags, "--init_from=~/w.safetensors", "--out_dir=~/made/run"]
+    )
+    made = tmp_path / "made" / "run"
+    given, kept = (
+        ds.load_weights(folder / "best.safetensors").params
+        for folder in (smoke_run[0], made)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), given, kept)
+    flags = (made / "flags.cfg").read_text()
+    assert f"# ds4nn_jax: {ds.__version__}" in flags and "# date: 20" in flags
 
 
 def test_out_dir_that_is_a_file(tmp_path):

@@ -348,7 +348,7 @@ def test_config_refuses(wrong, message):
         (Muon, dict(common_step=2), r"common_step must be in \[0, 1\]"),
         (Muon, dict(norms="kept"), "norms must be one of free, held, learned"),
         (StepDecay, dict(period=0), "period must be at least 1"),
-        (FiringRates, dict(hidden=1.5), r"hidden must be in \(0, 1\)"),
+        (FiringRates, dict(conv=1.5), r"conv must be in \(0, 1\)"),
         (FiringRates, dict(images=0), "images must be at least 1"),
         (Augmentation, dict(shift=-1), "shift must be ≥ 0 pixels, got -1"),
     ],
@@ -512,17 +512,198 @@ def test_the_recipe_without_choices_learns(digits):
 
 
 def test_soft_labels_of_the_classes_are_the_classes(digits):
-    """Shares of 0 and 1 train as the labels do; a teacher that is sure of nothing does
-    not teach, and accuracies are the labels'."""
-    config = ds.TrainConfig(spec="64-50-10", epochs=2)
-    hard, same, unsure = (
+    """Shares of 0 and 1 train as the labels do; a teacher that turns the classes round
+    is believed, and accuracies stay the labels'."""
+    config = ds.TrainConfig(spec="64-50-10", epochs=3)
+    onehot = np.eye(10, dtype=np.float32)
+    hard, same, turned = (
         list(ds.train(config, *digits, soft_labels=shares))[-1]
-        for shares in (
-            None,
-            np.eye(10, dtype=np.float32)[digits[1]],
-            np.full((len(digits[1]), 10), 0.1, np.float32),
-        )
+        for shares in (None, onehot[digits[1]], onehot[9 - digits[1]])
     )
     jax.tree.map(np.testing.assert_array_equal, hard.params, same.params)
     assert hard.train == same.train
-    assert hard.validation.accuracy > unsure.validation.accuracy + 0.2
+    network = config.network()
+    for result, labels in ((hard, digits[1]), (turned, 9 - digits[1])):
+        believed = ds.evaluate(network, result.params, digits[0], labels)
+        assert believed.accuracy > 0.5
+    assert turned.validation.accuracy < 0.2 < hard.validation.accuracy
+
+
+class Series:
+    """As a pandas Series whose index was shuffled: by name, but for `np.asarray`."""
+
+    def __init__(self, values, index):
+        self._values, self._index = np.asarray(values), list(index)
+
+    def __len__(self):
+        return len(self._values)
+
+    def __getitem__(self, names):
+        at = [self._index.index(name) for name in np.ravel(names)]
+        return Series(self._values[at], np.ravel(names))
+
+    def __array__(self, dtype=None, copy=None):
+        return np.asarray(self._values, dtype)
+
+
+CONTAINERS = {
+    "a Series": lambda x, y: (x, Series(y, np.random.default_rng(0).permutation(300))),
+    "lists": lambda x, y: (list(x), y.tolist()),
+    "big-endian": lambda x, y: (x, y.astype(">i4")),
+    "bytes": lambda x, y: (x, y.astype(np.uint8)),
+    "one-hot": lambda x, y: (x, np.eye(10, dtype=int)[y]),
+    "floating one-hot": lambda x, y: (x, np.eye(10, dtype=np.float32)[y]),
+    "jax": lambda x, y: (jnp.asarray(x), jnp.asarray(y)),
+    "floats": lambda x, y: (x / np.float32(255), y),
+    "64-bit floats": lambda x, y: (x / 255, y),
+}
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_any_container_is_taken_by_position(name, digits):
+    config = ds.TrainConfig(spec="64-10", epochs=1, batch_size=30)
+    expected = list(ds.train(config, *digits))[-1]
+    given = CONTAINERS[name](*digits)
+    got = list(ds.train(config, *given))[-1]
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-5),
+        got.params,
+        expected.params,
+    )
+    assert got.validation.accuracy == expected.validation.accuracy
+    network = config.network()
+    tested, again = (
+        ds.evaluate(network, got.params, *pair) for pair in (given, digits)
+    )
+    assert tested.accuracy == again.accuracy
+
+
+def test_half_precision_images(digits):
+    images = (digits[0] / 255).astype(np.float16)
+    times = ds.encode(images)
+    expected = ds.encode(images.astype(np.float32))
+    np.testing.assert_array_equal(times, expected)
+    config = ds.TrainConfig(spec="64-10", epochs=1)
+    assert len(list(ds.train(config, images, digits[1]))) == 1
+
+
+class Loader:
+    """As a torch DataLoader: its own order in every epoch, a last batch that is left
+    out, tensors that are arrays by `__array__`."""
+
+    def __init__(self, images, labels, size):
+        self._images, self._labels, self._size = images, labels, size
+        self.epochs = 0
+
+    def __len__(self):
+        return len(self._labels) // self._size
+
+    def __iter__(self):
+        self.epochs += 1
+        order = data.epoch_permutation(len(self._labels), seed=0, epoch=self.epochs)
+        for i in range(len(self)):
+            batch = order[i * self._size : (i + 1) * self._size]
+            yield self._images[batch], Series(self._labels[batch], range(self._size))
+
+
+def batches_of(config, images, labels, epochs):
+    """What `train` takes from arrays, as one iterator, in mappings."""
+    for epoch in range(1, epochs + 1):
+        order = data.epoch_permutation(len(labels), seed=config.seed, epoch=epoch)
+        for i in range(len(labels) // config.batch_size):
+            batch = order[i * config.batch_size : (i + 1) * config.batch_size]
+            yield {"image": images[batch], "label": labels[batch]}
+
+
+def test_batches_as_they_come(digits):
+    """The same batches give the same weights as the arrays do; the first weights look
+    at the first batches."""
+    config = ds.TrainConfig(
+        spec="64-20-10",
+        epochs=2,
+        batch_size=20,
+        validation=0.0,
+        initial_weights=ds.first_weights.Uniform(((-5, 15), (-20, 40))),
+    )
+    expected = list(ds.train(config, *digits))
+    once = batches_of(config, *digits, epochs=2)
+    got = list(ds.train(config, once, steps_per_epoch=15, validation=digits))
+    for a, b in zip(got, expected, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, a.params, b.params)
+        assert a.train == b.train and a.validation.images == 300
+    assert next(once, None) is None
+
+
+def test_a_loader_is_gone_through_once_an_epoch(digits):
+    loader = Loader(*digits, 16)
+    config = ds.TrainConfig(spec="64-100-10", epochs=4)
+    results = list(ds.train(config, loader, validation=digits))
+    assert loader.epochs == 1 + 4  # the first weights looked first
+    assert results[-1].validation.accuracy > 0.8
+    again = list(ds.train(config, Loader(*digits, 16), start=results[1].snapshot))
+    assert [r.epoch for r in again] == [3, 4]
+
+
+@pytest.mark.parametrize(
+    "batches, more, message",
+    [
+        (iter([]), {}, "steps_per_epoch"),
+        (iter([]), {"steps_per_epoch": 3}, "no batches to train on"),
+        ([(np.zeros((4, 64)), np.zeros(4, int))] * 2, {"steps_per_epoch": 3}, "has 2"),
+        ([(np.zeros((4, 64)), np.full(4, 10))], {}, "labels must lie in 0 … 9"),
+        ([(np.zeros((4, 1, 28, 28)), np.zeros(4, int))], {}, "look channels-first"),
+    ],
+)
+def test_batches_that_are_refused(batches, more, message):
+    ranges = ds.first_weights.Uniform(((0, 1),))
+    config = ds.TrainConfig(spec="64-10", epochs=1, initial_weights=ranges)
+    with pytest.raises(ValueError, match=message):
+        list(ds.train(config, batches, **more))
+
+
+def test_fine_tuning_and_held_out_images_of_ones_own(digits):
+    config = ds.TrainConfig(spec="64-50-10", epochs=2)
+    held = digits[0][:50], digits[1][:50]
+    first = list(ds.train(config, *digits, validation=held))[-1]
+    assert first.validation.images == 50
+    still = dataclasses.replace(config, epochs=1, optimizer=Adam(learning_rate=1e-12))
+    (kept,) = ds.train(still, *digits, params=first.params)
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-5),
+        kept.params,
+        first.params,
+    )
+    with pytest.raises(ValueError, match="parameters do not fit the network 64-40-10"):
+        ds.train(
+            dataclasses.replace(config, spec="64-40-10"), *digits, params=kept.params
+        )
+
+
+def test_a_snapshot_of_other_data_is_refused(digits):
+    config = ds.TrainConfig(spec="64-10", epochs=2)
+    snapshot = next(ds.train(config, *digits)).snapshot
+    images, labels = digits
+    for other in (
+        (images[::-1], labels[::-1]),
+        (images, (labels + 1) % 10),
+        (255 - images, labels),
+    ):
+        with pytest.raises(ValueError, match="of a run on other data"):
+            ds.train(config, *other, start=snapshot)
+
+
+def test_classify_equals_infer(digits):
+    network = ds.SpikingNetwork.from_spec("4C3-P2-10", num_steps=37)
+    images = digits[0][:25].reshape(25, 8, 8, 1)
+    params = network.init(jax.random.key(0), network.encode(images))
+    params = ds.calibrate(network, params, network.encode(images), (0.3, 0.7))
+    expected = ds.infer(network, params, ds.encode(images, num_steps=37))
+    for size in (10, 25, 100):
+        got = ds.classify(network, params, images, batch_size=size)
+        jax.tree.map(np.testing.assert_array_equal, got, expected)
+    trace = network.apply(params, network.encode(images), method="trace")
+    np.testing.assert_array_equal(ds.decide(trace).label, expected.label)
+    with pytest.raises(ValueError, match="network with T = 37, got num_steps 100"):
+        ds.decide(trace, num_steps=100)
+    with pytest.raises(ValueError, match="no images"):
+        ds.classify(network, params, images[:0])
