@@ -24,8 +24,8 @@ def synaptic_operations(
 ) -> float:
     """Additions of a weight to a potential: Σ spikes entering a layer · its fan-out.
 
-    The fan-out of a convolution is kh·kw·O, as it is away from the border; pooling has
-    no weights and adds nothing.
+    The fan-out of a convolution of stride s is kh·kw·O/s², as it is away from the
+    border; pooling has no weights and adds nothing.
 
     Args:
       network: its structure.
@@ -43,7 +43,10 @@ def synaptic_operations(
         )
     return float(
         sum(
-            layer_spikes[layer] * math.prod(kernel) / kernel[-2]
+            layer_spikes[layer]
+            * math.prod(kernel)
+            / kernel[-2]
+            / getattr(network.layers[layer], "stride", 1) ** 2
             for layer, kernel, _ in _layers_with_weights(network, input_shape)
         )
     )

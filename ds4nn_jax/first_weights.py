@@ -129,7 +129,7 @@ def calibrate(
         if kernel is not None:
             if kernel.ndim == 2:
                 times = flat(times)
-            peaks, driven = _excitation(network, times, kernel)
+            peaks, driven = _excitation(network, index, times, kernel)
             reached = _quantile(peaks, driven, 1 - rates[name])
             if _checks.at_hand(reached) and not reached > 0:
                 excited = float(jnp.mean(driven & (peaks > 0)))
@@ -160,15 +160,16 @@ def _passed(network: SpikingNetwork, index: int, params, times) -> Any:
     )
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _excitation(
-    network: SpikingNetwork, times: SpikeTimes, kernel: jax.Array
+    network: SpikingNetwork, index: int, times: SpikeTimes, kernel: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Highest potentials of a layer if nothing fired, and which neurons are driven."""
     peaks_of = functools.partial(
         neurons.peak_potentials,
         times,
         num_steps=network.num_steps,
+        strides=getattr(network.layers[index], "strides", (1, 1)),
         padding=network.padding,
         engine=network.engine,
     )

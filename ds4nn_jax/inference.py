@@ -136,8 +136,9 @@ def _stages(network: SpikingNetwork, shape: tuple[int, ...], kernels) -> list[_S
             stages.append(_Stage(spec.size, None, shape, out))
         elif isinstance(spec, ConvSpec):
             kernel = next(kernels)
-            pads = explicit_pads(network.padding, shape[:2], kernel.shape[:2], (1, 1))
-            synapse = Conv((1, 1), pads)
+            window = kernel.shape[:2]
+            pads = explicit_pads(network.padding, shape[:2], window, spec.strides)
+            synapse = Conv(spec.strides, pads)
             spikes = jax.ShapeDtypeStruct((1, *shape), kernel.dtype)
             out = jax.eval_shape(synapse.current, spikes, kernel).shape[1:]
             stages.append(_Stage(spec.size, synapse, shape, out))
@@ -243,9 +244,11 @@ _MOST_STEPS, _MOST_NEURONS = 2**16 - 2, 2**24  # what fits into a word of the sw
 
 
 def _fits(network: SpikingNetwork, stages: list[_Stage]) -> bool:
-    """Whether every spike fits into a word of the sweep."""
+    """Whether the sweep can: a spike is one of its words, windows lie side by side."""
     neurons = max(math.prod(shape) for s in stages for shape in (s.shape, s.out))
-    return network.num_steps <= _MOST_STEPS and neurons <= _MOST_NEURONS
+    side_by_side = all(getattr(s, "stride", 1) == 1 for s in network.layers)
+    few = network.num_steps <= _MOST_STEPS and neurons <= _MOST_NEURONS
+    return side_by_side and few
 
 
 def _stride(outputs: int) -> int:

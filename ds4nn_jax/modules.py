@@ -142,13 +142,19 @@ class SpikingPool(nn.Module):
 
 
 class ConvSpec(NamedTuple):
-    """`64C3`: 64 features of 3×3 windows."""
+    """`64C3`: 64 features of 3×3 windows; `64C3s2`: of every second place."""
 
     features: int
     size: int
+    stride: int = 1
+
+    @property
+    def strides(self) -> tuple[int, int]:
+        return (self.stride, self.stride)
 
     def __str__(self) -> str:
-        return f"{self.features}C{self.size}"
+        step = f"s{self.stride}" if self.stride != 1 else ""
+        return f"{self.features}C{self.size}{step}"
 
 
 class PoolSpec(NamedTuple):
@@ -170,14 +176,16 @@ class DenseSpec(NamedTuple):
 
 
 LayerSpec = ConvSpec | PoolSpec | DenseSpec
+_TOKEN = re.compile(r"(?:([0-9]{1,9})C|(P))?([0-9]{1,9})(?:s([0-9]{1,9}))?", re.ASCII)
 
 
 def parse_spec(spec: str) -> tuple[int | None, tuple[LayerSpec, ...]]:
     """The paper's notation for a network, as (input size, layers).
 
     Layers are joined by "-": `64C3` is a convolution of 64 features with 3×3 windows,
-    `P2` a 2×2 pooling, a bare number a fully connected layer. A spec that begins with a
-    bare number, "784-400-10", is fully connected and that number is the input size.
+    `64C3s2` one with a stride of 2, `P2` a 2×2 pooling, a bare number a fully connected
+    layer. A spec that begins with a bare number, "784-400-10", is fully connected and
+    that number is the input size.
 
     Raises:
       ValueError: a malformed or misplaced token; the message points at it.
@@ -187,7 +195,7 @@ def parse_spec(spec: str) -> tuple[int | None, tuple[LayerSpec, ...]]:
       (784, (DenseSpec(features=400), DenseSpec(features=10)))
       >>> parse_spec("8C3-P2-1O")
       Traceback (most recent call last):
-      ValueError: network spec: '1O' is none of 64C3 (conv), P2 (pool), 10 (dense)
+      ValueError: network spec: '1O' is none of 64C3, 64C3s2, P2 (pool), 10 (dense)
         8C3-P2-1O
                ^^
     """
@@ -202,20 +210,22 @@ def parse_spec(spec: str) -> tuple[int | None, tuple[LayerSpec, ...]]:
 
     layers: list[LayerSpec] = []
     for index, token in enumerate(tokens):
-        match = re.fullmatch(r"(?:([0-9]{1,9})C|(P))?([0-9]{1,9})", token, re.ASCII)
+        match = _TOKEN.fullmatch(token)
         if match is None:
-            refuse(index, f"{token!r} is none of 64C3 (conv), P2 (pool), 10 (dense)")
-        features, pool, number = match.groups()
-        if int(number) == 0 or features is not None and int(features) == 0:
+            kinds = "64C3, 64C3s2, P2 (pool), 10 (dense)"
+            refuse(index, f"{token!r} is none of {kinds}")
+        features, pool, number, stride = match.groups()
+        if 0 in (int(n) for n in (features, number, stride) if n is not None):
             refuse(index, f"{token!r} has a size of zero")
+        if stride is not None and features is None:
+            refuse(index, f"{token!r}: only a convolution has a stride, as in 64C3s2")
         if features is None and not pool:
             layers.append(DenseSpec(int(number)))
             continue
         if layers and isinstance(layers[-1], DenseSpec):
             refuse(index, f"{token!r} cannot follow a fully connected layer")
-        layers.append(
-            PoolSpec(int(number)) if pool else ConvSpec(int(features), int(number))
-        )
+        conv = ConvSpec(int(features or 0), int(number), int(stride or 1))
+        layers.append(PoolSpec(int(number)) if pool else conv)
     if not isinstance(layers[-1], DenseSpec):
         refuse(len(tokens) - 1, "the last layer must be fully connected, one per class")
     if not isinstance(layers[0], DenseSpec):
@@ -381,6 +391,7 @@ class SpikingNetwork(nn.Module):
                 layer = SpikingConv(
                     spec.features,
                     (spec.size, spec.size),
+                    strides=spec.strides,
                     padding=self.padding,
                     surrogate=hidden,
                     kernel_init=init,
@@ -489,9 +500,10 @@ class SpikingNetwork(nn.Module):
         """The window of the pooling behind a convolution, if both can be one layer."""
         if not isinstance(following, PoolSpec) or following.size == 1:
             return None
-        pads = explicit_pads(self.padding, shape[1:3], (conv.size,) * 2, (1, 1))
+        window = (conv.size, conv.size)
+        pads = explicit_pads(self.padding, shape[1:3], window, conv.strides)
         image = [
-            size + sum(pad) - conv.size + 1
+            (size + sum(pad) - conv.size) // conv.stride + 1
             for size, pad in zip(shape[1:3], pads, strict=True)
         ]
         fits = all(size % following.size == 0 for size in image)

@@ -74,7 +74,8 @@ def to_nir(
             threshold, most = 1.0, float(layer.size**2)
         elif isinstance(layer, ConvSpec):
             kernel = _kernel(params, name)
-            pads = explicit_pads(network.padding, before[:2], kernel.shape[:2], (1, 1))
+            window, strides = kernel.shape[:2], layer.strides
+            pads = explicit_pads(network.padding, before[:2], window, strides)
             if any(low != high for low, high in pads):
                 raise ValueError(
                     f"{name} pads {pads}: NIR pads both sides alike, so choose odd "
@@ -83,7 +84,7 @@ def to_nir(
             nodes[f"{name}_in"] = nir.Conv2d(
                 input_shape=before[:2],
                 weight=kernel.transpose(3, 2, 0, 1),
-                stride=(1, 1),
+                stride=strides,
                 padding=tuple(low for low, _ in pads),
                 dilation=(1, 1),
                 groups=1,
@@ -186,7 +187,7 @@ def from_nir(
         "-".join(tokens),
         num_steps=num_steps,
         threshold=next(iter(thresholds.values())),
-        padding=_padding(paddings, params),
+        padding=_padding(paddings),
         urgency=bias,
         **attributes,
     )
@@ -206,23 +207,25 @@ class _Current(NamedTuple):
 def _convolution(name: str, node: nir.Conv2d) -> _Current:
     if np.any(node.bias) or node.groups != 1 or _pair(node.dilation) != (1, 1):
         raise ValueError(f"{name}: a Conv2d must have no bias, groups or dilation")
-    if _pair(node.stride) != (1, 1):
-        raise ValueError(f"{name}: stride must be 1, got {node.stride}")
+    down, right = _pair(node.stride)
+    if down != right:
+        raise ValueError(f"{name}: strides must be equal, got {node.stride}")
     kernel = np.ascontiguousarray(np.asarray(node.weight).transpose(2, 3, 1, 0))
     if kernel.shape[0] != kernel.shape[1]:
         raise ValueError(f"{name}: kernel must be square, got {kernel.shape[:2]}")
-    return _Current(
-        "conv", f"{kernel.shape[3]}C{kernel.shape[0]}", kernel, _most(kernel)
-    )
+    token = str(ConvSpec(kernel.shape[3], kernel.shape[0], down))
+    return _Current("conv", token, kernel, _most(kernel))
 
 
 def _pads(node: nir.Conv2d, shape: tuple) -> tuple:
+    """A convolution's pads, and what "SAME" would be."""
+    geometry = shape[1:], node.weight.shape[2:], _pair(node.stride)
     padding = (
         node.padding.upper()
         if isinstance(node.padding, str)
         else tuple((side, side) for side in _pair(node.padding))
     )
-    return explicit_pads(padding, shape[1:], node.weight.shape[2:], (1, 1))
+    return explicit_pads(padding, *geometry), explicit_pads("SAME", *geometry)
 
 
 def _pooling(name: str, node: nir.SumPool2d) -> _Current:
@@ -296,19 +299,16 @@ def _threshold(name: str, node: nir.IF, most: float) -> float:
     return float(np.nextafter(below, np.float32(np.inf)))
 
 
-def _padding(paddings: dict[str, tuple], params: dict):
-    sizes = [layer["kernel"].shape[0] for layer in params.values()]
-    seen = list(paddings.values())
-    if all(
-        pads == (((size - 1) // 2,) * 2,) * 2
-        for pads, size in zip(seen, sizes, strict=False)
-    ):
+def _padding(paddings: dict[str, tuple]):
+    """The one padding of all convolutions: each has its pads and those of "SAME"."""
+    if all(pads == same for pads, same in paddings.values()):
         return "SAME"
-    if all(pads == ((0, 0), (0, 0)) for pads in seen):
+    seen = {pads for pads, _ in paddings.values()}
+    if seen == {((0, 0), (0, 0))}:
         return "VALID"
-    if len(set(seen)) != 1:
+    if len(seen) != 1:
         raise ValueError(f"convolutions must pad alike, got {paddings}")
-    return seen[0]
+    return seen.pop()
 
 
 def _chain(graph: nir.NIRGraph) -> list[tuple[str, nir.NIRNode]]:

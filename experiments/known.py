@@ -47,7 +47,8 @@ class PlainNetwork(nn.Module):
                 x = nn.max_pool(x, window, strides=window)
                 continue
             if isinstance(layer, ConvSpec):
-                x = nn.Conv(layer.features, (layer.size,) * 2, use_bias=False)(x)
+                window = (layer.size, layer.size)
+                x = nn.Conv(layer.features, window, layer.strides, use_bias=False)(x)
             else:
                 x = nn.Dense(layer.features, use_bias=False)(x.reshape(len(x), -1))
             x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)

@@ -32,3 +32,14 @@ def test_wrong_number_of_layers():
     network = ds.SpikingNetwork.from_spec("4C3-P2-10")
     with pytest.raises(ValueError, match="layer_spikes must hold 4 numbers"):
         energy.synaptic_operations(network, (8, 8, 1), (1, 2, 3))
+
+
+def test_a_stride_reaches_fewer_neurons():
+    """Of windows at every second place a spike reaches a quarter."""
+    every, second = (
+        ds.SpikingNetwork.from_spec(f"4C3{stride}-10") for stride in ("", "s2")
+    )
+    one = [1.0, 0.0, 0.0]
+    assert energy.synaptic_operations(every, (8, 8, 1), one) == 9 * 4
+    assert energy.synaptic_operations(second, (8, 8, 1), one) == 9 * 4 / 4
+    assert energy.multiply_accumulates(second, (8, 8, 1)) == 16 * 9 * 4 + 64 * 10

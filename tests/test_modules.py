@@ -125,6 +125,8 @@ def test_network_equals_layers_by_hand(engine, rng):
         ("4C2-P3-P2-4", (13, 13, 1), "VALID"),
         ("P2-3C3-P1-4C3-4", (6, 6, 2), ((2, 0), (1, 1))),
         ("9-7-4", (9,), "SAME"),
+        ("5C3s2-P2-6C3-P2-4", (16, 13, 2), "SAME"),
+        ("4C3s3-4", (11, 8, 1), "VALID"),
     ],
 )
 def test_activity_equals_trace(spec, shape, padding, surrogate, engine, rng):
@@ -265,3 +267,28 @@ def test_network_refuses():
 def test_spec_round_trip():
     for spec in ("64C3-P2-128C3-P2-10", "784-400-10", "128C3-P2-128C3-P2-128C3-10"):
         assert ds.SpikingNetwork.from_spec(spec).spec == spec
+
+
+def test_strided_network_equals_layers_by_hand(engine, rng):
+    """`3C3s2` takes every second window; SAME pads 6 × 6 images below and right."""
+    network = ds.SpikingNetwork.from_spec(
+        "3C3s2-5", num_steps=T, threshold=4.0, engine=engine
+    )
+    assert network.spec == "3C3s2-5"
+    times = rng.integers(0, T + 1, (2, 6, 6, 1)).astype(np.float32)
+    params = jax.tree.map(
+        lambda w: (rng.integers(-8, 17, w.shape) / 8).astype(np.float32),
+        network.init(jax.random.key(0), times),
+    )
+    weights = [params["params"][name]["kernel"] for name in network.weighted]
+    pads = ((0, 1), (0, 1))
+    hidden = reference.conv(times, weights[0], 4.0, T, strides=(2, 2), pads=pads).times
+    assert hidden.shape == (2, 3, 3, 3)
+    last = reference.dense(hidden.reshape(2, -1), weights[1], 4.0, T)
+    np.testing.assert_array_equal(network.apply(params, times), last.times)
+
+
+@pytest.mark.parametrize("token", ["64C3s0", "P2s2", "10s2", "64C3S2", "64C3s", "s2"])
+def test_strides_that_are_none(token):
+    with pytest.raises(ValueError, match="network spec: "):
+        ds.parse_spec(f"8C3-{token}-10" if token[0] != "1" else f"8C3-{token}")

@@ -16,6 +16,9 @@ CASES = [
     ("3C2-P3-6-4", (7, 10, 1), "VALID"),
     ("4C3-P2-P2-3", (6, 8, 1), ((2, 2), (1, 1))),
     ("12-7-3", (12,), "SAME"),
+    ("3C3s2-4C3-3", (9, 7, 2), "SAME"),
+    ("3C3s2-P2-3", (8, 8, 1), ((1, 1), (1, 1))),
+    ("3C2s2-3", (8, 6, 1), "VALID"),
 ]
 
 
@@ -173,7 +176,7 @@ def changed(graph, name, **fields):
         ("conv1", dict(v_reset=np.zeros((3, 8, 8))), "conv1: neurons could fire again"),
         ("conv1", dict(r=np.full((3, 8, 8), 2.0)), "conv1: r must be 1"),
         ("conv1_in", dict(bias=np.ones(3)), "conv1_in: .* no bias"),
-        ("conv1_in", dict(stride=(2, 2)), "conv1_in: stride must be 1"),
+        ("conv1_in", dict(stride=(2, 1)), "conv1_in: strides must be equal"),
         ("pool1_in", dict(stride=np.array([1, 1])), "pool1_in: pooling windows"),
         ("pool1", dict(v_threshold=np.full((3, 4, 4), 2.0)), "its threshold is 1"),
         ("dense2", dict(v_threshold=np.full(4, 3.0)), "share one threshold"),
