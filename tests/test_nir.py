@@ -41,6 +41,8 @@ def conv2d(node, spikes):
     windows = np.lib.stride_tricks.sliding_window_view(
         padded, node.weight.shape[2:], axis=(1, 2)
     )
+    down, right = node.stride
+    windows = windows[:, ::down, ::right]
     return np.tensordot(node.weight, windows, ((1, 2, 3), (0, 3, 4)))
 
 
