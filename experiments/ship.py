@@ -1,12 +1,13 @@
 """Makes shipped weights, and their model card, of a finished run.
 
-    python -m experiments.ship mnist --run_dir=runs/mnist [--data_dir=DIR]
+    python -m experiments.ship mnist_sparse --run_dir=runs/mnist_sparse
 
 Large kernels are rounded to float16, which halves the file; the card's figures are
-those of the rounded weights on the test images, as `--evaluate=pretrained` prints them.
+those of the rounded weights on the test images, as `--evaluate=NAME` prints them.
 """
 
 import argparse
+import re
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,10 +19,9 @@ import ds4nn_jax as ds
 from ds4nn_jax import data
 from ds4nn_jax.checkpoints import write_atomically
 
-_CARD = """# {dataset}: {spec}
+_CARD = """# {name}: {spec}
 
-Trained by `{environment}python -m experiments.{module}
---flagfile=experiments/flagfiles/{module}.cfg --seed={seed}` (`ds4nn_jax` at {commit}).
+Trained by `{command}` (`ds4nn_jax` at {commit}; {made_by}).
 Best of {epochs} epochs on held-out training images: epoch {epoch}, {val_accuracy:.2%}
 there. The test images were used to report only. Large kernels are stored as float16;
 all are used as float32.
@@ -34,49 +34,66 @@ all are used as float32.
 | all outputs silent, decided by potentials | {silent:.2%} |
 | mean decision step, of T = {num_steps} | {decision_step:.1f} |
 | mean spikes up to the decision, pooling included | {spikes:,.0f} |
+| without pooling neurons | {without_pooling:,.0f} |
+| of {layers} | {by_layer} |
+| reference spikes, of {urgency:g} mV (urgency) | {reference:.0f} |
 | dead neurons | {dead:.1%} |
 
-`python -m experiments.{module} --evaluate=pretrained` gives them again.
+`{evaluate}` gives them again.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("dataset", choices=("mnist", "fashion_mnist"))
+    parser.add_argument("name", help="what `pretrained.load` will know it by")
     parser.add_argument("--run_dir", required=True, help="out_dir of the run")
     parser.add_argument("--data_dir", help="where the data set lies")
     parser.add_argument(
-        "--out_dir", default="ds4nn_jax/weights", help="where weights and card go"
+        "--urgency", type=float, help="mV a step, chosen on held-out images"
     )
     parser.add_argument(
-        "--nproc", type=int, help="XLA's threads in the run, for the card to name"
+        "--out_dir", default="ds4nn_jax/weights", help="where weights and card go"
     )
     asked = parser.parse_args(argv)
-    network, params, notes = ds.load_weights(Path(asked.run_dir) / "best.safetensors")
+    run = Path(asked.run_dir)
+    network, params, notes = ds.load_weights(run / "best.safetensors")
+    if asked.urgency is not None:
+        network = network.clone(urgency=asked.urgency)
     halved = jax.tree.map(_rounded, params)
     rounded = jax.tree.map(lambda w: w.astype(np.float32), halved)
-    images = data.load(asked.dataset, asked.data_dir)
+    images = data.load(notes["dataset"], asked.data_dir)
     test = ds.evaluate(network, rounded, images.test_images, images.test_labels)
-    rows = (Path(asked.run_dir) / "metrics.jsonl").read_text().splitlines()
+    rows = (run / "metrics.jsonl").read_text().splitlines()
+    preset = re.search(r"^--preset=(.*)$", (run / "flags.cfg").read_text(), re.M)
+    module = f"experiments.{notes['dataset'].removesuffix('_mnist')}"
+    threads = notes["made_by"]["threads"]
     card = {
         **notes,
         **test.summary(),
-        "class_names": list(images.class_names),
-        "input_shape": list(images.test_images.shape[1:]),
+        "name": asked.name,
         "spec": network.spec,
         "num_steps": network.num_steps,
+        "urgency": network.urgency,
         "epochs": len(rows) - 1,
         "commit": _commit(),
-        "nproc": asked.nproc,
-        "module": asked.dataset.removesuffix("_mnist"),
+        "layer_spikes": test.layer_spikes,
+        "command": f"NPROC={threads} python -m {module} --preset={preset[1]} "
+        f"--seed={notes['seed']}",
+        "evaluate": f"python -m {module} --evaluate={asked.name}",
     }
+    by_layer = dict(zip(network.names, test.layer_spikes[1:], strict=True))
+    text = _CARD.format(
+        **card
+        | {"made_by": ", ".join(f"{k} {v}" for k, v in notes["made_by"].items())},
+        layers=", ".join(by_layer),
+        by_layer=", ".join(f"{n:,.0f}" for n in by_layer.values()),
+        without_pooling=sum(n for k, n in by_layer.items() if "pool" not in k),
+        reference=test.reference_spikes if network.urgency else 0,
+    )
     out = Path(asked.out_dir)
     out.mkdir(parents=True, exist_ok=True)
-    weights = out / f"{asked.dataset}.safetensors"
-    ds.save_weights(weights, network, halved, notes=card)
-    environment = f"NPROC={asked.nproc} " if asked.nproc else ""
-    text = _CARD.format(environment=environment, **card)
-    write_atomically(out / f"{asked.dataset}.md", text.encode())
+    ds.save_weights(out / f"{asked.name}.safetensors", network, halved, notes=card)
+    write_atomically(out / f"{asked.name}.md", text.encode())
     print(text)
 
 

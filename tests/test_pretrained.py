@@ -8,11 +8,12 @@ from ds4nn_jax import data, pretrained
 
 @pytest.mark.parametrize("name", pretrained.names())
 def test_gives_exactly_its_card_s_figures(name):
-    folder = conftest.real_data_dir(name)
-    if folder is None:
-        pytest.skip(f"no real {name} at hand")
     network, params, card = pretrained.load(name)
-    images = data.load(name, folder)
+    dataset = card["dataset"]
+    folder = conftest.real_data_dir(dataset)
+    if folder is None:
+        pytest.skip(f"no real {dataset} at hand")
+    images = data.load(dataset, folder)
     report = ds.evaluate(network, params, images.test_images, images.test_labels)
     seen = report.summary()
     for measure in ("accuracy", "lenient_accuracy", "tied", "silent", "decision_step"):
