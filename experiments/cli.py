@@ -16,7 +16,7 @@ import numpy as np
 import ds4nn_jax as ds
 from ds4nn_jax import pretrained
 
-from . import progress, report, runner
+from . import progress, runner
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -50,6 +50,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     commands.add_parser("report", add_help=False)
     asked, rest = parser.parse_known_args(argv)
     if asked.command == "report":
+        try:
+            from . import report  # here: it alone needs more than the base install
+        except ImportError as error:
+            raise SystemExit(
+                f"ds4nn report: {error.name} is not installed: "
+                "pip install 'ds4nn_jax[experiments]'"
+            ) from error
         report.main(rest)
     elif asked.command == "predict":
         if rest:

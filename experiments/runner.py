@@ -9,6 +9,7 @@ Under `out_dir`:
 """
 
 import contextlib
+import importlib.util
 import json
 import shutil
 import signal
@@ -64,6 +65,11 @@ def main(argv: Sequence[str] | None, dataset: str) -> ds.Report | None:
 
 def _train(asked: options.Options, images: data.Dataset) -> ds.Report | None:
     config, out = asked.config, Path(asked.out_dir)
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError(
+            "a run ends with figures, but matplotlib is not installed: "
+            "pip install 'ds4nn_jax[experiments]'"
+        )
     if asked.tensorboard:
         tensorboard.require()
     lead = jax.process_index() == 0  # of several processes, the one that writes
