@@ -2,10 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
-# Public modules beside what the package itself exports.
-MODULES := data energy nir parallel plots snapshots
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test lint docs notebooks clean
 
 demo: $(VENV)/ready
 	$(RUN) -m experiments.digits --flagfile=experiments/flagfiles/digits_demo.cfg
@@ -19,7 +17,7 @@ lint: $(VENV)/ready
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-$(VENV)/ready: requirements.txt requirements-dev.txt pyproject.toml
+$(VENV)/ready: requirements.txt requirements-dev.txt requirements-docs.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ds4nn_jax needs Python 3.11 or newer: make PYTHON=python3.11 …")'
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
@@ -27,7 +25,14 @@ $(VENV)/ready: requirements.txt requirements-dev.txt pyproject.toml
 	touch $@
 
 docs: $(VENV)/ready
-	$(RUN) -m pdoc -d google -o build/reference ds4nn_jax $(addprefix ds4nn_jax.,$(MODULES))
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
+
+# The tutorials' notebooks, run anew from their sources.
+notebooks: $(VENV)/ready
+	for name in quickstart custom_rule; do \
+	  $(RUN) -m jupytext --to ipynb --execute --quiet \
+	    --output docs/tutorials/$$name.ipynb experiments/notebooks/$$name.py || exit 1; \
+	done
 
 clean:
 	rm -rf $(VENV) .jax_cache .pytest_cache .ruff_cache build *.egg-info

@@ -18,8 +18,6 @@ from ds4nn_jax import pretrained
 
 from . import progress
 
-_EXTRAS = "experiments"  # what a command may need that the base install lacks
-
 
 def main(argv: Sequence[str] | None = None) -> None:
     """What a shell calls; `argv` without the name of the program.
@@ -34,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ModuleNotFoundError as error:
         raise SystemExit(
             f"ds4nn {asked.command} needs the package {error.name}: "
-            f"pip install ds4nn_jax[{_EXTRAS}]"
+            f"pip install 'ds4nn_jax[experiments]'"
         ) from error
 
 

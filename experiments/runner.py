@@ -109,7 +109,9 @@ def _check_out(asked: options.Options) -> None:
     if asked.tensorboard:
         tensorboard.require()
     if importlib.util.find_spec("matplotlib") is None:
-        raise ValueError("figures need matplotlib: pip install ds4nn_jax[experiments]")
+        raise ValueError(
+            "figures need matplotlib: pip install 'ds4nn_jax[experiments]'"
+        )
 
 
 def _train(

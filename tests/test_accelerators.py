@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
+from precision import float64
 from test_event import LAYERS, assert_equal, dyadic, layers, spikes
 
 import ds4nn_jax as ds
@@ -120,7 +121,7 @@ def test_currents_on_matrix_units_are_float32_s(layer):
         arriving, kernel
     )
     assert found.dtype == jnp.float32
-    with jax.enable_x64(True):
+    with float64():
         exact = np.asarray(synapse.current(jnp.float64(arriving), jnp.float64(kernel)))
         size = synapse.current(jnp.float64(arriving), jnp.abs(jnp.float64(kernel)))
     terms = math.prod(k_shape[:-1])
@@ -168,7 +169,7 @@ def test_the_backward_pass_in_turns_of_any_size(turn, silent_inputs):
 
 
 def test_float64_kernels_stay_float64():
-    with jax.enable_x64(True):
+    with float64():
         kernel = jnp.asarray([[1.0 + 2.0**-40]], jnp.float64)
         found = current_on_matrix_units(Dense(), jnp.ones((1, 1)), kernel)
     assert found.dtype == np.float64 and float(found[0, 0]) == 1.0 + 2.0**-40

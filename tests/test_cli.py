@@ -83,7 +83,7 @@ def test_version(capsys):
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "experiments.runner", None)
     monkeypatch.delattr("experiments.runner", raising=False)
-    with pytest.raises(SystemExit, match=r"pip install ds4nn_jax\[experiments\]"):
+    with pytest.raises(SystemExit, match=r"pip install 'ds4nn_jax\[experiments\]'"):
         cli.main(["evaluate", "mnist"])
 
 

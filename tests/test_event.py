@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from precision import float64
 
 import ds4nn_jax as ds
 from benchmarks.agreement import disagreements
@@ -267,7 +268,7 @@ def test_an_early_end_of_a_window_keeps_peaks():
 
 
 def test_float64_keeps_its_precision():
-    with jax.enable_x64(True):
+    with float64():
         rng = np.random.default_rng(0)
         synapse, t_shape, k_shape = LAYERS["conv 3x3 same"]
         times = spikes(rng, t_shape, 12, dtype=np.float64)

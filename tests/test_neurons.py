@@ -9,6 +9,7 @@ import pytest
 import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from precision import float64
 
 import ds4nn_jax as ds
 
@@ -407,7 +408,7 @@ def test_jit_equals_eager_and_vmap_equals_batch(surrogate, engine, rng):
 
 def test_float64_where_float32_cannot_tell(engine):
     """θ = 1 + 2⁻³⁰ lies between float32 neighbours: only float64 stays silent."""
-    with jax.enable_x64(True):
+    with float64():
         times = np.zeros((1, 1), np.float64)
         layer = functools.partial(
             ds.dense, threshold=1 + 2**-30, num_steps=T, engine=engine

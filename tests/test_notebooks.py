@@ -4,28 +4,44 @@ import re
 from pathlib import Path
 
 import jupytext
+import nbformat
 import pytest
 from nbclient import NotebookClient
 
-FOLDER = Path(__file__).parents[1] / "experiments" / "notebooks"
+ROOT = Path(__file__).parents[1]
+SOURCES = ROOT / "experiments" / "notebooks"
+TWINS = ROOT / "docs" / "tutorials"
 
 
-def printed(name):
-    notebook = jupytext.read(FOLDER / f"{name}.py")
-    NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
+def result(notebook):
+    """What it printed, and how many figures it drew."""
     outputs = [out for cell in notebook.cells for out in cell.get("outputs", [])]
     figures = [out for out in outputs if "image/png" in out.get("data", {})]
     return "".join(out.get("text", "") for out in outputs), len(figures)
 
 
 def test_every_notebook_is_tried_here():
-    assert {path.stem for path in FOLDER.glob("*")} == {"quickstart", "custom_rule"}
+    assert {path.stem for path in SOURCES.glob("*")} == {"quickstart", "custom_rule"}
 
 
 @pytest.mark.parametrize(
     "name, figures, reached", [("quickstart", 4, 90), ("custom_rule", 0, 80)]
 )
 def test_runs_and_learns(name, figures, reached):
-    text, drawn = printed(name)
+    notebook = jupytext.read(SOURCES / f"{name}.py")
+    NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
+    text, drawn = result(notebook)
     assert drawn == figures
     assert float(re.findall(r"([\d.]+)% of the \w+ images", text)[-1]) > reached
+
+
+@pytest.mark.parametrize("name", ["quickstart", "custom_rule"])
+def test_twin_is_its_source_run(name):
+    """`make notebooks` writes them."""
+    source = jupytext.read(SOURCES / f"{name}.py")
+    twin = nbformat.read(TWINS / f"{name}.ipynb", as_version=4)
+    assert [c.source for c in twin.cells] == [c.source for c in source.cells]
+    text, _ = result(twin)
+    assert "% of the" in text
+    link = f"/blob/main/docs/tutorials/{name}.ipynb)"
+    assert "colab-badge.svg" in twin.cells[0].source and link in twin.cells[0].source

@@ -1,7 +1,11 @@
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
+
+import numpy as np
+from PIL import Image
 
 import ds4nn_jax as ds
 
@@ -19,6 +23,30 @@ def test_import_is_light_and_silent():
     )
     assert not loaded.stderr
     assert not set(loaded.stdout.split()) & set(HEAVY)
+
+
+def test_base_install_predicts_and_names_the_extra_that_is_missing(tmp_path):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extra = {
+        re.split(r"\W", entry)[0]
+        for entry in project["optional-dependencies"]["experiments"]
+    }
+    assert extra >= {"matplotlib", "markdown", "scikit"}
+    blocked = {"scikit": "sklearn", "tensorflow": "tensorflow_datasets"}
+    bar = np.zeros((28, 28), np.uint8)
+    bar[4:24, 13:16] = 255
+    Image.fromarray(bar).save(tmp_path / "one.png")
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys({[blocked.get(name, name) for name in extra]}))
+from experiments import cli
+cli.main(["predict", {str(tmp_path / "one.png")!r}])
+cli.main(["report"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "one.png: 1 (decided at step" in done.stdout
+    assert re.search(r"is not installed: .*ds4nn_jax\[experiments\]", done.stderr)
+    assert "Traceback" not in done.stderr
 
 
 def test_public_names_are_documented_and_there():

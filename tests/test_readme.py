@@ -20,7 +20,18 @@ def test_examples_run_in_order():
     assert np.abs(names["d_kernel"]).sum() > 0
 
 
-def test_code_map_names_files_that_exist():
+def test_commands_name_what_is_there():
+    """Of `make`, `python -m` and flagfiles; each is run by a test of its own."""
     root = Path(__file__).parents[1]
-    for path in re.findall(r"`((?:ds4nn_jax|experiments|benchmarks)/[\w/.]*)`", README):
-        assert (root / path).exists(), path
+    targets = re.findall(r"^(\w+):", (root / "Makefile").read_text(), re.MULTILINE)
+    assert set(re.findall(r"`?make (\w+)", README)) <= set(targets)
+    modules = re.findall(r"python\s+-m\s+([\w.]+)", README)
+    assert {"experiments.mnist", "benchmarks.network", "benchmarks.peers"} <= {*modules}
+    for module in modules:
+        assert (root / module.replace(".", "/")).with_suffix(".py").exists(), module
+    for name in re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE):
+        assert (root / f"experiments/flagfiles/{name}.cfg").exists(), name
+
+
+def test_fits_two_screens():
+    assert README.count("\n") <= 120

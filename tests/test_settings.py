@@ -5,12 +5,13 @@ import functools
 import jax
 import numpy as np
 import pytest
+from precision import float64
 
 import ds4nn_jax as ds
 from ds4nn_jax import augmentation, data
 
 SETTINGS = {
-    "64 bits": lambda: jax.enable_x64(True),
+    "64 bits": float64,
     "debug_nans": lambda: jax.debug_nans(True),
     "rank promotion raises": lambda: jax.numpy_rank_promotion("raise"),
     "strict dtype promotion": lambda: jax.numpy_dtype_promotion("strict"),

@@ -15,7 +15,17 @@
 # they composed in bare JAX: no Flax, no trainer, and an output rule made up on the
 # spot.
 #
-# In Colab, first: `!pip install "ds4nn_jax[experiments] @ git+https://github.com/…"`
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/ds4nn-jax/ds4nn_jax/blob/main/docs/tutorials/custom_rule.ipynb)
+
+# %%
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("ds4nn_jax") is None:
+    pip = [sys.executable, "-m", "pip", "install", "--quiet"]
+    if subprocess.call([*pip, "ds4nn_jax[experiments]"]):
+        subprocess.check_call([*pip, "../..[experiments]"])  # the checkout around this
 
 # %%
 import jax
@@ -34,9 +44,9 @@ times, labels = ds.encode(digits.train_images), jnp.asarray(digits.train_labels)
 # ## What a gradient of a spike time is
 #
 # A spike time is a step function of the weights, so its true derivative is useless. A
-# *surrogate* takes its place: `Constant`, the paper's $\partial t/\partial V \to -1$,
+# *surrogate* takes its place: `Constant`, the paper's ∂t/∂V → −1,
 # or `Window(β)`, which lets silent neurons near the threshold learn too. The cotangent
-# of an output time is $\partial E/\partial t$: positive asks for an earlier spike.
+# of an output time is ∂E/∂t: positive asks for an earlier spike.
 
 # %%
 kernel = jax.random.uniform(jax.random.key(0), (3, 3, 1, 8), minval=-20, maxval=35)

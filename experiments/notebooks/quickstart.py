@@ -14,7 +14,17 @@
 # A network in which every neuron fires **at most once**, and the *time* of its spike is
 # the signal. We encode an image, watch its spikes, and see the decision happen.
 #
-# In Colab, first: `!pip install "ds4nn_jax[experiments] @ git+https://github.com/…"`
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/ds4nn-jax/ds4nn_jax/blob/main/docs/tutorials/quickstart.ipynb)
+
+# %%
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("ds4nn_jax") is None:
+    pip = [sys.executable, "-m", "pip", "install", "--quiet"]
+    if subprocess.call([*pip, "ds4nn_jax[experiments]"]):
+        subprocess.check_call([*pip, "../..[experiments]"])  # the checkout around this
 
 # %%
 import matplotlib.pyplot as plt
@@ -26,7 +36,7 @@ from ds4nn_jax import data, plots
 # %% [markdown]
 # ## Images become spike times
 #
-# A bright pixel fires early, a black one never: $t = \lfloor (1 - x)\,T \rfloor$, and T
+# A bright pixel fires early, a black one never: t = ⌊(1 − x)·T⌋, and T
 # means silence. The digits are 8×8 images that come with scikit-learn: nothing is
 # downloaded.
 

@@ -1,0 +1,229 @@
+"""The figures of `docs/ideas.md`, drawn from what the library computes.
+
+    python docs/figures.py
+
+writes `docs/images/*.svg`.
+"""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+import ds4nn_jax as ds
+from ds4nn_jax import data
+
+IMAGES = Path(__file__).parent / "images"
+BLACK, BLUE, ORANGE, RED = "#222222", "#0072B2", "#E69F00", "#D55E00"
+# The same text gives the same file, and letters stay letters.
+matplotlib.rcParams |= {
+    "svg.hashsalt": "ds4nn_jax",
+    "svg.fonttype": "none",
+    "font.family": ["DejaVu Sans", "sans-serif"],
+    "font.size": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+
+
+def figure(columns: int = 1, height: float = 3.0, **options):
+    drawn = Figure(figsize=(7.2, height), layout="constrained")
+    return drawn, drawn.subplots(1, columns, **options)
+
+
+def cells(axes, values, shown, *, colours: str, limits=(0, 100)) -> None:
+    """A matrix with a number in every cell; dark cells get light letters."""
+    axes.imshow(values, cmap=colours, vmin=limits[0], vmax=limits[1])
+    low, high = limits
+    for (y, x), text in np.ndenumerate(shown):
+        dark = (values[y, x] - low) / (high - low) < 0.5
+        colour = "white" if dark else BLACK
+        axes.text(x, y, text, ha="center", va="center", color=colour, fontsize=9)
+    axes.set(xticks=[], yticks=[])
+
+
+def time_coding() -> Figure:
+    """A digit as intensities and as Eq. 1's spike times."""
+    image = data.load("digits").test_images[0, :, :, 0]
+    times = np.asarray(ds.encode(image))
+    drawn, (left, right) = figure(2, 3.7)
+    percent = image / 2.55
+    cells(left, percent, percent.round().astype(int).astype(str), colours="gray")
+    left.set_title("intensity I (%)", fontsize=11)
+    shown = np.where(times < 100, times.astype(int).astype(str), "–")
+    cells(right, 100 - times, shown, colours="cividis")
+    right.set_title("spike time t (step); – is silent", fontsize=11)
+    return drawn
+
+
+def neuron() -> Figure:
+    """Five synapses, one potential, one spike."""
+    times = np.array([[8.0, 20.0, 35.0, 52.0, 70.0]])
+    weights = np.array([[45.0], [30.0], [-25.0], [60.0], [20.0]])
+    potential = np.asarray(ds.membrane_potentials(times, weights))[:, 0, 0]
+    (spike,) = np.asarray(ds.dense(times, weights))[0]
+    drawn, axes = figure()
+    axes.step(np.arange(100), potential, where="post", color=BLUE, linewidth=2)
+    axes.axhline(100, color=BLACK, linestyle=":")
+    axes.text(1, 103, "θ = 100 mV")
+    axes.plot(spike, potential[int(spike)], "o", color=RED, markersize=9)
+    axes.annotate(
+        f"fires once, at t = {spike:.0f}",
+        (spike, potential[int(spike)]),
+        (spike - 2, 128),
+        color=RED,
+        ha="right",
+    )
+    for time, weight in zip(times[0], weights[:, 0], strict=True):
+        axes.annotate(
+            f"{weight:+.0f}".replace("-", "−"),
+            (time, -18),
+            (time, -48),
+            ha="center",
+            arrowprops={"arrowstyle": "->", "color": BLACK},
+        )
+    axes.set(xlim=(0, 100), ylim=(-52, 145), xlabel="time step", ylabel="V (mV)")
+    return drawn
+
+
+def pooling() -> Figure:
+    """Earliest spikes of 2×2 windows."""
+    times = np.array([[30, 12, 100, 64], [45, 100, 71, 100]] + [[100, 100, 9, 9]] * 2)
+    times[3] = [100, 100, 50, 20]
+    pooled = ds.earliest_pool(times.astype(float)[None, ..., None])[0, ..., 0]
+    pooled = np.asarray(pooled)
+    drawn, (left, right) = figure(2, 2.9)
+    for axes, values, title in (
+        (left, times, "spike times"),
+        (right, pooled, "earliest of each 2×2 window"),
+    ):
+        shown = np.where(values < 100, values.astype(int).astype(str), "–")
+        cells(axes, 100 - values, shown, colours="cividis")
+        axes.set_title(title, fontsize=11)
+    left.axhline(1.5, color=RED, linewidth=2)
+    left.axvline(1.5, color=RED, linewidth=2)
+    return drawn
+
+
+def drawing() -> np.ndarray:
+    """A seven, drawn by hand; the pen gets lighter: [1, 28, 28, 1] uint8."""
+    image = np.zeros((1, 28, 28, 1), np.uint8)
+    image[0, 6:9, 7:20, 0] = 200
+    for row in range(9, 23):
+        column = 18 - (row - 9) // 2
+        image[0, row, column - 1 : column + 2, 0] = 200 - 8 * (row - 9)
+    return image
+
+
+def output_potentials() -> tuple[np.ndarray, np.ndarray]:
+    """V [T, C] of the outputs of the shipped network that sees it, and when they
+    fire."""
+    network, params, _ = ds.pretrained.load("mnist")
+    trace = network.apply(params, ds.encode(drawing()), method="trace")
+    kernel = params["params"][network.names[-1]]["kernel"]
+    entering = trace.times[-2].reshape(1, -1)
+    potentials = ds.membrane_potentials(entering, kernel)
+    return np.asarray(potentials)[:, 0], np.asarray(trace.times[-1])[0]
+
+
+def decision() -> Figure:
+    """Ten outputs race; the first to the threshold is the answer."""
+    potentials, times = output_potentials()
+    first = int(times.min())
+    drawn, axes = figure(height=3.4)
+    winner = int(np.argmax(np.where(times == first, potentials[first], -np.inf)))
+    for k, potential in enumerate(potentials.T):
+        colour = RED if k == winner else "#999999"
+        axes.plot(potential, color=colour, linewidth=2.5 if k == winner else 1)
+    axes.axhline(100, color=BLACK, linestyle=":")
+    axes.axvline(first, color=BLACK, linestyle="--", linewidth=1)
+    axes.plot(first, potentials[first, winner], "o", color=RED, markersize=9)
+    axes.text(first - 1.5, 130, f"‘{winner}’ at step {first}", color=RED, ha="right")
+    axes.text(first + 1.5, -185, "not computed", color="#666666")
+    axes.axvspan(first, 100, color="#f1f1f1", zorder=-1)
+    axes.set(xlim=(0, 99), ylim=(-200, 160), xlabel="time step", ylabel="V (mV)")
+    return drawn
+
+
+def surrogates() -> Figure:
+    """What stands for −∂t/∂V."""
+    peak = np.linspace(0, 200, 201)
+    drawn, axes = figure()
+    axes.step(peak, peak >= 100, where="post", color=ORANGE, label="Constant()")
+    window = ds.Window(50.0).slope(peak, 100.0)
+    axes.plot(peak, window, color=BLUE, linewidth=2, label="Window(50.0)")
+    axes.axvline(100, color=BLACK, linestyle=":")
+    axes.text(50, 0.35, "silent,\nbut near:\nlearns", ha="center", color=BLUE)
+    axes.set(xlabel="potential V(t*) at the spike, or the highest (mV)")
+    axes.set(ylabel="−∂t/∂V", xlim=(0, 200), ylim=(0, 1.15))
+    axes.legend(loc="upper left", frameon=False)
+    return drawn
+
+
+def urgency() -> Figure:
+    """The same evidence, with and without a current into the output neuron."""
+    times = np.array([[10.0, 25.0, 45.0, 60.0, 85.0]])
+    weights = np.array([[30.0], [22.0], [18.0], [12.0], [25.0]])
+    drawn, axes = figure()
+    for u, colour, height in ((0.0, BLUE, 128), (0.4, RED, 112)):
+        potential = np.asarray(ds.membrane_potentials(times, weights, urgency=u))
+        spike = float(np.asarray(ds.dense(times, weights, urgency=u))[0, 0])
+        line = potential[:, 0, 0]
+        axes.plot(line, color=colour, linewidth=2, drawstyle="steps-post")
+        axes.plot(spike, line[int(spike)], "o", color=colour, markersize=9)
+        axes.text(
+            spike - 1, height, f"u = {u:g}: t = {spike:.0f}", color=colour, ha="right"
+        )
+    axes.axhline(100, color=BLACK, linestyle=":")
+    axes.set(xlim=(0, 99), ylim=(0, 145), xlabel="time step", ylabel="V (mV)")
+    return drawn
+
+
+def rate_guard() -> Figure:
+    """The push on a neuron by the rate of its channel, budget 0.12, floor 0.5."""
+    neurons, budget, strength, floor = 200, 0.12, 0.15, 0.5
+    rates, later, earlier = [], [], []
+    for fired in range(1, 61):
+        times = jnp.where(jnp.arange(neurons) < fired, 20.0, 100.0)[:, None]
+
+        def through(t):
+            guarded = ds.guards.rate_guard(strength, floor, 100, t, budget)
+            return jnp.sum(jnp.where(jnp.arange(neurons)[:, None] % 2, -1, 1) * guarded)
+
+        pushed = np.asarray(jax.grad(through)(times))[:, 0]
+        push = pushed - np.where(np.arange(neurons) % 2, -1, 1)
+        rates.append(fired / neurons)
+        later.append(push[0])
+        earlier.append(push[-1])
+    drawn, axes = figure()
+    axes.plot(rates, later, color=RED, linewidth=2, label="on those that fired: later")
+    axes.plot(rates, earlier, color=BLUE, linewidth=2, label="on the silent: earlier")
+    axes.axvline(budget, color=BLACK, linestyle=":")
+    axes.text(budget + 0.003, -0.2, "budget ρ")
+    axes.axhline(0, color=BLACK, linewidth=0.8)
+    axes.set(
+        xlabel="share of the channel's neurons that fired", ylabel="added to δ / ‖δ‖"
+    )
+    axes.legend(loc="lower left", frameon=False)
+    return drawn
+
+
+DRAWN = (
+    time_coding,
+    neuron,
+    pooling,
+    decision,
+    surrogates,
+    urgency,
+    rate_guard,
+)
+
+if __name__ == "__main__":
+    IMAGES.mkdir(exist_ok=True)
+    for draw in DRAWN:
+        path = IMAGES / f"{draw.__name__}.svg"
+        draw().savefig(path, metadata={"Date": None})
+        print(f"{path.name}: {path.stat().st_size / 1024:.0f} KB")

@@ -1,0 +1,94 @@
+"""The documentation says what is so: its code runs, its links lead somewhere."""
+
+import doctest
+import inspect
+import re
+import urllib.parse
+from pathlib import Path
+
+import pytest
+
+import ds4nn_jax as ds
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+HOME = "https://github.com/ds4nn-jax/ds4nn_jax/blob/main/"
+
+
+def text(path):
+    return path.read_text(encoding="utf-8")
+
+
+def fenced(language, page):
+    blocks = re.findall(rf"^```{language}\n(.*?)^```", text(page), re.DOTALL | re.M)
+    return [block for block in blocks if not block.startswith("--8<--")]
+
+
+PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
+PROGRAMS = [page for page in PAGES if fenced("python", DOCS / page)]
+EXAMPLES = [page for page in PAGES if fenced("pycon", DOCS / page)]
+
+
+def run(page):
+    names = {"__name__": page}
+    for code in fenced("python", DOCS / page):
+        exec(code, names)
+    return names
+
+
+def test_own_data_are_learnt_by_the_defaults():
+    names = run("tutorials/own-data.md")
+    assert names["train_images"].shape == (1000, 12, 12, 3)
+    assert names["network"].num_steps == 64
+    assert names["report"].accuracy >= 0.95
+    told = [names["CLASSES"][label] for label in names["test_labels"][:5]]
+    found = [names["notes"]["class_names"][k] for k in names["decided"].label.tolist()]
+    assert sum(a == b for a, b in zip(told, found, strict=True)) >= 4
+
+
+@pytest.mark.parametrize("page", sorted(set(PROGRAMS) - {"tutorials/own-data.md"}))
+def test_programs_run_in_order(page):
+    run(page)
+
+
+@pytest.mark.parametrize("page", EXAMPLES)
+def test_examples_give_what_they_show(page):
+    result = doctest.testfile(str(DOCS / page), module_relative=False)
+    assert result.attempted > 0 and result.failed == 0
+
+
+def test_every_public_name_has_its_place_and_an_example():
+    pages = {page: text(DOCS / page) for page in PAGES if page.startswith("api/")}
+    for name in ds.__all__:
+        told = [
+            page
+            for page, content in pages.items()
+            if re.search(rf"^::: ds4nn_jax\.{name}$", content, re.M)
+        ]
+        if name == "SpikeTimes":  # an alias of jax.Array has no docstring to show
+            told = ["api/layers.md"]
+        assert len(told) == 1, (name, told)
+        shown = "".join(fenced("pycon", DOCS / told[0]))
+        own = inspect.getdoc(getattr(ds, name)) or ""
+        assert ">>>" in own or re.search(rf"\bds\.{name}\b", shown), name
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", *(f"docs/{page}" for page in PAGES)]
+)
+def test_links_lead_to_files_that_are_there(page):
+    content = re.sub(r"^```.*?^```", "", text(ROOT / page), flags=re.DOTALL | re.M)
+    for target in re.findall(r"\]\(([^)\s]+)\)", content):
+        if target.startswith(HOME):
+            path = ROOT / target.removeprefix(HOME)
+        elif urllib.parse.urlsplit(target).scheme:
+            continue  # elsewhere
+        else:
+            path = (ROOT / page).parent / target.partition("#")[0]
+        assert path.exists(), target
+
+
+def test_included_files_are_there():
+    for page in PAGES:
+        for path in re.findall(r'^--8<-- "(.*)"$', text(DOCS / page), re.M):
+            assert (ROOT / path).is_file(), (page, path)
