@@ -18,7 +18,6 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
@@ -506,6 +505,7 @@ def fronts(points: Sequence[Point], *, title: str) -> Figure:
         axes.set(xlabel=label, ylabel="accuracy on the test images (%)")
         if "spikes" in label:
             axes.set_xscale("log")
+            axes.tick_params(axis="x", labelsize="small")
             axes.xaxis.set_major_formatter(_THOUSANDS)
             axes.xaxis.set_minor_formatter(NullFormatter())
             axes.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
@@ -714,31 +714,32 @@ def _name_points(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None
     at = axes.transData.transform([(x, y) for x, y, _ in points])
     half = 6 * axes.figure.dpi / 72
     taken = [Bbox([spot - half, spot + half]) for spot in at]
+    frame = axes.bbox
     for x, y, name in points:
         text = axes.annotate(
-            name,
-            (x, y),
-            xytext=(0, 0),
-            textcoords="offset points",
-            fontsize=8,
-            arrowprops=dict(arrowstyle="-", color="grey", linewidth=0.6, shrinkB=4),
+            name, (x, y), xytext=(0, 0), textcoords="offset points", fontsize=8
         )
         text.set_in_layout(False)  # names follow the layout, not the other way
         for distance, (right, up) in itertools.product(_DISTANCES, _DIRECTIONS):
+            place = distance * right, distance * up
             text.set(
-                position=(distance * right, distance * up),
+                position=place,
                 ha=("right", "center", "left")[right + 1],
                 va=("top", "center", "bottom")[up + 1],
             )
-            box = Text.get_window_extent(text).padded(1)
-            inside = (axes.bbox.min <= box.min).all() and (
-                box.max <= axes.bbox.max
-            ).all()
+            box = text.get_window_extent().padded(1)
+            inside = np.all(frame.min <= box.min) and np.all(box.max <= frame.max)
             if inside and not box.count_overlaps(taken):
                 break
         taken.append(box)
-        if text.arrow_patch is not None:  # which it has, being asked for
-            text.arrow_patch.set_visible(distance > _DISTANCES[0])
+        if distance > _DISTANCES[0]:
+            axes.annotate(
+                "",
+                (x, y),
+                xytext=place,
+                textcoords="offset points",
+                arrowprops=dict(arrowstyle="-", color="grey", shrinkA=0, shrinkB=4),
+            )
 
 
 def _number(value: float) -> str:

@@ -97,12 +97,18 @@ class Runs(NamedTuple):
             return f"{shares[0]:.2f}"
         return f"{np.mean(shares):.2f} ({min(shares):.2f}–{max(shares):.2f})"
 
-    def command(self, dataset: str) -> tuple[str, ...]:
-        command = (
-            f"python -m experiments.{_MODULES[dataset]} "
-            f"--flagfile=experiments/flagfiles/{self.name}.cfg"
-        )
-        return Code(command), f", seed {', '.join(map(str, self.seeds))}"
+    def told(self) -> str:
+        """Flagfile and seeds."""
+        several = "s" if len(self.seeds) > 1 else ""
+        return f"{self.name}.cfg, seed{several} {', '.join(map(str, self.seeds))}"
+
+
+def _command(dataset: str) -> tuple[str, ...]:
+    command = (
+        f"python -m experiments.{_MODULES[dataset]} "
+        "--flagfile=experiments/flagfiles/NAME.cfg --seed=SEED"
+    )
+    return "NAME.cfg is what ", Code(command), " gives."
 
 
 def reported(dataset: str, folder: Path = _HERE / "results") -> tuple[Runs, ...]:
@@ -152,7 +158,7 @@ def of_dataset(dataset: str, shown: Sequence[Network]) -> Iterator[Block]:
     for each in runs:
         rows.append(
             (
-                (Strong("ours"), ", ", *each.command(dataset)),
+                (Strong("ours"), f", {each.told()}"),
                 each.config.spec,
                 Strong(each.spread()),
                 f"{each.mean('spikes'):,.0f}",
@@ -161,7 +167,8 @@ def of_dataset(dataset: str, shown: Sequence[Network]) -> Iterator[Block]:
         )
     yield Table(("", "structure", "accuracy (%)", "spikes", "step"), rows, names=2)
     if runs:
-        yield Text("Of several seeds: the mean, and the range in brackets.")
+        told = " Of several seeds: the mean, and the range in brackets."
+        yield Text((*_command(dataset), told))
     if dataset in published.ACCURACY:
         yield Text(
             "Others' figures are those of the paper's table, which does not say "
@@ -366,13 +373,13 @@ def _energy(each: Network) -> Iterator[Block]:
     )
     rows = [
         (
-            "this network, up to the decision",
-            f"{additions:,.0f} additions",
+            "this network, up to the decision: additions",
+            f"{additions:,.0f}",
             f"{1e6 * spiking:.3g} µJ",
         ),
         (
-            "ReLU network of the same shape",
-            f"{products:,} multiplications with addition",
+            "ReLU network of the same shape: multiplications with addition",
+            f"{products:,}",
             f"{1e6 * ordinary:.3g} µJ",
         ),
     ]
@@ -391,7 +398,7 @@ def _dead_neurons() -> Iterator[Block]:
     rows = [
         (
             rules[runs.config.output_rule.name],
-            runs.command("mnist"),
+            runs.told(),
             f"{published.DEAD[runs.config.output_rule.name]:.1%}",
             f"{runs.mean('dead'):.1%}",
             runs.spread(),
@@ -410,7 +417,7 @@ def _dead_neurons() -> Iterator[Block]:
     yield Table(
         (
             "target",
-            "command",
+            "run",
             "dead, the paper",
             "dead, ours",
             "accuracy (%)",

@@ -24,14 +24,15 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto
 .table { overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse; font-size: 0.93rem; overflow-wrap: normal; }
 th, td { border-bottom: 1px solid var(--line); padding: 0.25rem 0.7rem;
-         text-align: left; vertical-align: top; }
-.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
+         text-align: left; vertical-align: top; white-space: nowrap; }
+th:first-child, td:first-child { white-space: normal; min-width: 8rem; }
+.number { text-align: right; font-variant-numeric: tabular-nums; }
+th:first-child.number, td:first-child.number { min-width: 0; }
 figure { margin: 1.5rem 0; }
 img { max-width: 100%; height: auto; background: white; border-radius: 4px; }
 figcaption { font-style: italic; }
 code, pre { background: var(--soft); padding: 0.1rem 0.3rem; border-radius: 3px; }
 pre { overflow-x: auto; padding: 0.7rem; }
-td code { white-space: nowrap; }
 .missing { border-left: 4px solid #d55e00; padding-left: 0.7rem; }
 .deep { margin-left: 1.5rem; }
 """

@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         page, missing = _report(asked)
     except ModuleNotFoundError as error:
         raise SystemExit(
-            f"experiments.report needs {error.name}: "
+            f"experiments.report needs {str(error.name).partition('.')[0]}: "
             "pip install 'ds4nn_jax[experiments]'"
         ) from error
     except (ValueError, OSError) as error:
@@ -177,8 +177,8 @@ def _sources(
     for folder in map(Path, asked.run_dir or ()):
         yield functools.partial(_run, folder), str(folder)
     if not asked.run_dir:
-        order = ["mnist", "fashion_mnist"]
-        for name in sorted(pretrained.names(), key=lambda n: (n not in order, n)):
+        # Those of MNIST first, as in the paper.
+        for name in sorted(pretrained.names(), key=lambda n: (n[:5] != "mnist", n)):
             yield functools.partial(_shipped, name), f"the library's network {name}"
 
 
