@@ -603,6 +603,9 @@ def animation(
         end = f": decided, ‘{class_names[winner]}’" if t == decision_step else ""
         figure.suptitle(f"step {t} of {steps}{end}")
 
+    draw(last)
+    figure.draw_without_rendering()  # laid out once: frames stand still, and are quick
+    figure.set_layout_engine("none")
     stride = -(-(last + 1) // _MOST_FRAMES)
     frames = [*range(last % stride, last + 1, stride), *[last] * (2 * _FRAMES_A_SECOND)]
     return FuncAnimation(

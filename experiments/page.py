@@ -24,10 +24,12 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto
 .table { overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse; font-size: 0.93rem; overflow-wrap: normal; }
 th, td { border-bottom: 1px solid var(--line); padding: 0.25rem 0.7rem;
-         text-align: left; vertical-align: top; white-space: nowrap; }
-th:first-child, td:first-child { white-space: normal; min-width: 8rem; }
+         text-align: left; vertical-align: top; }
+th { vertical-align: bottom; }
+td { white-space: nowrap; }
+td:first-child { white-space: normal; min-width: 8rem; }
 .number { text-align: right; font-variant-numeric: tabular-nums; }
-th:first-child.number, td:first-child.number { min-width: 0; }
+td:first-child.number { min-width: 0; }
 figure { margin: 1.5rem 0; }
 img { max-width: 100%; height: auto; background: white; border-radius: 4px; }
 figcaption { font-style: italic; }
