@@ -27,6 +27,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", default="decision.gif", help="the .gif to write")
     asked = parser.parse_args(argv)
     try:
+        if Path(asked.out).suffix != ".gif":
+            raise ValueError(f"--out must end in .gif, got {asked.out!r}")
         shipped = asked.weights in pretrained.names()
         read = pretrained.load if shipped else ds.load_weights
         network, params, notes = read(asked.weights)

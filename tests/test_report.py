@@ -12,10 +12,11 @@ from pathlib import Path
 import markdown_it
 import numpy as np
 import pytest
+from PIL import Image
 
 import ds4nn_jax as ds
 from ds4nn_jax import data, plots
-from experiments import chapters, digits, measures, page, report
+from experiments import animate, chapters, digits, measures, page, report
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
@@ -386,3 +387,22 @@ def test_numbers_stand_right_and_names_left(tmp_path):
     )
     assert '<h2 id="s0">One &amp; two</h2>' in html
     assert 'href="#s0"' in html and "<i>" not in html
+
+
+def test_animates_a_test_image_of_a_run(smoke_run, tmp_path, capsys):
+    weights, film = str(smoke_run[0] / "best.safetensors"), tmp_path / "film.gif"
+    animate.main([weights, f"--out={film}", "--image=3"])
+    said = capsys.readouterr().out
+    assert said == f"{film}: {film.stat().st_size:,} bytes\n"
+    network, params, _ = ds.load_weights(weights)
+    times = ds.encode(data.load("digits").test_images[3:4])
+    step = int(ds.infer(network, params, times).step[0])
+    with Image.open(film) as image:
+        assert image.n_frames == step // (step // 40 + 1) + 1  # no more than 40
+    for argv, message in (
+        ([weights, "--image=359"], r"--image must lie in 0 … 358, got 359"),
+        (["none.safetensors"], "experiments.animate: .*none.safetensors"),
+        ([weights, f"--out={tmp_path / 'film.mp4'}"], "--out must end in .gif"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            animate.main(argv)
