@@ -2,18 +2,24 @@
 
 The only module that knows matplotlib. It draws on `Figure` objects alone, so it keeps
 no global state and needs no display. Colours are Okabe and Ito's, or maps that stay
-readable to colour-blind people and in grey print.
+readable to colour-blind people and in grey print. Lines and points bear their names
+where they are. A decision is marked half a step behind the spike that made it.
 """
 
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from matplotlib.animation import Animation, FuncAnimation, PillowWriter
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.transforms import Bbox
 
 _BLACK, _ORANGE, _SKY, _GREEN, _YELLOW, _BLUE, _VERMILION, _PURPLE = (
     "#000000",
@@ -30,14 +36,40 @@ _LINES = [(c, "-") for c in (_BLUE, _ORANGE, _GREEN, _SKY, _PURPLE)] + [
     (c, "--") for c in (_BLUE, _ORANGE, _GREEN, _SKY, _PURPLE)
 ]
 
+# Where the name of a point may stand: right, left, above, below, corners; then farther.
+_DIRECTIONS = [(1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1)]
+_DISTANCES = (7, 16, 28, 42, 58)  # points of 1/72 inch
+_FRAMES_A_SECOND, _MOST_FRAMES = 5, 40
 
-def learning_curve(history: Sequence[Mapping[str, float]]) -> Figure:
+
+class Point(NamedTuple):
+    """A network among others.
+
+    Attributes:
+      name: drawn beside it.
+      accuracy: in 0 … 1.
+      spikes: mean an image up to the decision, None where it is not known.
+      decision_step: its mean, None where it is not known.
+      ours: drawn full, others' hollow.
+    """
+
+    name: str
+    accuracy: float
+    spikes: float | None
+    decision_step: float | None
+    ours: bool
+
+
+def learning_curve(
+    history: Sequence[Mapping[str, float]], *, best_epoch: int | None = None
+) -> Figure:
     """Accuracy, and the cost of a decision, against the epoch.
 
     Args:
       history: one row per epoch with "epoch" and "train_accuracy" and, where there
         was a validation set, "val_accuracy", "val_decision_step" and "val_spikes" (per
         image). Accuracies lie in 0 … 1.
+      best_epoch: whose weights were kept; marked by a dotted line.
 
     Raises:
       ValueError: the history is empty.
@@ -79,6 +111,9 @@ def learning_curve(history: Sequence[Mapping[str, float]]) -> Figure:
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
+        if best_epoch is not None:
+            late = best_epoch > (epochs[0] + epochs[-1]) / 2
+            _mark(axes, best_epoch, f"best: epoch {best_epoch}", left=late)
     return figure
 
 
@@ -123,7 +158,7 @@ def raster(
     Args:
       times_by_layer: (name, flat spike times in steps) of each layer; T is silent.
       num_steps: T.
-      decision_step: marked by a dashed line, if given.
+      decision_step: a dashed line behind it, if given.
 
     Raises:
       ValueError: there is no layer, or one without a neuron.
@@ -162,7 +197,7 @@ def raster(
         axes.set(xlim=(-1, num_steps + 1), ylim=(-margin, times.size - 1 + margin))
         axes.grid(axis="x", alpha=0.3)
         if decision_step is not None:
-            axes.axvline(decision_step, color=_VERMILION, linestyle="--")
+            axes.axvline(decision_step + 0.5, color=_VERMILION, linestyle="--")
     if decision_step is not None:
         panels[0].set_title(
             f"– – decision at step {decision_step:g}",
@@ -186,8 +221,9 @@ def output_potentials(
 ) -> Figure:
     """Potentials of the output neurons for one image (Fig. 3).
 
-    The deciding neuron is drawn thick, the label's less so; a dot marks every spike.
-    Potentials far from the threshold leave the frame, the deciding one's excepted.
+    V(t) holds from step t to the next. The deciding neuron is drawn thick, the label's
+    less so; a dot marks every spike. Potentials far from the threshold leave the frame,
+    the deciding one's excepted; names stand where lines end or leave.
 
     Args:
       potentials: [T, C] V(t) in mV at the end of step t.
@@ -195,7 +231,7 @@ def output_potentials(
       threshold: θ in mV.
       label: the true class.
       class_names: C names.
-      decision_step: marked by a dashed line.
+      decision_step: a dashed line behind it; T is silence, and has none.
       spikes_by_step: [T] spikes of the whole network at each step; a second panel shows
         how many are still unsent at the decision.
 
@@ -225,22 +261,24 @@ def output_potentials(
         figure = Figure(figsize=(8, 5.6), layout="constrained")
         axes, below = figure.subplots(2, sharex=True, height_ratios=(3, 1))
         _cumulative_spikes(below, np.asarray(spikes_by_step), decision_step)
-    for k, name in enumerate(class_names):
-        colour, line = _LINES[k % len(_LINES)]
+    styles = []
+    for k in range(classes):
+        colour, line = (_VERMILION, "-") if k == winner else _LINES[k % len(_LINES)]
+        styles.append((colour, line))
         axes.plot(
-            np.arange(steps),
-            potentials[:, k],
-            "-" if k == winner else line,
-            color=_VERMILION if k == winner else colour,
+            np.arange(steps + 1),
+            [*potentials[:, k], potentials[-1, k]],
+            line,
+            drawstyle="steps-post",
+            color=colour,
             linewidth=3 if k == winner else 2 if k == label else 1.2,
             zorder=3 if k == winner else 2,
-            label=name + " (label)" * (k == label),
         )
     fired = np.flatnonzero(times < steps)
     at = times[fired].astype(int)
     axes.plot(at, potentials[at, fired], "o", color=_BLACK, markersize=4, zorder=4)
     axes.axhline(threshold, color=_BLACK, linestyle=":")
-    axes.axvline(decision_step, color=_BLACK, linestyle="--", linewidth=1)
+    _decision(axes, decision_step, steps)
     axes.annotate(
         f"threshold {threshold:g} mV",
         (0.01, threshold),
@@ -250,7 +288,7 @@ def output_potentials(
     )
     floor = min(-2 * threshold, potentials[:, winner].min())
     axes.set(
-        xlim=(-1, steps + 1),
+        xlim=(-1, steps),
         ylim=(
             1.1 * np.clip(potentials.min(), floor, -0.1 * threshold),
             1.1 * np.clip(potentials.max(), 1.2 * threshold, 3 * threshold),
@@ -264,7 +302,8 @@ def output_potentials(
             else f"no output fires, ‘{class_names[winner]}’ ends highest"
         ),
     )
-    figure.legend(loc="outside right upper", title="output neuron")
+    names = [name + " (label)" * (k == label) for k, name in enumerate(class_names)]
+    _name_ends(axes, potentials[-1], names, styles)
     return figure
 
 
@@ -330,7 +369,11 @@ def spikes_per_layer(counts: Sequence[float], layer_names: Sequence[str]) -> Fig
 
 
 def accuracy_by_step(
-    accuracy: np.ndarray, decided: np.ndarray, *, decision_step: float | None = None
+    accuracy: np.ndarray,
+    decided: np.ndarray,
+    *,
+    decision_step: float | None = None,
+    ceiling: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> Figure:
     """What is known if one stops at step t, and for how many images it is final.
 
@@ -338,102 +381,257 @@ def accuracy_by_step(
       accuracy: [T] share of the images that `predict_by` gets right at each step.
       decided: [T] share of the images for which an output has fired by then.
       decision_step: mean decision step, marked by a dotted line.
+      ceiling: steps, and the accuracy by them of a plain CNN that sees what has spiked.
 
     Raises:
-      ValueError: not two curves of the same length.
+      ValueError: not two curves of the same length, or a ceiling of unequal parts.
     """
     accuracy, decided = np.asarray(accuracy, float), np.asarray(decided, float)
     if accuracy.ndim != 1 or accuracy.shape != decided.shape or not accuracy.size:
         raise ValueError(
             f"expected two curves [T], got {accuracy.shape} and {decided.shape}"
         )
-    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    figure = Figure(figsize=(7.6, 4), layout="constrained")
     axes = figure.subplots()
     steps = np.arange(len(accuracy))
-    axes.plot(steps, 100 * accuracy, color=_BLUE, label="correct if stopped here")
-    axes.plot(steps, 100 * decided, "--", color=_VERMILION, label="an output has fired")
-    if decision_step is not None:
-        axes.axvline(
-            decision_step,
-            color=_BLACK,
-            linestyle=":",
-            label=f"mean decision step {decision_step:.1f}",
-        )
+    curves = [
+        ("correct if\nstopped here", steps, accuracy, (_BLUE, "-")),
+        ("an output\nhas fired", steps, decided, (_VERMILION, "--")),
+    ]
+    if ceiling is not None:
+        at, shares = (np.asarray(part, float) for part in ceiling)
+        if at.ndim != 1 or at.shape != shares.shape or not at.size:
+            raise ValueError(
+                f"expected a step for each accuracy of the ceiling, got {at.shape} and "
+                f"{shares.shape}"
+            )
+        told = "a plain CNN\nthat sees what\nhas spiked by t"
+        curves.append((told, at, shares, (_GREEN, "-.")))
+    for _, at, shares, (colour, line) in curves:
+        axes.plot(at, 100 * shares, line, color=colour)
     axes.set(
-        title=f"Stopping early: {100 * accuracy[-1]:.2f} % when all have decided",
+        title=f"Stopping early: {100 * accuracy[-1]:.2f} % by the last step",
         xlabel="time step",
         ylabel="share of the images (%)",
-        xlim=(0, len(accuracy) - 1),
+        xlim=(0, max(1, len(accuracy) - 1)),
         ylim=(0, 101),
     )
-    axes.legend(loc="lower right")
+    if decision_step is not None:
+        late = decision_step > len(accuracy) / 2
+        told = f"mean decision step {decision_step:.1f}"
+        _mark(axes, decision_step, told, left=late)
+    names, _, values, styles = zip(*curves, strict=True)
+    _name_ends(axes, [100 * shares[-1] for shares in values], names, styles)
     axes.grid(alpha=0.3)
     return figure
 
 
-def accuracy_against_spikes(
-    points: Sequence[tuple[str, float, float, bool]], *, title: str
+def by_urgency(
+    urgencies: Sequence[float],
+    accuracy: Sequence[float],
+    decision_step: Sequence[float],
+    silent: Sequence[float],
 ) -> Figure:
-    """Accuracy against spikes per image; a line joins the Pareto front of all points.
+    """Accuracy, decision step and share decided by potentials against the urgency.
 
     Args:
-      points: (name, mean spikes per image, accuracy in 0 … 1, whether it is ours).
+      urgencies: u in mV a step, ascending.
+      accuracy: in 0 … 1, of each.
+      decision_step: its mean, of each.
+      silent: share in 0 … 1 of the images for which no output fires, of each.
+
+    Raises:
+      ValueError: not as many of each, or none.
+    """
+    counts = [*map(len, (urgencies, accuracy, decision_step, silent))]
+    if not counts[0] or len({*counts}) > 1:
+        raise ValueError(f"expected as many of each, and at least one, got {counts}")
+    figure = Figure(figsize=(9.6, 3), layout="constrained")
+    for axes, values, label, colour in zip(
+        figure.subplots(1, 3),
+        (100 * np.array(accuracy), decision_step, 100 * np.array(silent)),
+        ("accuracy (%)", "mean decision step", "decided by potentials (%)"),
+        (_BLUE, _VERMILION, _GREEN),
+        strict=True,
+    ):
+        axes.plot(urgencies, values, "o-", color=colour, markersize=4)
+        axes.set(xlabel="urgency u (mV a step)", title=label)
+        axes.ticklabel_format(useOffset=False)
+        axes.grid(alpha=0.3)
+    return figure
+
+
+def fronts(points: Sequence[Point], *, title: str) -> Figure:
+    """Accuracy against spikes and against the decision step, each network by its name.
+
+    A line joins those that none beats in both. A panel leaves out what is not known.
+
+    Args:
+      points: the networks.
       title: of the figure.
 
     Raises:
-      ValueError: there is no point, or one with less than one spike.
+      ValueError: no point with spikes or with a decision step, or one with less than
+        one spike.
     """
-    if not points or min(spikes for _, spikes, _, _ in points) < 1:
-        raise ValueError("expected points of at least one spike each")
-    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
-    axes = figure.subplots()
-    markers = iter("osD^vPX*<>" * (1 + len(points) // 10))
-    colours = iter([c for c, _ in _LINES] * (1 + len(points) // 10))
-    for name, spikes, accuracy, ours in points:
-        axes.plot(
-            spikes,
-            100 * accuracy,
-            next(markers),
-            color=next(colours) if ours else _BLACK,
-            markerfacecolor=None if ours else "none",
-            markersize=8,
-            linestyle="none",
-            label=name if ours else f"{name} (published)",
+    panels = [
+        (label, known)
+        for label, key in (
+            ("mean spikes per image up to the decision", "spikes"),
+            ("mean decision step", "decision_step"),
         )
-    front, best = [], -np.inf
-    for _, spikes, accuracy, _ in sorted(points, key=lambda p: (p[1], -p[2])):
-        if accuracy > best:
-            front.append((spikes, 100 * accuracy))
-            best = accuracy
-    axes.plot(*zip(*front, strict=True), color="grey", linewidth=1, zorder=0)
-    axes.set(
-        xscale="log",
-        xlabel="mean spikes per image up to the decision",
-        ylabel="accuracy on the test images (%)",
-        title=title,
-    )
-    axes.xaxis.set_major_formatter(_THOUSANDS)
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
-    axes.margins(0.12)
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", fontsize="small")
+        if (known := [(getattr(p, key), p) for p in points if getattr(p, key)])
+    ]
+    if not panels or any(p.spikes is not None and p.spikes < 1 for p in points):
+        raise ValueError("expected points of at least one spike each")
+    figure = Figure(figsize=(1 + 5 * len(panels), 4.6), layout="constrained")
+    figure.suptitle(title)
+    drawn = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (label, known) in zip(drawn, panels, strict=True):
+        for cost, point in known:
+            axes.plot(
+                cost,
+                100 * point.accuracy,
+                "o",
+                color=_BLUE if point.ours else _BLACK,
+                markerfacecolor=None if point.ours else "none",
+                markersize=7,
+            )
+        front: list[tuple[float, float]] = []
+        for cost, point in sorted(known, key=lambda pair: (pair[0], -pair[1].accuracy)):
+            if not front or 100 * point.accuracy > front[-1][1]:
+                front.append((cost, 100 * point.accuracy))
+        axes.plot(*zip(*front, strict=True), color="grey", linewidth=1, zorder=0)
+        axes.set(xlabel=label, ylabel="accuracy on the test images (%)")
+        if "spikes" in label:
+            axes.set_xscale("log")
+            axes.tick_params(axis="x", labelsize="small")
+            axes.xaxis.set_major_formatter(_THOUSANDS)
+            axes.xaxis.set_minor_formatter(NullFormatter())
+            axes.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
+        axes.margins(0.2)
+        axes.grid(alpha=0.3)
+    figure.draw_without_rendering()  # lays out: names are placed on paper
+    for axes, (_, known) in zip(drawn, panels, strict=True):
+        _name_points(axes, [(cost, 100 * p.accuracy, p.name) for cost, p in known])
     return figure
 
 
-def save(figure: Figure, path: str | os.PathLike) -> None:
-    """Writes a .png of 150 dots per inch or a .svg, whole or not at all.
+def animation(
+    input_times: np.ndarray,
+    hidden: Sequence[tuple[str, np.ndarray]],
+    potentials: np.ndarray,
+    *,
+    threshold: float,
+    class_names: Sequence[str],
+    decision_step: float,
+) -> Animation:
+    """An image's spikes and output potentials, step by step up to the decision.
+
+    Left the pixels as they spike, in the middle the hidden neurons, layer upon layer,
+    right the potentials. The last frame stays for two seconds; of a late decision some
+    steps are passed over. `save` writes it as .gif.
+
+    Args:
+      input_times: [H, W] or [H, W, I] spike times in steps; T is silent.
+      hidden: (name, spike times) of each hidden layer, from the first.
+      potentials: [T, C] V(t) of the outputs in mV at the end of step t.
+      threshold: θ in mV.
+      class_names: C names.
+      decision_step: the last step shown; T if no output fires.
+
+    Raises:
+      ValueError: the shapes do not fit each other.
+    """
+    image = np.asarray(input_times, float)
+    image = image.min(axis=2) if image.ndim == 3 else image
+    potentials = np.asarray(potentials, float)
+    steps, classes = len(potentials), len(class_names)
+    if image.ndim != 2 or potentials.shape != (steps, classes) or not steps:
+        raise ValueError(
+            f"expected input times [H, W] or [H, W, I] and potentials [T, {classes}], "
+            f"got {np.shape(input_times)} and {potentials.shape}"
+        )
+    last = min(int(decision_step), steps - 1)
+    winner = int(np.argmax(potentials[last]))
+    figure = Figure(figsize=(9, 3.4), dpi=90, layout="constrained")
+    pixels, middle, right = figure.subplots(1, 3, width_ratios=(1, 1.25, 1.25))
+    shown = pixels.imshow(np.zeros((*image.shape, 3)))
+    pixels.set(xticks=[], yticks=[])
+    spikes = [
+        (time, level + 0.1 + 0.8 * np.arange(len(time)) / len(time))
+        for level, (_, times) in enumerate(hidden)
+        if (time := np.ravel(times)).size
+    ]
+    times, heights = np.concatenate([np.zeros((2, 0)), *map(np.array, spikes)], axis=1)
+    (dots,) = middle.plot([], [], "o", color=_BLUE, markersize=2.2, markeredgewidth=0)
+    middle.set(ylim=(0, max(1, len(hidden))), xlabel="time step")
+    middle.set_yticks(np.arange(len(hidden)) + 0.5, [name for name, _ in hidden])
+    middle.set_yticks(range(1, len(hidden)), minor=True)
+    middle.tick_params(axis="y", length=0, which="both")
+    middle.grid(axis="y", which="minor", alpha=0.5)
+    styles = [_LINES[k % len(_LINES)] for k in range(classes)]
+    styles[winner] = (_VERMILION, "-")
+    lines = [
+        right.plot([], [], line, drawstyle="steps-post", color=colour)[0]
+        for colour, line in styles
+    ]
+    lines[winner].set(linewidth=2.5, zorder=3)
+    right.axhline(threshold, color=_BLACK, linestyle=":")
+    right.set(
+        ylim=(-1.5 * threshold, 1.3 * max(threshold, potentials[last, winner])),
+        xlabel="time step",
+        title="output potentials (mV), θ dotted",
+    )
+    for axes in (middle, right):
+        axes.set_xlim(-0.5, last + 1)
+
+    def draw(t: int) -> None:
+        colours = np.zeros((*image.shape, 3))
+        colours[image <= t] = 0.8
+        colours[image == t] = to_rgb(_ORANGE)
+        shown.set_data(colours)
+        pixels.set_title(f"input: {np.sum(image <= t):,.0f} spikes")
+        sent = times <= t
+        dots.set_data(times[sent], heights[sent])
+        middle.set_title(f"hidden: {np.sum(sent):,.0f} spikes")
+        for k, line in enumerate(lines):
+            line.set_data(np.arange(t + 2), [*potentials[: t + 1, k], potentials[t, k]])
+        for name in list(right.texts):
+            name.remove()
+        _name_ends(right, potentials[t], class_names, styles, size=8)
+        end = f": decided, ‘{class_names[winner]}’" if t == decision_step else ""
+        figure.suptitle(f"step {t} of {steps}{end}")
+
+    draw(last)
+    figure.draw_without_rendering()  # laid out once: frames stand still, and are quick
+    figure.set_layout_engine("none")
+    stride = -(-(last + 1) // _MOST_FRAMES)
+    frames = [*range(last % stride, last + 1, stride), *[last] * (2 * _FRAMES_A_SECOND)]
+    return FuncAnimation(
+        figure, draw, frames, init_func=lambda: None, cache_frame_data=False
+    )
+
+
+def save(figure: Figure | Animation, path: str | os.PathLike) -> None:
+    """Writes a figure as .png of 150 dots per inch or .svg, an animation as .gif; whole
+    or not at all.
 
     Raises:
       ValueError: another kind of file.
     """
     path = Path(path)
     kind = path.suffix.removeprefix(".")
-    if kind not in ("png", "svg"):
-        raise ValueError(f"figures are saved as .png or .svg, not as {path.name!r}")
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
+    moves = isinstance(figure, Animation)
+    if kind not in (("gif",) if moves else ("png", "svg")):
+        what = "animations are saved as .gif" if moves else "figures as .png or .svg"
+        raise ValueError(f"{what}, not as {path.name!r}")
+    unfinished = path.with_name(f".{os.getpid()}.{path.name}")
     try:
-        figure.savefig(unfinished, format=kind, dpi=150)
+        if isinstance(figure, Animation):
+            figure.save(unfinished, writer=PillowWriter(fps=_FRAMES_A_SECOND))
+        else:
+            figure.savefig(unfinished, format=kind, dpi=150)
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
@@ -443,7 +641,7 @@ def _cumulative_spikes(axes: Axes, spikes: np.ndarray, decision_step: float) -> 
     sent = np.cumsum(spikes)
     unsent = sent[-1] - sent[min(int(decision_step), len(sent) - 1)]
     axes.step(np.arange(len(sent)), sent, where="post", color=_BLUE)
-    axes.axvline(decision_step, color=_BLACK, linestyle="--", linewidth=1)
+    _decision(axes, decision_step, len(sent))
     axes.set_title(
         f"{unsent:,.0f} of {sent[-1]:,.0f} spikes unsent at the decision",
         fontsize="medium",
@@ -452,6 +650,99 @@ def _cumulative_spikes(axes: Axes, spikes: np.ndarray, decision_step: float) -> 
     axes.set(xlabel="time step", ylabel="spikes sent")
     axes.yaxis.set_major_formatter(_THOUSANDS)
     axes.grid(alpha=0.3)
+
+
+def _decision(axes: Axes, step: float, num_steps: int) -> None:
+    if step < num_steps:
+        axes.axvline(step + 0.5, color=_BLACK, linestyle="--", linewidth=1)
+
+
+def _mark(axes: Axes, x: float, text: str, *, left: bool) -> None:
+    """A dotted line at x, and what it is at its foot."""
+    axes.axvline(x, color=_BLACK, linestyle=":", linewidth=1.2)
+    axes.annotate(
+        text,
+        (x, 0.03),
+        xycoords=("data", "axes fraction"),
+        xytext=(-4 if left else 4, 0),
+        textcoords="offset points",
+        ha="right" if left else "left",
+        bbox=dict(facecolor="white", edgecolor="none", alpha=0.7, pad=1),
+    )
+
+
+def _name_ends(
+    axes: Axes,
+    ends: Sequence[float],
+    names: Sequence[str],
+    styles: Sequence[tuple[str, str]],
+    *,
+    size: float = 9.0,
+) -> None:
+    """Names right of the frame, each with a piece of its line; moved apart where they
+    would overlap, smaller where there are too many."""
+    low, high = axes.get_ylim()
+    points = 72 * axes.bbox.height / axes.figure.dpi
+    heights = np.array([1 + name.count("\n") for name in names]) * 1.25 / points
+    size = min(size, 1 / heights.sum())
+    heights *= size
+    at = np.clip((np.asarray(ends) - low) / (high - low), 0, 1)
+    order = np.argsort(at, kind="stable")
+    gaps = (heights[order][1:] + heights[order][:-1]) / 2
+    places = at[order]
+    for k, gap in enumerate(gaps):  # up from the lowest, then down from the top
+        places[k + 1] = max(places[k + 1], places[k] + gap)
+    places[-1] = min(places[-1], 1)
+    for k in reversed(range(len(gaps))):
+        places[k] = min(places[k], places[k + 1] - gaps[k])
+    for k, place in zip(order, places, strict=True):
+        colour, line = styles[k]
+        axes.annotate(
+            names[k],
+            (1, at[k]),
+            xytext=(1.06, place),
+            xycoords="axes fraction",
+            textcoords="axes fraction",
+            va="center",
+            fontsize=size,
+            annotation_clip=False,
+            arrowprops=dict(
+                arrowstyle="-", color=colour, linestyle=line, shrinkA=0, shrinkB=0
+            ),
+        )
+
+
+def _name_points(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
+    """Each name in the first place near its point that is free and inside the frame."""
+    at = axes.transData.transform([(x, y) for x, y, _ in points])
+    half = 6 * axes.figure.dpi / 72
+    taken = [Bbox([spot - half, spot + half]) for spot in at]
+    frame = axes.bbox
+    for x, y, name in points:
+        text = axes.annotate(
+            name, (x, y), xytext=(0, 0), textcoords="offset points", fontsize=8
+        )
+        text.set_in_layout(False)  # names follow the layout, not the other way
+        for distance, (right, up) in itertools.product(_DISTANCES, _DIRECTIONS):
+            place = distance * right, distance * up
+            text.set(
+                position=place,
+                ha=("right", "center", "left")[right + 1],
+                va=("top", "center", "bottom")[up + 1],
+            )
+            box = text.get_window_extent().padded(1)
+            inside = np.all(frame.min <= box.min) and np.all(box.max <= frame.max)
+            if inside and not box.count_overlaps(taken):
+                break
+        taken.append(box)
+        if distance > _DISTANCES[0]:
+            axes.annotate(
+                "",
+                (x, y),
+                xytext=place,
+                textcoords="offset points",
+                arrowprops=dict(arrowstyle="-", color="grey", shrinkA=0, shrinkB=4),
+            )
 
 
 def _number(value: float) -> str:

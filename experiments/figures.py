@@ -1,25 +1,13 @@
 """The figures of a trained network, as runs and the report draw them."""
 
-from typing import NamedTuple
-
-import jax
 import numpy as np
+from matplotlib.animation import Animation
 from matplotlib.figure import Figure
 
 import ds4nn_jax as ds
 from ds4nn_jax import data, plots
 
-
-class Stopping(NamedTuple):
-    """What is known if one stops at step t; each [T].
-
-    Attributes:
-      accuracy: share of the images that `predict_by` gets right.
-      decided: share of the images for which an output has fired.
-    """
-
-    accuracy: np.ndarray
-    decided: np.ndarray
+from .measures import output_potentials
 
 
 def of_network(
@@ -27,16 +15,17 @@ def of_network(
 ) -> dict[str, Figure]:
     """Figures by name: the network's report, and the first test image, whatever the
     network makes of it: not the best looking one."""
-    names = images.class_names
+    names = literal(images.class_names)
     layers = ("input", *network.names)
-    times, potentials, trace = _first_image(network, params, images)
+    trace = _trace(network, params, images.test_images[0])
+    times = np.asarray(trace.times[-1][0])
     every = np.concatenate([np.ravel(t) for t in trace.times[1:]]).astype(int)
     emitted = np.bincount(every, minlength=network.num_steps)[: network.num_steps]
     return {
         "confusion": plots.confusion(test.confusion, names),
         "raster": _raster(network, trace),
         "output_potentials": plots.output_potentials(
-            potentials,
+            np.asarray(output_potentials(network, params, trace)[:, 0]),
             times,
             threshold=network.threshold,
             label=int(images.test_labels[0]),
@@ -54,32 +43,28 @@ def raster(network: ds.SpikingNetwork, params: dict, image: np.ndarray) -> Figur
     return _raster(network, _trace(network, params, image))
 
 
-def stopping(
+def animation(
     network: ds.SpikingNetwork,
     params: dict,
-    images: np.ndarray,
-    labels: np.ndarray,
-    *,
-    batch_size: int = 100,
-) -> Stopping:
-    """Accuracy against the step at which one stops, over a data set."""
+    image: np.ndarray,
+    class_names: tuple[str, ...],
+) -> Animation:
+    """Spikes and output potentials of one image [H, W, C] up to its decision."""
+    trace = _trace(network, params, image)
+    hidden = zip(network.names[:-1], trace.times[1:-1], strict=True)
+    return plots.animation(
+        np.asarray(trace.times[0][0]),
+        [(name, np.asarray(times)) for name, times in hidden],
+        np.asarray(output_potentials(network, params, trace)[:, 0]),
+        threshold=network.threshold,
+        class_names=literal(class_names),
+        decision_step=int(trace.times[-1].min()),
+    )
 
-    @jax.jit
-    def batch(pixels, truth):
-        trace = network.apply(
-            params, ds.encode(pixels, num_steps=network.num_steps), method="trace"
-        )
-        potentials = _output_potentials(network, params, trace)
-        right = ds.predict_by(trace.times[-1], potentials) == truth
-        first = trace.times[-1].min(axis=1)
-        decided = first <= np.arange(network.num_steps)[:, None]
-        return right.sum(axis=1), decided.sum(axis=1)
 
-    sums = np.zeros((2, network.num_steps))
-    for start in range(0, len(labels), batch_size):
-        chosen = slice(start, start + batch_size)
-        sums += np.array(batch(images[chosen], labels[chosen]))
-    return Stopping(*(sums / len(labels)))
+def literal(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Names that matplotlib draws to the letter: dollars would be mathematics."""
+    return tuple(name.replace("$", r"\$") for name in names)
 
 
 def _trace(network, params, image) -> ds.Trace:
@@ -89,22 +74,9 @@ def _trace(network, params, image) -> ds.Trace:
 
 def _raster(network: ds.SpikingNetwork, trace: ds.Trace) -> Figure:
     flat = [np.asarray(times).reshape(-1) for times in trace.times]
+    decision = int(flat[-1].min())
     return plots.raster(
         list(zip(("input", *network.names), flat, strict=True)),
         network.num_steps,
-        decision_step=int(flat[-1].min()),
-    )
-
-
-def _first_image(network, params, images):
-    trace = _trace(network, params, images.test_images[0])
-    potentials = _output_potentials(network, params, trace)
-    return np.asarray(trace.times[-1][0]), np.asarray(potentials[:, 0]), trace
-
-
-def _output_potentials(network, params, trace) -> jax.Array:
-    entering = trace.times[-2].reshape(len(trace.times[-2]), -1)
-    kernel = params["params"][network.names[-1]]["kernel"]
-    return ds.membrane_potentials(
-        entering, kernel, num_steps=network.num_steps, urgency=network.urgency
+        decision_step=decision if decision < network.num_steps else None,
     )

@@ -251,7 +251,9 @@ class _Record:
         last = {"best_epoch": notes["epoch"], **_prefixed("test", test.summary())}
         _write_rows(self._metrics, [*self._history, last])
         _print_report(test, f"best epoch {notes['epoch']}", network.urgency)
-        _figures(self._out, network, params, images, test, self._history)
+        _figures(
+            self._out, network, params, images, test, self._history, notes["epoch"]
+        )
         print(f"results in {self._out}")
         return test
 
@@ -381,6 +383,7 @@ def _figures(
     images: data.Dataset,
     test: ds.Report,
     history: list[dict],
+    best_epoch: int,
 ) -> None:
     # Here: matplotlib takes a second to import, and evaluating does without.
     from ds4nn_jax import plots
@@ -388,7 +391,7 @@ def _figures(
     from . import figures
 
     drawn = {
-        "learning_curve": plots.learning_curve(history),
+        "learning_curve": plots.learning_curve(history, best_epoch=best_epoch),
         **figures.of_network(network, params, images, test),
     }
     for name, figure in drawn.items():

@@ -2,7 +2,8 @@ import os
 
 import numpy as np
 import pytest
-from PIL import Image
+from matplotlib.text import Text
+from PIL import Image, ImageSequence
 
 from ds4nn_jax import plots
 
@@ -43,6 +44,18 @@ def overlapping(figure, drawn) -> list[tuple[str, str]]:
     ]
 
 
+class BoxOf:
+    """An annotation without the line that leads to it."""
+
+    def __init__(self, annotation):
+        self._annotation = annotation
+        self.get_text = annotation.get_text
+
+    def get_window_extent(self):
+        self._annotation.get_window_extent()  # places it
+        return Text.get_window_extent(self._annotation)
+
+
 # learning_curve
 
 
@@ -61,6 +74,17 @@ def test_learning_curve_draws_accuracy_in_percent_and_the_cost():
     assert "spikes per image" in spikes.get_ylabel()
     assert ticks(accuracy.get_legend().texts) == ("training", "validation")
     assert ticks(steps.get_legend().texts) == ("decision step", "spikes")
+
+
+def test_learning_curve_marks_the_epoch_whose_weights_were_kept():
+    for best, side in ((1, "left"), (3, "right")):
+        figure = plots.learning_curve(ROWS, best_epoch=best)
+        accuracy, steps, _ = figure.axes
+        for axes in (accuracy, steps):
+            np.testing.assert_allclose(axes.lines[-1].get_xdata(), best)
+            (text,) = axes.texts
+            assert text.get_text() == f"best: epoch {best}"
+            assert text.get_horizontalalignment() == side  # into the frame
 
 
 def test_learning_curve_of_one_epoch_without_validation():
@@ -151,7 +175,7 @@ def test_raster_draws_the_spikes_and_tells_of_the_silent():
     spikes, decision = last.lines
     np.testing.assert_array_equal(spikes.get_xdata(), [3, 99])
     np.testing.assert_array_equal(spikes.get_ydata(), [0, 2])
-    assert is_vertical_at(decision, 42)
+    assert is_vertical_at(decision, 42.5)  # beside the spikes of step 42
     assert len(first.lines[0].get_xdata()) == 10
     assert first.get_title("left") == "input: 10 neurons, 0 % silent"
     assert last.get_title("left") == "64C3: 4 neurons, 50 % silent"
@@ -195,20 +219,20 @@ def test_output_potentials_marks_threshold_decision_and_the_first_to_fire():
     figure, axes = draw_potentials(RISING, [2, 1, 4], decision_step=1)
     *potentials, spikes, threshold, decision = axes.lines
     for k, line in enumerate(potentials):
-        np.testing.assert_array_equal(line.get_xdata(), [0, 1, 2, 3])
-        np.testing.assert_array_equal(line.get_ydata(), RISING[:, k])
+        assert line.get_drawstyle() == "steps-post"  # it jumps, and holds
+        np.testing.assert_array_equal(line.get_xdata(), [0, 1, 2, 3, 4])
+        np.testing.assert_array_equal(line.get_ydata(), [*RISING[:, k], RISING[-1, k]])
     widths = [line.get_linewidth() for line in potentials]
     assert np.argmax(widths) == 1
     np.testing.assert_array_equal(spikes.get_xdata(), [2, 1])
     np.testing.assert_array_equal(spikes.get_ydata(), [105, 110])
     np.testing.assert_array_equal(threshold.get_ydata(), [100, 100])
-    assert is_vertical_at(decision, 1)
+    assert is_vertical_at(decision, 1.5)
     assert axes.get_xlabel() == "time step"
     assert axes.get_ylabel() == "membrane potential (mV)"
-    assert texts(axes) == ["threshold 100 mV"]
+    assert texts(axes) == ["threshold 100 mV", "a longer name", "cat", "dog (label)"]
     assert "‘dog’ fires first, decision at step 1" in axes.get_title()
-    (legend,) = figure.legends
-    assert ticks(legend.texts) == ("cat", "dog (label)", "a longer name")
+    assert not figure.legends and axes.get_legend() is None
 
 
 def test_output_potentials_keeps_the_threshold_in_view():
@@ -229,9 +253,11 @@ def test_output_potentials_keeps_the_threshold_in_view():
 )
 def test_output_potentials_highlights_what_decides(times, winner, words):
     axes = draw_potentials(RISING, times, decision_step=min(times))[1]
-    thick = max(axes.lines, key=lambda line: line.get_linewidth())
-    assert thick.get_label().startswith(winner)
+    thick = np.argmax([line.get_linewidth() for line in axes.lines])
+    assert NAMES[thick] == winner
     assert words in axes.get_title()
+    lines = [line for line in axes.lines if line.get_linestyle() == "--"]
+    assert any(is_vertical_at(line, 2.5) for line in lines) == (min(times) == 2)
 
 
 def test_output_potentials_shows_a_silent_winner_far_below():
@@ -252,6 +278,30 @@ def test_output_potentials_tells_ten_neurons_apart():
         (line.get_color(), line.get_linestyle()) for line in figure.axes[0].lines[:10]
     ]
     assert len(set(styles)) == 10
+    threshold, *names = figure.axes[0].texts
+    assert sorted(name.get_text()[0] for name in names) == list("0123456789")
+    assert overlapping(figure, [BoxOf(name) for name in names]) == []
+
+
+@pytest.mark.parametrize("ends", [np.zeros(26), np.linspace(-900, 900, 26)])
+def test_names_at_the_ends_stay_apart_and_beside_the_frame(ends):
+    """Also of as many classes as letters, most of which leave the frame."""
+    figure = plots.output_potentials(
+        np.stack([np.zeros(26), ends]),
+        np.full(26, 2),
+        threshold=100,
+        label=3,
+        class_names=[chr(97 + k) for k in range(26)],
+        decision_step=2,
+    )
+    axes, names = figure.axes[0], figure.axes[0].texts[1:]
+    assert overlapping(figure, [BoxOf(name) for name in names]) == []
+    heights = [BoxOf(name).get_window_extent() for name in names]
+    assert all(box.x0 > axes.bbox.x1 for box in heights)
+    assert min(box.y0 for box in heights) > axes.bbox.y0 - 10
+    assert max(box.y1 for box in heights) < axes.bbox.y1 + 10
+    if ends[0] != ends[1]:  # in the order of the lines
+        assert [n.get_text() for n in names] == sorted(n.get_text() for n in names)
 
 
 def test_output_potentials_refuses_shapes_that_do_not_fit():
@@ -276,14 +326,14 @@ def test_output_potentials_counts_what_is_still_unsent():
     )
     axes, below = figure.axes
     np.testing.assert_array_equal(below.lines[0].get_ydata(), [5, 8, 10, 10])
-    assert is_vertical_at(below.lines[1], 1)
+    assert is_vertical_at(below.lines[1], 1.5)
     assert below.get_title("left") == "2 of 10 spikes unsent at the decision"
     assert below.get_xlabel() == "time step" and not axes.get_xlabel()
     with pytest.raises(ValueError, match=r"spikes_by_step must be \[4\]"):
         draw_potentials(RISING, [2, 1, 4], decision_step=1, spikes_by_step=[1])
 
 
-# accuracy_by_step and accuracy_against_spikes
+# accuracy_by_step, by_urgency and fronts
 
 
 def test_accuracy_by_step_draws_both_shares_and_the_mean_decision():
@@ -295,25 +345,145 @@ def test_accuracy_by_step_draws_both_shares_and_the_mean_decision():
     np.testing.assert_allclose(decided.get_ydata(), [0, 40, 100])
     np.testing.assert_allclose(mean.get_xdata(), 1.5)
     assert "90.00 %" in axes.get_title() and "%" in axes.get_ylabel()
+    assert [text.replace("\n", " ") for text in texts(axes)] == [
+        "mean decision step 1.5",
+        "correct if stopped here",
+        "an output has fired",
+    ]
     with pytest.raises(ValueError, match="two curves"):
         plots.accuracy_by_step([0.1, 0.5], [0.1])
 
 
-def test_accuracy_against_spikes_joins_the_front_alone():
-    points = [
-        ("cheap", 100.0, 0.90, True),
-        ("worse and dearer", 300.0, 0.85, True),
-        ("paper", 1000.0, 0.99, False),
+def test_accuracy_by_step_under_a_ceiling():
+    (axes,) = plots.accuracy_by_step(
+        [0.1, 0.5, 0.9], [0, 0.4, 1], ceiling=([0, 2], [0.3, 0.99])
+    ).axes
+    ceiling = axes.lines[2]
+    np.testing.assert_allclose(ceiling.get_xydata(), [[0, 30], [2, 99]])
+    told = "a plain CNN that sees what has spiked by t"
+    assert told in [text.replace("\n", " ") for text in texts(axes)]
+    assert overlapping(axes.figure, [BoxOf(text) for text in axes.texts]) == []
+    with pytest.raises(ValueError, match="a step for each accuracy"):
+        plots.accuracy_by_step([0.1, 0.5], [0.1, 1], ceiling=([0, 1], [0.5]))
+
+
+def test_by_urgency_draws_a_panel_for_each_measure():
+    figure = plots.by_urgency([0, 0.1], [0.9, 0.8], [50, 30], [0.2, 0])
+    drawn = [axes.lines[0].get_xydata().tolist() for axes in figure.axes]
+    assert drawn == [[[0, 90], [0.1, 80]], [[0, 50], [0.1, 30]], [[0, 20], [0.1, 0]]]
+    assert [axes.get_title() for axes in figure.axes] == [
+        "accuracy (%)",
+        "mean decision step",
+        "decided by potentials (%)",
     ]
-    figure = plots.accuracy_against_spikes(points, title="Both")
-    (axes,) = figure.axes
-    *dots, front = axes.lines
+    for wrong in ([0.9], []):
+        with pytest.raises(ValueError, match="as many of each"):
+            plots.by_urgency(wrong, wrong, [50, 30], wrong)
+
+
+POINTS = [
+    plots.Point("cheap", 0.90, 100.0, 50.0, True),
+    plots.Point("worse and dearer", 0.85, 300.0, 60.0, True),
+    plots.Point("paper", 0.99, 1000.0, None, False),
+    plots.Point("quick", 0.80, None, 10.0, False),
+]
+
+
+def test_fronts_join_what_none_beats_in_both():
+    figure = plots.fronts(POINTS, title="Both")
+    spikes, steps = figure.axes
+    *dots, front = spikes.lines
     np.testing.assert_allclose(front.get_xydata(), [[100, 90], [1000, 99]])
     np.testing.assert_allclose([dot.get_xdata()[0] for dot in dots], [100, 300, 1000])
-    assert ticks(figure.legends[0].texts)[2] == "paper (published)"
-    assert axes.get_xscale() == "log" and axes.get_title() == "Both"
-    with pytest.raises(ValueError, match="at least one spike"):
-        plots.accuracy_against_spikes([("none", 0.0, 0.1, True)], title="")
+    hollow = [dot.get_markerfacecolor() == "none" for dot in dots]
+    assert hollow == [False, False, True]
+    *dots, front = steps.lines
+    np.testing.assert_allclose(front.get_xydata(), [[10, 80], [50, 90]])
+    assert [t for t in texts(steps) if t] == ["cheap", "worse and dearer", "quick"]
+    assert spikes.get_xscale() == "log" and figure.get_suptitle() == "Both"
+
+
+def test_fronts_leave_out_a_panel_of_which_nothing_is_known():
+    (axes,) = plots.fronts(POINTS[2:3], title="").axes
+    assert "spikes" in axes.get_xlabel()
+    for wrong in ([], [POINTS[0]._replace(spikes=0.5)]):
+        with pytest.raises(ValueError, match="at least one spike"):
+            plots.fronts(wrong, title="")
+
+
+def test_names_of_close_points_are_apart_and_inside():
+    points = [
+        plots.Point(f"network number {k}", 0.99 + 0.0001 * k, 1000 + k, 20 + k, True)
+        for k in range(8)
+    ]
+    points.append(plots.Point("far away", 0.9, 9000, 90, True))
+    figure = plots.fronts(points, title="")
+    for axes in figure.axes:
+        names = [text for text in axes.texts if text.get_text()]
+        assert len(names) == 9
+        assert overlapping(figure, names) == []
+        boxes = [name.get_window_extent() for name in names]
+        assert all((axes.bbox.min <= box.min).all() for box in boxes)
+        assert all((box.max <= axes.bbox.max).all() for box in boxes)
+
+
+# animation
+
+
+def animated(tmp_path, **changed):
+    """Frames of a decision at step 2 of 4: two pixels, two layers, two outputs."""
+    given = {
+        "input_times": np.array([[0.0, 2.0], [4.0, 4.0]]),
+        "hidden": [("conv1", np.array([1.0, 4.0])), ("pool1", np.array([1.0]))],
+        "potentials": np.array([[0.0, 10], [30, 40], [50, 120], [60, 130]]),
+        "threshold": 100.0,
+        "class_names": ("cat", "dog"),
+        "decision_step": 2,
+    }
+    film = plots.animation(**given | changed)
+    plots.save(film, tmp_path / "film.gif")
+    with Image.open(tmp_path / "film.gif") as image:
+        frames = [
+            (frame.info["duration"], np.asarray(frame.convert("RGB"), int))
+            for frame in ImageSequence.Iterator(image)
+        ]
+    return film._fig, frames
+
+
+def test_animation_ends_with_the_decision(tmp_path):
+    figure, frames = animated(tmp_path)
+    pixels, hidden, outputs = figure.axes
+    assert figure.get_suptitle() == "step 2 of 4: decided, ‘dog’"
+    assert pixels.get_title() == "input: 2 spikes"
+    assert hidden.get_title() == "hidden: 2 spikes"
+    np.testing.assert_allclose(hidden.lines[0].get_xdata(), [1, 1])
+    cat, dog, threshold = outputs.lines
+    np.testing.assert_allclose(dog.get_ydata(), [10, 40, 120, 120])
+    np.testing.assert_allclose(threshold.get_ydata(), 100)
+    assert dog.get_linewidth() > cat.get_linewidth()
+    assert sum(duration for duration, _ in frames) == 3 * 200 + 2000
+    first, second, third = (frame for _, frame in frames)  # and stays
+    assert (first != second).any() and (second != third).any()
+    assert os.listdir(tmp_path) == ["film.gif"]
+
+
+def test_animation_of_a_silent_network_says_so_and_passes_over_steps(tmp_path):
+    figure, frames = animated(tmp_path, potentials=np.zeros((50, 2)), decision_step=50)
+    assert figure.get_suptitle() == "step 49 of 50"
+    assert len(frames) == 25  # every other step
+
+
+def test_animation_refuses_shapes_that_do_not_fit():
+    for wrong in (np.zeros((4, 3)), np.zeros((0, 2))):
+        with pytest.raises(ValueError, match=r"potentials \[T, 2\]"):
+            plots.animation(
+                np.zeros((2, 2)),
+                [],
+                wrong,
+                threshold=100,
+                class_names=("cat", "dog"),
+                decision_step=1,
+            )
 
 
 # spikes_per_layer and save
@@ -344,7 +514,7 @@ def test_save_writes_an_svg_and_nothing_else(tmp_path):
     figure = plots.spikes_per_layer([1, 2], ["a", "b"])
     plots.save(figure, tmp_path / "figure.svg")
     assert "<svg" in (tmp_path / "figure.svg").read_text(encoding="utf-8")
-    with pytest.raises(ValueError, match="saved as .png or .svg, not as 'figure.jpg'"):
+    with pytest.raises(ValueError, match="as .png or .svg, not as 'figure.jpg'"):
         plots.save(figure, tmp_path / "figure.jpg")
     assert os.listdir(tmp_path) == ["figure.svg"]
 

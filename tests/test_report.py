@@ -2,43 +2,310 @@
 
 import json
 import re
+import shutil
+import struct
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
 
+import markdown_it
+import numpy as np
 import pytest
+from PIL import Image
 
-from experiments import report
+import ds4nn_jax as ds
+from ds4nn_jax import data, plots
+from experiments import animate, chapters, digits, measures, page, report
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
+    None,
+)
+EVIL = '<script>document.title = "it ran"</script>'
+NAMES = [f"{EVIL}![x](y) {k}" for k in range(10)]
+
+
+class Seen(HTMLParser):
+    """Tags and texts of a page, its tables as rows of texts."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.rows, self._text, self._in = [], [], "", []
+        self.sources = []
+        self.feed(html)
+        self.text = re.sub(r"\s+", " ", self._text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self._in.append(tag)
+        self.sources += [dict(attrs)[a] for a in ("src", "href") if a in dict(attrs)]
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag):
+        while self._in and self._in.pop() != tag:
+            pass
+
+    def handle_data(self, text):
+        self._text += text
+        if {"td", "th"} & set(self._in):
+            self.rows[-1][-1] += text
+
+
+def idx(path, array):
+    header = bytes((0, 0, 8, array.ndim)) + struct.pack(f">{array.ndim}I", *array.shape)
+    path.write_bytes(header + array.astype(np.uint8).tobytes())
 
 
 @pytest.fixture(scope="module")
-def page(smoke_run, tmp_path_factory):
+def root(tmp_path_factory):
+    """A folder with a data set that is none of those shipped for."""
+    images, where = data.load("digits"), tmp_path_factory.mktemp("data")
+    (where / "kmnist").mkdir()
+    for stem, pixels, labels in (
+        ("train", images.train_images[:200], images.train_labels[:200]),
+        ("t10k", images.test_images[:30], images.test_labels[:30]),
+    ):
+        idx(where / "kmnist" / f"{stem}-images-idx3-ubyte", pixels[..., 0])
+        idx(where / "kmnist" / f"{stem}-labels-idx1-ubyte", labels)
+    return where
+
+
+@pytest.fixture(scope="module")
+def made(smoke_run, tmp_path_factory):
+    """The page of the digits' smoke run, as HTML and Markdown."""
     (run, test), out = smoke_run, tmp_path_factory.mktemp("page")
-    report.main([f"--run_dir={run}", f"--out_dir={out}"])
+    report.main([f"--run_dir={run}", f"--out_dir={out}", "--markdown"])
     return out, test
 
 
-def test_prints_what_the_run_reached(page):
-    out, test = page
-    text = (out / "report.md").read_text(encoding="utf-8")
-    assert f"| strict accuracy | {test.accuracy:.2%} |" in text
-    assert f"| mean spikes up to the decision | {test.spikes:,.0f} |" in text
-    assert (
-        f"| 7 | {test.firing_times[7, 7]:.1f} | {test.class_spikes[7]:,.0f} |" in text
+def test_prints_what_the_run_reached(made):
+    out, test = made
+    seen = Seen((out / "report.html").read_text("utf-8"))
+    pooled = test.layer_spikes[2]
+    counts = (test.spikes, test.spikes - pooled, test.layer_spikes[0], pooled)
+    every, unpooled, sent, pooled = (
+        f"{count:.0f}" if count >= 100 else f"{count:.1f}" for count in counts
     )
+    for row in (
+        ["strict accuracy", f"{test.accuracy:.2%}"],
+        ["mean decision step", f"{test.decision_step:.1f} of 100"],
+        ["mean spikes up to the decision", every],
+        ["… without pooling neurons", unpooled],
+        ["input spikes up to it, apart", sent],
+        ["pool1", "P2", pooled, f"{test.layer_dead[1]:.1%}"],
+    ):
+        assert row in seen.rows
+    seven = next(row for row in seen.rows if row[0] == "7")
+    assert seven[1] == f"{test.firing_times[7, 7]:.1f}"
     # 8×8 → 8C3 → P2 → 4×4×8 = 128 → 10
-    assert f"{64 * 9 * 8 + 128 * 10:,} multiplications" in text
-    assert "Table 3" not in text  # which is about MNIST
+    (relu,) = (row for row in seen.rows if row[0].startswith("ReLU network"))
+    assert relu[1] == f"{64 * 9 * 8 + 128 * 10:,}"
+    assert "reference spikes of" not in seen.text  # there is no urgency
+    assert "Fig. " not in seen.text and "Table " not in seen.text  # the paper's
+    assert f"ds4nn_jax {ds.__version__}" in seen.text
+    assert "chosen on held-out training images" in seen.text
 
 
-def test_every_figure_lies_beside_the_page_as_png_and_svg(page):
-    out, _ = page
-    text, html = (
-        (out / f"report.{kind}").read_text("utf-8") for kind in ("md", "html")
-    )
+def test_the_page_needs_no_other_file(made):
+    html = (made[0] / "report.html").read_text("utf-8")
+    seen = Seen(html)
+    assert seen.tags.count("img") == 8 and "script" not in seen.tags
+    inside = [s for s in seen.sources if s.startswith("data:image/svg+xml;base64,")]
+    anchors = [s for s in seen.sources if s.startswith("#")]
+    assert len(inside) == 8 and sorted(inside + anchors) == sorted(seen.sources)
+    assert all(f'id="{anchor[1:]}"' in html for anchor in anchors) and anchors
+
+
+def test_markdown_has_the_same_tables_and_every_figure_beside_it(made):
+    out, _ = made
+    text = (out / "report.md").read_text("utf-8")
     shown = re.findall(r"\]\((\w+)\.png\)", text)
-    assert shown == re.findall(r'src="(\w+)\.svg"', html) and len(shown) == 7
     files = {f"{name}.{kind}" for name in shown for kind in ("png", "svg")}
     assert {path.name for path in out.iterdir()} == files | {"report.md", "report.html"}
-    assert html.count("<table>") == text.count("\n| --- |")
-    assert "http" not in html  # nothing is fetched by whoever reads it
+    rendered = Seen(markdown_it.MarkdownIt("commonmark").enable("table").render(text))
+    written = Seen((out / "report.html").read_text("utf-8"))
+    assert rendered.rows == written.rows and len(shown) == written.tags.count("img")
+
+
+@pytest.fixture(scope="module")
+def hostile(smoke_run, root, tmp_path_factory):
+    """A page of a run whose every text is hostile, next to what cannot be shown."""
+    (run, _), folder = smoke_run, tmp_path_factory.mktemp("hostile")
+    network, params, _ = ds.load_weights(run / "best.safetensors")
+    bad = folder / "a $x$ <b>run"
+    bad.mkdir()
+    notes = {"dataset": "kmnist", "seed": EVIL, "epoch": f"{EVIL}\ud800"}
+    ds.save_weights(bad / "best.safetensors", network, params, notes=notes)
+    (bad / "flags.cfg").write_text(f"--out_dir={EVIL}\n")
+    notes = {"dataset": f"../{EVIL}"}
+    ds.save_weights(folder / "lost.safetensors", network, params, notes=notes)
+    (folder / "damaged.safetensors").write_bytes(b"no weights")
+    out = folder / "page"
+    named = data._CLASS_NAMES | {"kmnist": tuple(NAMES)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "_CLASS_NAMES", named)
+        with pytest.raises(SystemExit) as left:
+            report.main(
+                [
+                    f"--run_dir={bad}",
+                    f"--run_dir={folder / 'lost.safetensors'}",
+                    f"--run_dir={folder / 'damaged.safetensors'}",
+                    f"--data_root={root}",
+                    f"--out_dir={out}",
+                    "--markdown",
+                ]
+            )
+    return out, left.value.code
+
+
+def test_what_comes_from_files_is_shown_as_text(hostile):
+    out, _ = hostile
+    text = (out / "report.html").read_text("utf-8")
+    seen = Seen(text)
+    assert "script" not in seen.tags and "b" not in seen.tags
+    assert seen.text.count(EVIL) > 10 and NAMES[3] in [row[0] for row in seen.rows]
+    rendered = (
+        markdown_it.MarkdownIt("commonmark")
+        .enable("table")
+        .render((out / "report.md").read_text("utf-8"))
+    )
+    again = Seen(rendered)
+    assert "script" not in again.tags and "b" not in again.tags
+    assert again.tags.count("img") == seen.tags.count("img")
+    assert NAMES[3] in [row[0] for row in again.rows]
+
+
+def test_what_is_missing_is_told_in_its_place_and_at_the_end(hostile):
+    out, told = hostile
+    html = (out / "report.html").read_text("utf-8")
+    notices = re.findall('<p class="missing">(.*?)</p>', html)
+    assert len(notices) == 2 and all("\n" not in notice for notice in notices)
+    assert "is no data set name" in notices[0]
+    assert "damaged.safetensors is truncated" in notices[1]
+    assert told.startswith(f"report in {out / 'report.html'}, without: ")
+    assert "lost.safetensors" in told and "damaged.safetensors" in told
+    assert "strict accuracy" in html
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to open the page in")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_opens_in_a_browser_without_scrolling_sideways(hostile, tmp_path, width):
+    """Looked at from a frame of that width, since windows have a least one."""
+    out, _ = hostile
+    look = tmp_path / "look.html"
+    look.write_text(
+        f'<iframe src="{(out / "report.html").as_uri()}" '
+        f'style="width:{width}px;height:800px;border:0"></iframe><p id="found"></p>'
+        "<script>onload = () => {"
+        "const d = document.querySelector('iframe').contentDocument, e ="
+        " d.documentElement, right = [...d.querySelectorAll('p, h1, h2, h3, h4, img,"
+        " .table, li, summary')].map(x => x.getBoundingClientRect().right);"
+        "document.querySelector('#found').textContent = JSON.stringify({"
+        "page: e.scrollWidth, right: Math.max(...right), title: d.title,"
+        "images: [...d.images].every(i => i.complete && i.naturalWidth > 0)})}"
+        "</script>"
+    )
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+    command += [f"--user-data-dir={tmp_path}", "--virtual-time-budget=5000"]
+    command += ["--allow-file-access-from-files", "--window-size=1400,900"]
+    dom = subprocess.run(
+        [*command, look.as_uri()], capture_output=True, text=True, check=True
+    ).stdout
+    found = json.loads(re.search(r'<p id="found">(.*?)</p>', dom)[1])
+    assert found["page"] <= width and found["right"] <= width
+    assert found["title"] == "ds4nn_jax: report"  # no script has changed it
+    assert found["images"]
+
+
+def test_a_run_on_a_data_set_and_a_grid_of_its_own(root, tmp_path, capsys):
+    """Other T, other data, no metrics, an urgency."""
+    digits.main(
+        ["digits", "--dataset=kmnist", f"--data_dir={root}", "--preset=digits_smoke"]
+        + ["--num_steps=40", "--output_rule.offset=5", "--epochs=1", "--urgency=0.07"]
+        + [f"--out_dir={tmp_path / 'run'}"]
+    )
+    (tmp_path / "run/metrics.jsonl").unlink()
+    report.main([f"--run_dir={tmp_path / 'run'}", f"--out_dir={tmp_path / 'page'}"])
+    said = capsys.readouterr().out
+    assert f"run: IDX files in {root / 'kmnist'}" in said  # where its flags say
+    assert said.splitlines()[-1] == f"report in {tmp_path / 'page/report.html'}"
+    seen = Seen((tmp_path / "page/report.html").read_text("utf-8"))
+    (step,) = (row[1] for row in seen.rows if row[0] == "mean decision step")
+    assert step.endswith(" of 40")
+    assert "No metrics.jsonl beside the weights" in seen.text
+    (apart,) = (row[1] for row in seen.rows if "reference spikes of 0.07" in row[0])
+    at = next(k for k, row in enumerate(seen.rows) if row[0] == "u (mV)")
+    grid = {row[0]: row[1:] for row in seen.rows[at + 1 : at + 8]}
+    assert list(grid) == ["0", "0.05", "0.07", "0.1", "0.2", "0.3", "0.5"]
+    (accuracy,) = (row[1] for row in seen.rows if row[0] == "strict accuracy")
+    assert grid["0.07"][0] == accuracy
+    assert float(apart) == pytest.approx(
+        float(step.split()[0]) + 1 - float(grid["0.07"][2].rstrip("%")) / 100, abs=0.11
+    )
+
+
+@pytest.mark.parametrize("batch_size", [7, 30])
+def test_measures_are_those_of_evaluate(smoke_run, batch_size):
+    """Of the network with each urgency, however the images are cut."""
+    network, params, _ = ds.load_weights(smoke_run[0] / "best.safetensors")
+    images = data.load("digits")
+    some = images.test_images[:25], images.test_labels[:25]
+    done = []
+    found = measures.measure(
+        network,
+        params,
+        *some,
+        urgencies=(0.0, 0.6),
+        on_batch=done.append,
+        batch_size=batch_size,
+    )
+    assert done == [*range(batch_size, 25, batch_size), 25]
+    for at in found.urgencies:
+        other = ds.evaluate(network.clone(urgency=at.urgency), params, *some)
+        expected = other.accuracy, other.decision_step, other.silent, other.spikes
+        assert at[1:] == pytest.approx(expected)
+    test = ds.evaluate(network, params, *some)
+    assert found.test.summary() == pytest.approx(test.summary())
+    assert found.urgencies[1].decision_step < found.urgencies[0].decision_step
+    assert found.decided_by_step[-1] == pytest.approx(1 - test.silent)
+    assert found.accuracy_by_step[-1] == pytest.approx(test.accuracy)
+    assert found.accuracy_by_step[0] < test.accuracy
+
+
+def network(dataset, spec, **options):
+    none = np.zeros((0, 1, 1, 1), np.uint8), np.zeros(0, np.int32)
+    images = data.Dataset(dataset, *none, *none, ("a",), "nowhere")
+    own = ds.SpikingNetwork.from_spec(spec, **options)
+    return chapters.Network("x", "", own, {}, images, None)
+
+
+def test_only_the_papers_networks_bear_its_numbers():
+    mnist, fashion = "64C3-P2-128C3-P2-10", "128C3-P2-128C3-P2-128C3-10"
+    ours = network("mnist", mnist)
+    assert ours.paper("confusion") == "Fig. 4. "
+    assert ours.paper("classes") == ""  # Table 5 is Fashion-MNIST's
+    assert network("fashion_mnist", fashion).paper("classes") == "Table 5: "
+    for other in (
+        network("kmnist", mnist),
+        network("mnist", "784-400-10"),
+        network("mnist", mnist, num_steps=50),
+        network("mnist", mnist, urgency=0.1),
+    ):
+        assert other.paper("confusion") == other.paper("comparison") == ""
+
+
+def test_a_ceiling_is_drawn_where_it_is_known(tmp_path, monkeypatch):
+    monkeypatch.setattr(chapters, "_HERE", tmp_path)
+    (tmp_path / "results").mkdir()
+    known = {"steps": [0, 5, 9], "test_accuracy": [0.1, 0.7, 0.9], "spec": "8C3-10"}
+    (tmp_path / "results/known-emnist_letters.json").write_text(json.dumps(known))
+    assert chapters._known("emnist/letters", 10) == known
+    assert chapters._known("emnist/letters", 100) is None  # of other steps
+    assert chapters._known("mnist", 10) is None
 
 
 def test_rows_of_several_seeds(tmp_path):
@@ -47,19 +314,95 @@ def test_rows_of_several_seeds(tmp_path):
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (tmp_path / f"mnist-{seed}.jsonl").write_text(text)
     (tmp_path / "fashion-0.jsonl").write_text('{"test_accuracy": 0.9}\n')
-    (runs,) = report.reported("mnist", tmp_path)
+    (runs,) = chapters.reported("mnist", tmp_path)
     assert runs.spread() == "98.50 (98.00–99.00)"
     assert runs.mean("spikes") == 101
     assert runs.config.spec == "64C3-P2-128C3-P2-10"
-    assert runs.command("mnist") == (
-        "`python -m experiments.mnist --flagfile=experiments/flagfiles/mnist.cfg`, "
-        "seed 0, 2"
-    )
-    (fashion,) = report.reported("fashion_mnist", tmp_path)
-    assert fashion.spread() == "90.00"
+    assert runs.told() == "mnist.cfg, seeds 0, 2"
+    (fashion,) = chapters.reported("fashion_mnist", tmp_path)
+    assert fashion.spread() == "90.00" and fashion.told() == "fashion.cfg, seed 0"
+    assert chapters.reported("kmnist", tmp_path) == ()
 
 
 def test_refuses_what_is_no_run(tmp_path):
-    with pytest.raises(SystemExit, match="experiments.report: .*best.safetensors"):
+    with pytest.raises(SystemExit, match="nothing to report: .*best.safetensors"):
         report.main([f"--run_dir={tmp_path}", f"--out_dir={tmp_path / 'page'}"])
     assert not (tmp_path / "page").exists()
+
+
+@pytest.mark.parametrize(
+    "notes, metrics, message",
+    [
+        ({}, "", "do not name their data set: --dataset=NAME"),
+        ({"dataset": "kmnist"}, "", "no data set 'kmnist' found in .*--data_root=DIR"),
+        ({"dataset": "digits"}, '{"epoch": 1}\n[2]\n', "metrics.jsonl, line 2"),
+        ({"dataset": "mnist", "dataset ": ""}, "", "no data set 'mnist' found in"),
+    ],
+)
+def test_says_in_one_line_what_is_missing(smoke_run, tmp_path, notes, metrics, message):
+    network, params, _ = ds.load_weights(smoke_run[0] / "best.safetensors")
+    ds.save_weights(tmp_path / "best.safetensors", network, params, notes=notes)
+    (tmp_path / "metrics.jsonl").write_text(metrics)
+    with pytest.raises(SystemExit, match=message) as left:
+        report.main([f"--run_dir={tmp_path}", f"--data_root={tmp_path}"])
+    assert "\n" not in str(left.value)
+
+
+def test_help_is_printed(capsys):
+    from experiments import cli
+
+    for main, argv in ((report.main, ["--help"]), (cli.main, ["report", "--help"])):
+        with pytest.raises(SystemExit) as left:
+            main(argv)
+        assert left.value.code == 0
+        assert "--run_dir" in capsys.readouterr().out
+
+
+def test_names_the_package_that_it_lacks():
+    """And does without until then, so that the other commands work."""
+    code = (
+        "import sys; sys.modules['matplotlib'] = None\n"
+        "from experiments import cli; cli.main(['report'])"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+    )
+    assert run.returncode == 1
+    assert run.stderr == (
+        "experiments.report needs matplotlib: pip install 'ds4nn_jax[experiments]'\n"
+    )
+
+
+def test_numbers_stand_right_and_names_left(tmp_path):
+    table = page.Table(("run", "spec", "share"), [("a", page.Code("8C3"), "1")], 2)
+    drawing = page.Drawing("bars", plots.spikes_per_layer([1], ["a"]), "<i>c</i>")
+    blocks = [page.Heading(2, "One & two"), table, drawing]
+    page.write_html("T", blocks, tmp_path / "t.html")
+    html = (tmp_path / "t.html").read_text("utf-8")
+    assert (
+        '<tr><td>a</td><td><code>8C3</code></td><td class="number">1</td></tr>' in html
+    )
+    assert '<h2 id="s0">One &amp; two</h2>' in html
+    assert 'href="#s0"' in html and "<i>" not in html
+
+
+def test_animates_a_test_image_of_a_run(smoke_run, tmp_path, capsys):
+    weights, film = str(smoke_run[0] / "best.safetensors"), tmp_path / "film.gif"
+    animate.main([weights, f"--out={film}", "--image=3"])
+    said = capsys.readouterr().out
+    assert said == f"{film}: {film.stat().st_size:,} bytes\n"
+    network, params, _ = ds.load_weights(weights)
+    times = ds.encode(data.load("digits").test_images[3:4])
+    step = int(ds.infer(network, params, times).step[0])
+    with Image.open(film) as image:
+        assert image.n_frames == step // (step // 40 + 1) + 1  # no more than 40
+    for argv, message in (
+        ([weights, "--image=359"], r"--image must lie in 0 … 358, got 359"),
+        (["none.safetensors"], "experiments.animate: .*none.safetensors"),
+        ([weights, f"--out={tmp_path / 'film.mp4'}"], "--out must end in .gif"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            animate.main(argv)

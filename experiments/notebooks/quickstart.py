@@ -9,7 +9,7 @@
 # ---
 
 # %% [markdown]
-# # One spike per neuron
+# # Quickstart: one spike per neuron
 #
 # A network in which every neuron fires **at most once**, and the *time* of its spike is
 # the signal. We encode an image, watch its spikes, and see the decision happen.
@@ -45,10 +45,11 @@ digits = data.load("digits")
 times = ds.encode(digits.test_images[:1])
 figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.4))
 left.imshow(digits.test_images[0, ..., 0], cmap="gray")
-left.set_title(f"a {digits.test_labels[0]}")
+left.set_title(f"the first test image: a {digits.test_labels[0]}")
 shown = right.imshow(np.where(times < 100, times, np.nan)[0, ..., 0], cmap="cividis")
 right.set_title("spike times (steps); blank is silent")
-figure.colorbar(shown, ax=right)
+_ = figure.colorbar(shown, ax=right)
+
 # %% [markdown]
 # ## A network learns
 #
@@ -74,8 +75,8 @@ network, params = config.network(), result.params
 # %% [markdown]
 # ## Every spike of one image
 #
-# Each dot is a spike. The dashed line is the first output spike: the decision. What
-# lies to the right of it need not be sent.
+# Each dot is a spike. The dashed line stands behind the first output spike: the
+# decision. What lies to the right of it need not be sent.
 
 # %%
 trace = network.apply(params, times, method="trace")

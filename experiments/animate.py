@@ -1,0 +1,52 @@
+"""A decision as it happens: spikes and output potentials of a test image, as a GIF.
+
+    python -m experiments.animate mnist --out=decision.gif
+
+of a network of the library, or of a run's best.safetensors.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import ds4nn_jax as ds
+from ds4nn_jax import data, plots, pretrained
+
+from . import figures, progress
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="experiments.animate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("weights", help="a shipped network, or a .safetensors file")
+    parser.add_argument("--data_dir", help="where its data set lies; the usual places")
+    parser.add_argument("--image", type=int, default=0, help="index of the test image")
+    parser.add_argument("--out", default="decision.gif", help="the .gif to write")
+    asked = parser.parse_args(argv)
+    try:
+        if Path(asked.out).suffix != ".gif":
+            raise ValueError(f"--out must end in .gif, got {asked.out!r}")
+        shipped = asked.weights in pretrained.names()
+        read = pretrained.load if shipped else ds.load_weights
+        network, params, notes = read(asked.weights)
+        if "dataset" not in notes:
+            raise ValueError(f"{asked.weights} does not name its data set")
+        images = data.load(notes["dataset"], asked.data_dir)
+        if not 0 <= asked.image < len(images.test_images):
+            raise ValueError(
+                f"--image must lie in 0 … {len(images.test_images) - 1}, "
+                f"got {asked.image}"
+            )
+        image = images.test_images[asked.image]
+        drawn = figures.animation(network, params, image, images.class_names)
+        plots.save(drawn, asked.out)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"experiments.animate: {error}") from error
+    print(f"{asked.out}: {Path(asked.out).stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+    progress.program("experiments.animate", main)

@@ -1,0 +1,146 @@
+"""What the report measures of a network, in one pass over a data set."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import ds4nn_jax as ds
+
+
+class AtUrgency(NamedTuple):
+    """What an urgency makes of a network; means over the images.
+
+    Attributes:
+      urgency: u, mV a step into every output.
+      accuracy: strict.
+      decision_step: T where no output fires.
+      silent: share of the images for which no output fires: potentials decide.
+      spikes: of all layers up to the decision, input and reference spikes apart.
+    """
+
+    urgency: float
+    accuracy: float
+    decision_step: float
+    silent: float
+    spikes: float
+
+
+class Measured(NamedTuple):
+    """A network on a data set.
+
+    Attributes:
+      test: its report.
+      accuracy_by_step: [T] share of the images that `predict_by` gets right.
+      decided_by_step: [T] share of the images for which an output has fired.
+      urgencies: the same weights with each of the urgencies asked for.
+    """
+
+    test: ds.Report
+    accuracy_by_step: np.ndarray
+    decided_by_step: np.ndarray
+    urgencies: tuple[AtUrgency, ...]
+
+
+def measure(
+    network: ds.SpikingNetwork,
+    params: dict,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    urgencies: Sequence[float] = (),
+    on_batch: Callable[[int], None] = lambda done: None,
+    batch_size: int = 100,
+) -> Measured:
+    """Hidden layers are computed once, outputs for every urgency.
+
+    Args:
+      network: its structure.
+      params: its parameters.
+      images: [n, H, W, C].
+      labels: [n].
+      urgencies: mV a step.
+      on_batch: called with the images done.
+      batch_size: images at a time; of no influence on the result.
+
+    Raises:
+      ValueError: as `ds.evaluate`.
+    """
+    ds.analysis.check_pairs(images, labels, network.num_classes)
+    ds.analysis.check_params(network, params, images)
+    shared = dict(
+        num_steps=network.num_steps, threshold=network.threshold, engine=network.engine
+    )
+
+    @jax.jit
+    def batch(params, pixels):
+        times = ds.encode(pixels, num_steps=network.num_steps)
+        trace = network.apply(params, times, method="trace")
+        own = ds.decide(trace, num_steps=network.num_steps)
+        guesses = ds.predict_by(
+            trace.times[-1], output_potentials(network, params, trace)
+        )
+        arrays = entering(network, params, trace)
+        others = []
+        for urgency in urgencies:
+            out = ds.dense(*arrays, urgency=urgency, **shared)
+            peaks = ds.neurons.decision_potentials(*arrays, urgency=urgency, **shared)
+            changed = ds.Trace((*trace.times[:-1], out), peaks)
+            decided = ds.decide(changed, num_steps=network.num_steps)
+            spikes = decided.spikes[:, 1:].sum(axis=1)
+            others.append((decided.label, decided.step, spikes))
+        return own, guesses.T, tuple(jnp.stack(x) for x in zip(*others, strict=True))
+
+    decisions, right, first, others = [], [], [], []
+    for start in range(0, len(labels), batch_size):
+        some, truth = (x[start : start + batch_size] for x in (images, labels))
+        count = len(truth)
+        if count < batch_size:  # one shape, one compilation: repeat the last image
+            some = np.concatenate([some, some[-1:].repeat(batch_size - count, 0)])
+        own, guesses, at = jax.device_get(batch(params, some))
+        rows = ds.Decisions(*(None if x is own.fired else x[:count] for x in own))
+        decisions.append((rows._replace(fired=own.fired), truth))
+        right.append(guesses[:count] == truth[:, None])
+        first.append(own.step[:count])
+        others.append([x[:, :count] for x in at])
+        on_batch(start + count)
+
+    steps = np.arange(network.num_steps)
+    test = ds.report(decisions, network.num_classes)
+    by = np.concatenate(first)[:, None] <= steps
+    found = [np.concatenate(x, axis=1) for x in zip(*others, strict=True)]
+    each = [
+        AtUrgency(
+            urgency,
+            accuracy=float(np.mean(label == labels)),
+            decision_step=float(step.mean()),
+            silent=float(np.mean(step == network.num_steps)),
+            spikes=float(spikes.mean()),
+        )
+        for urgency, label, step, spikes in zip(urgencies, *found, strict=True)
+    ]
+    return Measured(
+        test, np.concatenate(right).mean(axis=0), by.mean(axis=0), tuple(each)
+    )
+
+
+def output_potentials(
+    network: ds.SpikingNetwork, params: dict, trace: ds.Trace
+) -> jax.Array:
+    """Potentials [T, B, C] of the output neurons, unreset, mV."""
+    return ds.membrane_potentials(
+        *entering(network, params, trace),
+        num_steps=network.num_steps,
+        urgency=network.urgency,
+    )
+
+
+def entering(
+    network: ds.SpikingNetwork, params: dict, trace: ds.Trace
+) -> tuple[jax.Array, jax.Array]:
+    """What the output layer hears [B, I], and its kernel [I, C]."""
+    times = trace.times[-2]
+    kernel = params["params"][network.names[-1]]["kernel"]
+    return times.reshape(len(times), -1), kernel
