@@ -68,7 +68,7 @@ def _run(asked: argparse.Namespace, rest: list[str]) -> None:
     if asked.command == "report":
         from . import report
 
-        report.main(rest)
+        report.main(rest, "ds4nn report")
     elif asked.command == "predict":
         if rest:
             raise SystemExit(f"ds4nn predict: unknown flag {rest[0]}")

@@ -50,15 +50,21 @@ class Trained(NamedTuple):
     flags: str = ""
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(
+    argv: Sequence[str] | None = None, command: str = "experiments.report"
+) -> None:
     """Writes the page.
+
+    Args:
+      argv: without the name of the program.
+      command: what was typed, for usage and messages.
 
     Raises:
       SystemExit: after --help; with a message if nothing can be reported, or if the
         page had to leave something out, which it then says in its place.
     """
     parser = argparse.ArgumentParser(
-        prog="experiments.report",
+        prog=command,
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -86,11 +92,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         page, missing = _report(asked)
     except ModuleNotFoundError as error:
         raise SystemExit(
-            f"experiments.report needs {str(error.name).partition('.')[0]}: "
+            f"{command} needs {str(error.name).partition('.')[0]}: "
             "pip install 'ds4nn_jax[experiments]'"
         ) from error
     except (ValueError, OSError) as error:
-        raise SystemExit(f"experiments.report: {error}") from error
+        raise SystemExit(f"{command}: {error}") from error
     if missing:
         raise SystemExit(f"report in {page}, without: {'; '.join(missing)}")
     print(f"report in {page}")
