@@ -431,8 +431,14 @@ def _dead_neurons() -> Iterator[Block]:
 def _known(dataset: str, num_steps: int) -> dict | None:
     """What `experiments.known` found for as many steps, if it was asked."""
     path = _HERE / "results" / f"known-{_slug(dataset)}.json"
-    known = json.loads(path.read_text("utf-8")) if path.exists() else None
-    return known if known and max(known["steps"]) == num_steps - 1 else None
+    if not path.exists():
+        return None
+    try:
+        known = json.loads(path.read_text("utf-8"))
+        fits = max(known["steps"]) == num_steps - 1
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not what experiments.known writes") from error
+    return known if fits else None
 
 
 def _slug(name: str) -> str:

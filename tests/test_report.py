@@ -306,6 +306,9 @@ def test_a_ceiling_is_drawn_where_it_is_known(tmp_path, monkeypatch):
     assert chapters._known("emnist/letters", 10) == known
     assert chapters._known("emnist/letters", 100) is None  # of other steps
     assert chapters._known("mnist", 10) is None
+    (tmp_path / "results/known-mnist.json").write_text("{}")
+    with pytest.raises(ValueError, match="known-mnist.json is not what"):
+        chapters._known("mnist", 10)
 
 
 def test_rows_of_several_seeds(tmp_path):
