@@ -68,7 +68,7 @@ def measure(
     Raises:
       ValueError: as `ds.evaluate`.
     """
-    ds.analysis.check_pairs(images, labels, network.num_classes)
+    images, labels = ds.analysis.pairs(images, labels, network.num_classes)
     ds.analysis.check_params(network, params, images)
     shared = dict(
         num_steps=network.num_steps, threshold=network.threshold, engine=network.engine
@@ -76,9 +76,8 @@ def measure(
 
     @jax.jit
     def batch(params, pixels):
-        times = ds.encode(pixels, num_steps=network.num_steps)
-        trace = network.apply(params, times, method="trace")
-        own = ds.decide(trace, num_steps=network.num_steps)
+        trace = network.apply(params, network.encode(pixels), method="trace")
+        own = ds.decide(trace)
         guesses = ds.predict_by(
             trace.times[-1], output_potentials(network, params, trace)
         )
@@ -87,8 +86,8 @@ def measure(
         for urgency in urgencies:
             out = ds.dense(*arrays, urgency=urgency, **shared)
             peaks = ds.neurons.decision_potentials(*arrays, urgency=urgency, **shared)
-            changed = ds.Trace((*trace.times[:-1], out), peaks)
-            decided = ds.decide(changed, num_steps=network.num_steps)
+            times = *trace.times[:-1], out
+            decided = ds.decide(ds.Trace(times, peaks, network.num_steps))
             spikes = decided.spikes[:, 1:].sum(axis=1)
             others.append((decided.label, decided.step, spikes))
         return own, guesses.T, tuple(jnp.stack(x) for x in zip(*others, strict=True))
