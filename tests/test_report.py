@@ -375,7 +375,7 @@ def test_names_the_package_that_it_lacks():
     )
     assert run.returncode == 1
     assert run.stderr == (
-        "experiments.report needs matplotlib: pip install 'ds4nn_jax[experiments]'\n"
+        "ds4nn report needs matplotlib: pip install 'ds4nn_jax[experiments]'\n"
     )
 
 
