@@ -9,14 +9,8 @@ ds4nn report                        python -m experiments.report
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-import numpy as np
-
-import ds4nn_jax as ds
-from ds4nn_jax import pretrained
-
-from . import progress, report, runner
+from . import predict, progress, report, runner
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -36,17 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     train.add_argument("dataset", help="digits, mnist, fashion_mnist, …")
     evaluate = commands.add_parser("evaluate", add_help=False)
     evaluate.add_argument("dataset", help="digits, mnist, fashion_mnist, …")
-    predict = commands.add_parser("predict", help="classify images")
-    predict.add_argument("images", nargs="+", help="files that Pillow reads")
-    predict.add_argument(
-        "--weights", default="mnist", help="a shipped network, or a .safetensors file"
-    )
-    predict.add_argument(
-        "--urgency", type=float, help="mV a step into the outputs; the network's own"
-    )
-    predict.add_argument(
-        "--invert", action="store_true", help="for dark ink on a light ground"
-    )
+    predict.add_parser(commands)
     commands.add_parser("report", add_help=False)
     asked, rest = parser.parse_known_args(argv)
     if asked.command == "report":
@@ -54,56 +38,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif asked.command == "predict":
         if rest:
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
-        _predict(asked)
+        predict.main(asked)
     else:
         if asked.command == "evaluate" and not any("--evaluate" in a for a in rest):
             rest.append("--evaluate=pretrained")
         runner.main([f"ds4nn {asked.command}", *rest], asked.dataset)
-
-
-def _predict(asked: argparse.Namespace) -> None:
-    try:
-        if asked.weights in pretrained.names():
-            weights = pretrained.load(asked.weights)
-        else:
-            weights = ds.load_weights(asked.weights)
-        network, params, notes = weights
-        if asked.urgency is not None:
-            network = network.clone(urgency=asked.urgency)
-        if "input_shape" not in notes:
-            raise ValueError(f"{asked.weights} does not tell the shape of its images")
-        images = [
-            _read(Path(path), notes["input_shape"], asked.invert)
-            for path in asked.images
-        ]
-        times = ds.encode(np.stack(images), num_steps=network.num_steps)
-        decided = ds.infer(network, params, times)
-    except (ds.CheckpointError, ValueError, OSError) as error:
-        raise SystemExit(f"ds4nn predict: {error}") from error
-    for path, label, step in zip(
-        asked.images, decided.label.tolist(), decided.step.tolist(), strict=True
-    ):
-        when = (
-            f"decided at step {step:g} of {network.num_steps}"
-            if step < network.num_steps
-            else "no output fired: the highest potential"
-        )
-        print(f"{path}: {notes['class_names'][label]} ({when})")
-
-
-def _read(path: Path, shape: Sequence[int], invert: bool) -> np.ndarray:
-    """An image file as uint8 of the given [H, W, C], scaled if it has another size."""
-    from PIL import Image, ImageOps
-
-    height, width, channels = shape
-    with Image.open(path) as image:
-        image = image.convert({1: "L", 3: "RGB"}[channels])
-        if invert:
-            image = ImageOps.invert(image)
-        if image.size != (width, height):
-            print(f"{path}: scaled from {image.size} to {(width, height)} pixels")
-            image = image.resize((width, height), Image.Resampling.BOX)
-        return np.asarray(image, np.uint8).reshape(shape)
 
 
 def program() -> None:
