@@ -92,6 +92,7 @@ def shown(image: Image.Image) -> tuple[Image.Image, list[str]]:
     if orientation in range(2, 9):
         remarks.append(f"turned as EXIF orientation {orientation} says")
         if image.getexif().get(_ORIENTATION):  # TIFF has been turned by loading it
+            image.info.pop("exif", None)  # not to be written anew, wrong as it may be
             image = ImageOps.exif_transpose(image)
     if image.mode[0] == "I" or image.mode == "F":
         picture, alpha = _deep(image, transparency, remarks)
@@ -135,13 +136,18 @@ def digit(grey: np.ndarray, invert: bool | None = None) -> tuple[np.ndarray, lis
         grey, light, away = 255 - grey, 255 - light, -away
     low, lower = np.percentile(_border(away), (25, 5))
     floor = low + 3.4 * (low - lower)  # 2.7 σ of noise above the ground
-    if away.max() - floor < _LEAST_CONTRAST:
+    shape = (_DIGIT, _DIGIT, 1)
+    if np.ptp(grey) < _LEAST_CONTRAST:
         remarks.append("all of one tone: there is no ink")
-        return np.zeros((_DIGIT, _DIGIT, 1), np.uint8), remarks
+        return np.zeros(shape, np.uint8), remarks
+    if away.max() - floor < _LEAST_CONTRAST:
+        remarks.append("no ink that is lighter than its ground")
+        seen, more = scaled(Image.fromarray(grey), shape)
+        return seen, remarks + more
     top = np.percentile(away[away > (floor + away.max()) / 2], 95)
     ink = np.clip((away - floor) / (top - floor), 0, 1)
     tones = floor + np.median(light), top + np.median(light)
-    if tones[0] > 32 or grey.max() < 224 or uneven:
+    if tones[0] > 8 or grey.max() < 224 or uneven:
         remarks.append("contrast stretched: {:.0f} … {:.0f} to 0 … 255".format(*tones))
         grey = 255 * ink
     if grey.shape == (_DIGIT, _DIGIT) and _in_place(ink):
@@ -160,14 +166,9 @@ def digit(grey: np.ndarray, invert: bool | None = None) -> tuple[np.ndarray, lis
         f"{box.shape[1]}×{box.shape[0]} to {size[1]}×{size[0]}, centred by its mass"
     )
     seen = np.zeros((_DIGIT, _DIGIT))
-    top_left = [
-        int(np.clip(round(_CENTRE - centre), 0, _DIGIT - length))
-        for centre, length in zip(
-            ndimage.center_of_mass(small), small.shape, strict=True
-        )
-    ]
-    place = tuple(slice(a, a + n) for a, n in zip(top_left, small.shape, strict=True))
-    seen[place] = small
+    start = np.rint(_CENTRE - np.array(ndimage.center_of_mass(small)))
+    y, x = np.clip(start, 0, _DIGIT - np.array(size)).astype(int)
+    seen[y : y + size[0], x : x + size[1]] = small
     return _bytes(seen)[..., None], remarks
 
 

@@ -24,6 +24,7 @@ from ds4nn_jax.checkpoints import write_atomically
 
 _AT_A_TIME = 64  # pictures
 _AT_ONCE = 2**25  # spike times of all layers together
+_PATIENCE = 2.0  # seconds without a word
 
 
 class Model(NamedTuple):
@@ -349,8 +350,8 @@ def _page(figure: Any) -> Any:
 
 @contextlib.contextmanager
 def _told(what: str) -> Iterator[None]:
-    """Says what is being done once that has taken two seconds."""
-    timer = threading.Timer(2, _say, (f"{what} …",))
+    """Says what is being done once that has taken a while."""
+    timer = threading.Timer(_PATIENCE, _say, (f"{what} …",))
     timer.daemon = True
     timer.start()
     try:

@@ -12,12 +12,18 @@ from PIL import Image
 
 import ds4nn_jax as ds
 from ds4nn_jax import data, pretrained
-from experiments import cli
+from experiments import cli, predict
 
 NETWORK = ds.SpikingNetwork.from_spec("4-3", num_steps=10)
 # Pixel k makes class k fire; the last pixel gives each class a little.
 KERNEL = np.array([[100, 0, 0], [0, 100, 0], [0, 0, 100], [1, 3, 2]], np.float32)
 NOTES = {"input_shape": [2, 2, 1], "class_names": ["cat", "dog", "eel"]}
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch):
+    """However slow the machine is, nothing is said about it."""
+    monkeypatch.setattr(predict, "_PATIENCE", 3600.0)
 
 
 @pytest.fixture
@@ -173,6 +179,25 @@ def test_one_bad_file_costs_no_other(capsys, weights, picture, tmp_path):
     }
 
 
+def test_says_what_takes_long(monkeypatch, capsys, weights, picture):
+    class Timer:
+        """One whose time is up at once."""
+
+        def __init__(self, seconds, function, arguments):
+            self.start = lambda: function(*arguments)
+
+        def cancel(self):
+            pass
+
+    monkeypatch.setattr(predict.threading, "Timer", Timer)
+    file = picture("a.png", 255, 0, 0, 0)
+    cli.main(["predict", file, weights()])
+    assert capsys.readouterr().err.splitlines() == [
+        f"ds4nn predict: reading {file} …",
+        "ds4nn predict: compiling, and asking the network …",
+    ]
+
+
 def test_figures(capsys, weights, picture, tmp_path):
     folder = tmp_path / "new" / "figures"
     (tmp_path / "other").mkdir()
@@ -294,9 +319,10 @@ def test_names_what_is_missing(monkeypatch, picture, weights, module, tmp_path):
 
 
 def test_needs_pillow_alone_of_the_extra():
+    # absl and rich come with flax and orbax.
     code = """
 import sys
-extra = "absl matplotlib markdown rich sklearn tensorflow_datasets".split()
+extra = "matplotlib markdown sklearn tensorflow_datasets".split()
 sys.modules.update(dict.fromkeys(extra))
 import argparse
 from experiments import predict
