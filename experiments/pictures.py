@@ -1,0 +1,389 @@
+"""Picture files as networks see them: what a viewer shows, fitted as MNIST was made."""
+
+import contextlib
+import logging
+import stat
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+from scipy import ndimage
+
+MEGAPIXELS = 64  # of a picture, at most
+_WORKING_SIZE = 500  # pixels; larger pictures are reduced before they are looked at
+_LEAST_CONTRAST = 3.0  # of 255; less is one tone to a person too
+_ORIENTATION, _BITS, _PHOTOMETRIC = 274, 258, 262  # tags of EXIF and TIFF
+_FAINT = 0.2  # of the ink's tone; what is fainter does not count for its box
+_BOX, _DIGIT, _CENTRE = 20, 28, 14  # pixels: MNIST's box, image and centre of mass
+
+
+class PictureError(ValueError):
+    """A file that shows no picture; the message says why."""
+
+
+def read(
+    path: Path,
+    shape: Sequence[int],
+    *,
+    digits: bool = False,
+    invert: bool | None = None,
+) -> tuple[np.ndarray, list[str]]:
+    """The picture of a file as an image of the given shape.
+
+    Args:
+      path: of anything that Pillow reads; the first frame of several.
+      shape: [H, W, C] with C = 1 or 3.
+      digits: whether the network has learned MNIST: see `digit`, otherwise `scaled`.
+      invert: whether dark and light change places. None: where `digit` sees dark ink.
+
+    Returns:
+      uint8 [H, W, C], and a remark for everything that was changed.
+
+    Raises:
+      PictureError: no file, no picture, a damaged one, more than 64 megapixels, or
+        values that are not finite.
+    """
+    try:
+        with _quiet(), _opened(path) as image:
+            picture, remarks = shown(image)
+    except PictureError:
+        raise
+    except UnidentifiedImageError as error:
+        raise PictureError("not a picture that Pillow can read") from error
+    except Image.DecompressionBombError as error:
+        raise PictureError(f"larger than {MEGAPIXELS} megapixels") from error
+    except MemoryError as error:
+        raise PictureError("needs more memory than there is") from error
+    except Exception as error:  # decoders raise whatever damaged bytes lead them to
+        why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise PictureError(f"cannot be read: {why}") from error
+    if digits:
+        grey, remarks = _converted(picture, 1, remarks)
+        seen, more = digit(np.asarray(grey, np.float32), invert)
+    else:
+        seen, more = scaled(picture, shape, invert=bool(invert))
+    return seen, remarks + more
+
+
+def shown(image: Image.Image) -> tuple[Image.Image, list[str]]:
+    """What a viewer shows of an opened image.
+
+    Turned as EXIF says, and opaque: a transparent ground is white behind dark ink and
+    black behind light ink.
+
+    Returns:
+      An image of mode L, RGB or, for greys of more than 8 bits, F in [0, 255]; and
+      remarks.
+
+    Raises:
+      PictureError: values that are NaN or infinite.
+      Exception: whatever Pillow raises for damaged bytes.
+    """
+    remarks = []
+    if (frames := getattr(image, "n_frames", 1)) > 1:
+        remarks.append(f"the first of {frames} frames")
+        image.seek(0)
+    transparency, orientation = _transparency(image), 1
+    with contextlib.suppress(Exception):  # damaged EXIF turns nothing
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    image.load()
+    if orientation in range(2, 9):
+        remarks.append(f"turned as EXIF orientation {orientation} says")
+        if image.getexif().get(_ORIENTATION):  # TIFF has been turned by loading it
+            image.info.pop("exif", None)  # not to be written anew, wrong as it may be
+            image = ImageOps.exif_transpose(image)
+    if image.mode[0] == "I" or image.mode == "F":
+        picture, alpha = _deep(image, transparency, remarks)
+    else:
+        picture, alpha = _shallow(image, transparency)
+    factor = max(picture.size) // _WORKING_SIZE
+    if factor > 1:
+        picture, alpha = picture.reduce(factor), alpha and alpha.reduce(factor)
+    if alpha is not None and alpha.getextrema() != (255, 255):
+        picture = _laid_on_ground(picture, alpha, remarks)
+    return picture, remarks
+
+
+def digit(grey: np.ndarray, invert: bool | None = None) -> tuple[np.ndarray, list[str]]:
+    """A handwritten digit as MNIST has them: light ink on black.
+
+    The box around the ink is scaled to 20×20 pixels, its aspect kept, and laid into
+    28×28 with its centre of mass in the middle; the ground becomes 0, the ink 255. What
+    already is 28×28 and like that is left as it is.
+
+    Args:
+      grey: [H, W] in [0, 255].
+      invert: whether the ink is dark; None looks.
+
+    Returns:
+      uint8 [28, 28, 1], and remarks.
+    """
+    remarks = []
+    light = _light(grey)
+    away = grey - light
+    uneven = np.ptp(light) > 16
+    if uneven:
+        remarks.append("uneven light evened out")
+        shade = np.median(light) / np.maximum(light, 1)
+        away = np.where(away < 0, away * shade, away)  # ink absorbs a share of it
+    if invert is None:
+        invert = np.square(away[away < 0]).sum() > np.square(away[away > 0]).sum()
+        if invert:
+            remarks.append("dark ink on a light ground: inverted")
+    if invert:
+        grey, light, away = 255 - grey, 255 - light, -away
+    low, lower = np.percentile(_border(away), (25, 5))
+    floor = low + 3.4 * (low - lower)  # 2.7 σ of noise above the ground
+    shape = (_DIGIT, _DIGIT, 1)
+    if np.ptp(grey) < _LEAST_CONTRAST:
+        remarks.append("all of one tone: there is no ink")
+        return np.zeros(shape, np.uint8), remarks
+    if away.max() - floor < _LEAST_CONTRAST:
+        remarks.append("no ink that is lighter than its ground")
+        seen, more = scaled(Image.fromarray(grey), shape)
+        return seen, remarks + more
+    top = np.percentile(away[away > (floor + away.max()) / 2], 95)
+    ink = np.clip((away - floor) / (top - floor), 0, 1)
+    tones = floor + np.median(light), top + np.median(light)
+    if tones[0] > 8 or grey.max() < 224 or uneven:
+        remarks.append("contrast stretched: {:.0f} … {:.0f} to 0 … 255".format(*tones))
+        grey = 255 * ink
+    if grey.shape == (_DIGIT, _DIGIT) and _in_place(ink):
+        return _bytes(grey)[..., None], remarks
+    specks = _specks(ink)
+    if specks.any():
+        remarks.append("specks beside the ink left out")
+        grey, ink = np.where(specks, 0, grey), np.where(specks, 0, ink)
+    box = grey[_box(ink)]
+    size = _fitting(box.shape, (_BOX, _BOX))
+    small = np.asarray(_resized(Image.fromarray(box), size))
+    if small.max() < 224:  # thin strokes fade as they are scaled
+        small = small * (255 / small.max())
+    remarks.append(
+        f"scaled from {grey.shape[1]}×{grey.shape[0]} to {_DIGIT}×{_DIGIT}: the ink's "
+        f"{box.shape[1]}×{box.shape[0]} to {size[1]}×{size[0]}, centred by its mass"
+    )
+    seen = np.zeros((_DIGIT, _DIGIT))
+    start = np.rint(_CENTRE - np.array(ndimage.center_of_mass(small)))
+    y, x = np.clip(start, 0, _DIGIT - np.array(size)).astype(int)
+    seen[y : y + size[0], x : x + size[1]] = small
+    return _bytes(seen)[..., None], remarks
+
+
+def scaled(
+    picture: Image.Image, shape: Sequence[int], *, invert: bool = False
+) -> tuple[np.ndarray, list[str]]:
+    """A picture scaled to fit, its aspect kept, in the middle of its ground's colour.
+
+    Args:
+      picture: as `shown` gives it.
+      shape: [H, W, C] with C = 1 or 3.
+      invert: whether dark and light change places.
+
+    Returns:
+      uint8 [H, W, C], and remarks.
+    """
+    height, width, channels = shape
+    picture, remarks = _converted(picture, channels, [])
+    pixels = _bytes(np.asarray(picture))
+    if invert:
+        pixels = 255 - pixels
+    if pixels.shape[:2] != (height, width):
+        size = _fitting(pixels.shape[:2], (height, width))
+        remarks.append(
+            f"scaled from {pixels.shape[1]}×{pixels.shape[0]} to {size[1]}×{size[0]}"
+        )
+        if size != (height, width):
+            remarks[-1] += f", in the middle of {width}×{height}"
+        border = (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1])
+        ground = np.median(np.concatenate(border), axis=0)
+        small = np.asarray(_resized(Image.fromarray(pixels), size))
+        pixels = np.empty((height, width, *small.shape[2:]), np.uint8)
+        pixels[:] = np.rint(ground)
+        top, left = (height - size[0]) // 2, (width - size[1]) // 2
+        pixels[top : top + size[0], left : left + size[1]] = small
+    return pixels.reshape(shape), remarks
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Pillow without a word, and with our limit: it refuses twice what it warns of."""
+    logger, limit = logging.getLogger("PIL"), Image.MAX_IMAGE_PIXELS
+    level = logger.level
+    try:
+        logger.setLevel(logging.CRITICAL + 1)
+        Image.MAX_IMAGE_PIXELS = MEGAPIXELS * 10**6 // 2
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def _opened(path: Path) -> Image.Image:
+    kind = path.stat().st_mode
+    if stat.S_ISDIR(kind):
+        raise PictureError("a folder, not a picture")
+    if not stat.S_ISREG(kind):
+        raise PictureError("not a file")
+    if not path.stat().st_size:
+        raise PictureError("the file is empty")
+    return Image.open(path)
+
+
+def _transparency(image: Image.Image) -> int | None:
+    """The transparent tone of a grey PNG, as a value of the loaded image.
+
+    Pillow scales greys of 2 and 4 bits to 8, but leaves the transparent one as it is.
+    """
+    tone = image.info.get("transparency")
+    if not isinstance(tone, int) or image.mode not in ("L", "I;16"):
+        return None
+    raw = image.tile[0][3] if image.tile else None
+    return tone * {"L;2": 85, "L;4": 17}.get(raw if isinstance(raw, str) else "", 1)
+
+
+def _shallow(
+    image: Image.Image, transparency: int | None
+) -> tuple[Image.Image, Image.Image | None]:
+    """Colours as L or RGB and, where there is one, the alpha channel."""
+    if transparency is not None:
+        image.info["transparency"] = transparency
+    if image.mode == "La":
+        image = image.convert("LA")
+    palette = image.palette.mode if image.mode == "P" and image.palette else ""
+    if "transparency" in image.info or (image.mode + palette)[-1] in "Aa":
+        image = image.convert("RGBA")
+        return image.convert("RGB"), image.getchannel("A")
+    return image.convert("L" if image.mode in ("1", "L") else "RGB"), None
+
+
+def _deep(
+    image: Image.Image, transparency: int | None, remarks: list[str]
+) -> tuple[Image.Image, Image.Image | None]:
+    """Greys of 16 or 32 bits as F in [0, 255] and, where there is one, the alpha."""
+    values = np.asarray(image).astype(np.float32)
+    if not np.isfinite(values).all():
+        raise PictureError("holds values that are NaN or infinite")
+    alpha = None
+    if transparency is not None:
+        alpha = Image.fromarray(np.uint8(255) * (values != transparency))
+    low, high = float(values.min()), float(values.max())
+    tags = getattr(image, "tag_v2", {})
+    tops = [1, 255]
+    if image.mode != "F":
+        tops = [255, 4095] if tags.get(_BITS) in (12, (12,)) else [255, 65535]
+    if low < 0 or high > tops[-1]:
+        remarks.append(f"values {low:g} … {high:g} stretched to 0 … 255")
+    else:
+        low, high = 0.0, float(min(top for top in tops if high <= top))
+        if high != 255:
+            remarks.append(f"values 0 … {high:g} scaled to 0 … 255")
+    values = (values - low) * (255 / max(high - low, 1e-30))
+    if tags.get(_PHOTOMETRIC) == 0:  # white is zero, which Pillow heeds in 8 bits only
+        values = 255 - values
+    return Image.fromarray(values), alpha
+
+
+def _laid_on_ground(
+    picture: Image.Image, alpha: Image.Image, remarks: list[str]
+) -> Image.Image:
+    """What is visible in front of white or black, whichever sets it off.
+
+    Ink is of one tone and gets the opposite ground. A sheet, which fills its bounding
+    box and has dark and light of its own, is continued in its commoner tone.
+    """
+    tone = np.asarray(picture.convert("L"), np.float32)
+    weight = np.asarray(alpha, np.float32) / 255
+    if not weight.any():
+        remarks.append("wholly transparent")
+        return Image.new(picture.mode, picture.size, 0)
+    total = weight.sum()
+    light = (tone * weight).sum() / total >= 128
+    left, top, right, bottom = alpha.getbbox()
+    sheet = total > 0.75 * (right - left) * (bottom - top) and all(
+        weight[side].sum() > 0.01 * total for side in (tone < 85, tone > 170)
+    )
+    name = "white" if light == sheet else "black"
+    remarks.append(f"transparent: laid on {name}")
+    ground = Image.new("L", picture.size, name).convert(picture.mode)
+    return Image.composite(picture, ground, alpha)
+
+
+def _converted(
+    picture: Image.Image, channels: int, remarks: list[str]
+) -> tuple[Image.Image, list[str]]:
+    if channels == 3:
+        if picture.mode == "F":
+            picture = Image.fromarray(_bytes(np.asarray(picture)))
+        return picture.convert("RGB"), remarks
+    if picture.mode != "RGB":
+        return picture, remarks
+    pixels = np.asarray(picture)
+    if (pixels != pixels[..., :1]).any():
+        remarks = [*remarks, "colours as grey"]
+    return picture.convert("L"), remarks
+
+
+def _border(values: np.ndarray) -> np.ndarray:
+    return np.concatenate([values[0], values[-1], values[:, 0], values[:, -1]])
+
+
+def _light(grey: np.ndarray) -> np.ndarray:
+    """The ground's tone at every pixel, from the border: level, or a quadratic of x, y.
+
+    A border on which one tone is exactly repeated is level, whatever ink crosses it.
+    """
+    border = _border(grey)
+    percentiles = np.percentile(border, (5, 25, 50, 75, 95))
+    if min(percentiles[1] - percentiles[0], percentiles[4] - percentiles[3]) < 2:
+        return np.full_like(grey, percentiles[2])
+    y, x = (np.linspace(-1, 1, n, dtype=np.float32) for n in grey.shape)
+    y, x = np.broadcast_arrays(y[:, None], x)
+    terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y])
+    basis = np.stack([_border(term) for term in terms], axis=1)
+    away = border - percentiles[2]
+    for _ in range(4):  # without the ink that crosses the border
+        near = np.abs(away) <= 4 * np.median(np.abs(away))
+        factors = np.linalg.lstsq(basis[near], border[near])[0]
+        away = border - basis @ factors
+    return np.tensordot(factors, terms, 1)
+
+
+def _specks(ink: np.ndarray) -> np.ndarray:
+    """Where pieces lie that have less than a fiftieth of the largest one's ink."""
+    pieces, count = ndimage.label(ink > _FAINT, np.ones((3, 3)))
+    masses = ndimage.sum_labels(ink, pieces, np.arange(count + 1))
+    small = masses < 0.02 * masses[1:].max()
+    small[0] = False
+    return ndimage.binary_dilation(small[pieces], np.ones((3, 3)))
+
+
+def _box(ink: np.ndarray) -> tuple[slice, slice]:
+    return ndimage.find_objects((ink > _FAINT).astype(int))[0]
+
+
+def _in_place(ink: np.ndarray) -> bool:
+    """Whether ink of 28×28 fills MNIST's box and is in the middle, or nearly so."""
+    away = np.abs(np.subtract(ndimage.center_of_mass(ink), _CENTRE))
+    return abs(max(ink[_box(ink)].shape) - _BOX) <= 3 and away.max() < 1.5
+
+
+def _fitting(shape: Sequence[int], into: Sequence[int]) -> tuple[int, int]:
+    factor = min(b / a for a, b in zip(shape, into, strict=True))
+    height, width = (max(1, round(factor * a)) for a in shape)
+    return height, width
+
+
+def _resized(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """To (height, width): the mean of the pixels, or between them."""
+    smaller = size[0] <= picture.height
+    by = Image.Resampling.BOX if smaller else Image.Resampling.BICUBIC
+    return picture.resize(size[::-1], by)
+
+
+def _bytes(values: np.ndarray) -> np.ndarray:
+    return np.clip(np.rint(values), 0, 255).astype(np.uint8)

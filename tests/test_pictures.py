@@ -1,0 +1,455 @@
+"""Picture files: what a viewer shows of them, and how it is fitted to a network."""
+
+import struct
+import warnings
+import zlib
+from io import BytesIO
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageCms
+
+from experiments import pictures
+
+GREY = np.array([[0, 51, 102, 119], [136, 153, 238, 255]], np.uint8)
+COLOUR = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 255]]], "uint8")
+
+
+def saved(image, kind="PNG", **options):
+    content = BytesIO()
+    image.save(content, kind, **options)
+    return content.getvalue()
+
+
+def shown(content):
+    picture, remarks = pictures.shown(Image.open(BytesIO(content)))
+    return np.asarray(picture), remarks
+
+
+def chunk(name, content):
+    check = struct.pack(">I", zlib.crc32(name + content))
+    return struct.pack(">I", len(content)) + name + content + check
+
+
+def png(width, height, depth, kind, rows, *more):
+    """A PNG by hand, for what Pillow does not write."""
+    header = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
+    lines = zlib.compress(b"".join(b"\0" + row for row in rows))
+    chunks = [(b"IHDR", header), *more, (b"IDAT", lines), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*each) for each in chunks)
+
+
+GREYS = {
+    "L": saved(Image.fromarray(GREY)),
+    "4 bits": saved(Image.fromarray(GREY), bits=4),
+    "LA": saved(Image.fromarray(GREY).convert("LA")),
+    "BMP": saved(Image.fromarray(GREY), "BMP"),
+    "GIF": saved(Image.fromarray(GREY), "GIF"),
+    "PGM": saved(Image.fromarray(GREY), "PPM"),
+    "TIFF": saved(Image.fromarray(GREY), "TIFF"),
+    "TIFF, white is zero": saved(Image.fromarray(GREY), "TIFF", tiffinfo={262: 0}),
+    "16 bits": saved(Image.fromarray(GREY.astype(np.uint16) * 257)),
+    "16 bits, TIFF": saved(Image.fromarray(GREY.astype(np.uint16) * 257), "TIFF"),
+    "16 bits, white is zero": saved(
+        Image.fromarray(65535 - GREY.astype(np.uint16) * 257),
+        "TIFF",
+        tiffinfo={262: 0},
+    ),
+    "8 bits' values in 16": saved(Image.fromarray(GREY.astype(np.uint16))),
+    "32 bits of 16": saved(Image.fromarray(GREY.astype(np.int32) * 257), "TIFF"),
+    "32 bits": saved(Image.fromarray(GREY.astype(np.int32) * 8_000_000), "TIFF"),
+    "below zero": saved(Image.fromarray(GREY.astype(np.int32) - 300), "TIFF"),
+    "float to 1": saved(Image.fromarray(GREY / np.float32(255)), "TIFF"),
+    "float to 255": saved(Image.fromarray(GREY.astype(np.float32)), "TIFF"),
+    "float around 0": saved(Image.fromarray(GREY / np.float32(100) - 1), "TIFF"),
+}
+
+
+@pytest.mark.parametrize("kind", GREYS)
+def test_greys_of_all_depths_are_the_same(kind):
+    pixels, _ = shown(GREYS[kind])
+    if pixels.ndim == 3:
+        assert (pixels == pixels[..., :1]).all()
+        pixels = pixels[..., 0]
+    np.testing.assert_allclose(pixels, GREY, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "kind, remark",
+    [
+        ("L", None),
+        ("float to 255", None),
+        ("16 bits", "values 0 … 65535 scaled to 0 … 255"),
+        ("float to 1", "values 0 … 1 scaled to 0 … 255"),
+        ("below zero", "values -300 … -45 stretched to 0 … 255"),
+        ("float around 0", "values -1 … 1.55 stretched to 0 … 255"),
+    ],
+)
+def test_a_change_of_scale_is_said(kind, remark):
+    assert shown(GREYS[kind])[1] == ([remark] if remark else [])
+
+
+def test_colours():
+    rgb = Image.fromarray(COLOUR)
+    np.testing.assert_array_equal(shown(saved(rgb))[0], COLOUR)
+    np.testing.assert_array_equal(shown(saved(rgb.quantize(4)))[0], COLOUR)
+    cmyk = shown(saved(rgb.convert("CMYK"), "TIFF"))[0]
+    np.testing.assert_array_equal(cmyk, COLOUR)
+    np.testing.assert_array_equal(pictures.shown(rgb.convert("HSV"))[0], COLOUR)
+    ycbcr = np.asarray(pictures.shown(rgb.convert("YCbCr"))[0], int)
+    np.testing.assert_allclose(ycbcr, COLOUR, atol=2)
+    profiles = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+    lab = ImageCms.profileToProfile(rgb, *profiles, outputMode="LAB")
+    np.testing.assert_allclose(
+        np.asarray(shown(saved(lab, "TIFF"))[0], int), COLOUR, atol=25
+    )
+
+
+def test_one_bit():
+    bits = np.array([[True, False, True]])
+    pixels, _ = shown(saved(Image.fromarray(bits)))
+    np.testing.assert_array_equal(pixels, [[255, 0, 255]])
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(kind, orientation):
+    stored = np.arange(0, 240, 10, dtype=np.uint8).reshape(4, 6)
+    # By EXIF: where row 0 and column 0 of what is stored are in what is shown.
+    expected = {
+        1: stored,  # top, left
+        2: stored[:, ::-1],  # top, right
+        3: stored[::-1, ::-1],  # bottom, right
+        4: stored[::-1],  # bottom, left
+        5: stored.T,  # left, top
+        6: stored.T[:, ::-1],  # right, top
+        7: stored.T[::-1, ::-1],  # right, bottom
+        8: stored.T[::-1],  # left, bottom
+    }[orientation]
+    exif = Image.Exif()
+    exif[274] = orientation
+    options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
+    pixels, remarks = shown(saved(Image.fromarray(stored), kind, exif=exif, **options))
+    np.testing.assert_array_equal(
+        pixels.reshape(*pixels.shape[:2], -1)[..., 0], expected
+    )
+    said = [f"turned as EXIF orientation {orientation} says"]
+    assert remarks == (said if orientation > 1 else [])
+
+
+def test_damaged_exif_turns_nothing():
+    content = saved(Image.fromarray(GREY), exif=b"Exif\0\0II*\0\xff\xff\xff\xffrubbish")
+    np.testing.assert_array_equal(shown(content)[0], GREY)
+
+
+ALPHA = np.array([[0, 128, 255]], np.uint8)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "TGA"])
+@pytest.mark.parametrize("ink, expected", [(0, [255, 127, 0]), (255, [0, 128, 255])])
+def test_ink_on_nothing_is_set_off(kind, ink, expected):
+    image = Image.new("RGBA", (3, 1), (ink,) * 3)
+    image.putalpha(Image.fromarray(ALPHA))
+    options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
+    pixels, remarks = shown(saved(image, kind, **options))
+    np.testing.assert_array_equal(pixels[0, :, 0], expected)
+    assert remarks == [f"transparent: laid on {'black' if ink else 'white'}"]
+
+
+@pytest.mark.parametrize("mode", ["LA", "La", "RGBa", "PA"])
+def test_other_modes_with_alpha(mode):
+    image = Image.new("RGBA", (3, 1), (0, 0, 0))
+    image.putalpha(Image.fromarray(ALPHA))
+    image = image.convert("LA") if mode in ("LA", "La") else image
+    picture, _ = pictures.shown(image.convert(mode) if mode != "PA" else image)
+    np.testing.assert_array_equal(np.asarray(picture)[0, :, 0], [255, 127, 0])
+
+
+def test_opaque_alpha_changes_nothing():
+    assert shown(saved(Image.fromarray(COLOUR).convert("RGBA")))[1] == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        png(2, 1, 1, 0, [b"\x40"], (b"tRNS", b"\0\0")),
+        png(2, 1, 2, 0, [b"\x10"], (b"tRNS", b"\0\0")),
+        png(2, 1, 4, 0, [b"\xf3"], (b"tRNS", b"\0\x0f")),
+        png(2, 1, 8, 0, [b"\xff\x33"], (b"tRNS", b"\0\xff")),
+        png(2, 1, 16, 0, [b"\xff\xff\x33\x33"], (b"tRNS", b"\xff\xff")),
+        png(2, 1, 8, 2, [b"\xff" * 3 + b"\x33" * 3], (b"tRNS", b"\0\xff" * 3)),
+        png(2, 1, 16, 2, [b"\xff" * 6 + b"\x33" * 6], (b"tRNS", b"\xff" * 6)),
+        png(
+            2,
+            1,
+            8,
+            3,
+            [b"\0\1"],
+            (b"PLTE", b"\xff" * 3 + b"\x33" * 3),
+            (b"tRNS", b"\0"),
+        ),
+        png(2, 1, 16, 4, [b"\xff\xff\0\0\x33\x33\xff\xff"]),
+    ],
+    ids="1 2 4 8 16 RGB8 RGB16 palette LA16".split(),
+)
+def test_a_tone_is_transparent(content):
+    """The first pixel is transparent, the second is ink."""
+    pixels, remarks = shown(content)
+    pixels = pixels.reshape(2, -1)[:, 0]
+    ink = pixels[1]
+    assert ink in (0x33, 0x55, 255)
+    assert pixels[0] == (0 if ink == 255 else 255)
+    assert remarks[-1].startswith("transparent: laid on")
+
+
+def test_a_sheet_with_a_transparent_margin_is_continued():
+    pixels = np.zeros((20, 20, 4), np.uint8)
+    pixels[4:16, 4:16] = 255
+    pixels[8:12, 6:14, :3] = 0
+    expected = np.full((20, 20), 255)
+    expected[8:12, 6:14] = 0
+    np.testing.assert_array_equal(
+        shown(saved(Image.fromarray(pixels)))[0][..., 0], expected
+    )
+    pixels[..., :3] = 255 - pixels[..., :3]
+    np.testing.assert_array_equal(
+        shown(saved(Image.fromarray(pixels)))[0][..., 0], 255 - expected
+    )
+
+
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "WEBP", "PNG"])
+def test_the_first_of_several_frames(kind):
+    first, second = (Image.fromarray(np.full((4, 4), n, np.uint8)) for n in (255, 0))
+    options = {"lossless": True} if kind == "WEBP" else {}
+    content = saved(first, kind, save_all=True, append_images=[second], **options)
+    pixels, remarks = shown(content)
+    assert (pixels == 255).all()
+    assert remarks == ["the first of 2 frames"]
+
+
+# Digits
+
+
+def big(image, factor=10):
+    return np.kron(image, np.ones((factor, factor), np.float32))
+
+
+def apart(seen, image):
+    """Mean difference of tones, give or take one pixel of place."""
+    steps = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)]
+    return min(np.abs(np.roll(seen[..., 0], s, (0, 1)) - image).mean() for s in steps)
+
+
+@pytest.fixture(scope="module")
+def digits(images):
+    if images[0].shape[1:] != (28, 28, 1):
+        pytest.skip("no real MNIST at hand")
+    return images[0][..., 0].astype(np.float32)
+
+
+def test_mnist_is_left_as_it_is(digits, tmp_path):
+    for image in digits:
+        seen, remarks = pictures.digit(image)
+        np.testing.assert_array_equal(seen[..., 0], image)
+        assert remarks == []
+    Image.fromarray(digits[0].astype(np.uint8)).save(tmp_path / "7.png")
+    seen, remarks = pictures.read(tmp_path / "7.png", (28, 28, 1), digits=True)
+    np.testing.assert_array_equal(seen[..., 0], digits[0])
+    assert seen.dtype == np.uint8 and remarks == []
+
+
+def test_dark_ink_is_inverted_and_that_is_said(digits):
+    for image in digits:
+        seen, remarks = pictures.digit(255 - image)
+        np.testing.assert_array_equal(seen[..., 0], image)
+        assert remarks == ["dark ink on a light ground: inverted"]
+
+
+def test_whether_to_invert_can_be_told(digits):
+    image = digits[0]
+    seen, remarks = pictures.digit(255 - image, invert=True)
+    np.testing.assert_array_equal(seen[..., 0], image)
+    assert remarks == []
+    seen, remarks = pictures.digit(255 - image, invert=False)
+    np.testing.assert_array_equal(seen[..., 0], 255 - image)
+    assert remarks == ["no ink that is lighter than its ground"]
+    seen, _ = pictures.digit(image, invert=True)
+    np.testing.assert_array_equal(seen[..., 0], 255 - image)
+
+
+def test_ten_times_as_large_is_nearly_the_same(digits):
+    for image in digits[:50]:
+        seen, remarks = pictures.digit(big(image))
+        assert apart(seen, image) < 6
+        assert remarks[0].startswith("scaled from 280×280 to 28×28: the ink's ")
+
+
+def test_the_box_and_the_centre_of_mass_are_mnists():
+    """A bar of 80×20 pixels in a corner: 20×5, its middle at pixel 14."""
+    grey = np.zeros((300, 400), np.float32)
+    grey[10:90, 370:390] = 255
+    seen, remarks = pictures.digit(grey)
+    expected = np.zeros((28, 28), np.uint8)
+    expected[4:24, 12:17] = 255
+    # The mean of rows 4 … 23 is 13.5, of columns 12 … 16 it is 14.
+    np.testing.assert_array_equal(seen[..., 0], expected)
+    assert remarks == [
+        "scaled from 400×300 to 28×28: the ink's 20×80 to 5×20, centred by its mass"
+    ]
+
+
+def test_low_contrast_is_stretched(digits):
+    for image in digits[:50]:
+        seen, remarks = pictures.digit(100 + np.floor(image / 4))
+        np.testing.assert_allclose(seen[..., 0], image, atol=12)
+        assert remarks[0].startswith("contrast stretched: 100 … 1")
+        assert seen.max() == 255 and np.median(seen) == 0
+
+
+def test_uneven_light_is_evened_out(digits, rng):
+    light = np.linspace(110, 240, 280, dtype=np.float32)[:, None]
+    for image in digits[:20]:
+        noise = rng.normal(0, 3, (280, 280))
+        seen, remarks = pictures.digit(light * (1 - 0.75 * big(image) / 255) + noise)
+        assert "uneven light evened out" in remarks
+        assert apart(seen, image) < 10
+
+
+def test_specks_do_not_count():
+    grey = np.zeros((300, 400), np.float32)
+    grey[10:90, 370:390] = 255
+    clean, _ = pictures.digit(grey)
+    grey[200:202, 50:52] = 255
+    seen, remarks = pictures.digit(grey)
+    np.testing.assert_array_equal(seen, clean)
+    assert "specks beside the ink left out" in remarks
+
+
+@pytest.mark.parametrize("tone", [0, 90, 255])
+def test_a_blank_sheet_has_no_ink(tone):
+    seen, remarks = pictures.digit(np.full((50, 70), tone, np.float32))
+    assert not seen.any() and seen.shape == (28, 28, 1)
+    assert remarks == ["all of one tone: there is no ink"]
+
+
+# Other networks
+
+
+def test_other_pictures_are_laid_on_their_ground():
+    wide = np.full((2, 4, 3), (10, 20, 30), np.uint8)
+    wide[0, 1] = 200
+    seen, remarks = pictures.scaled(Image.fromarray(wide), (4, 4, 3))
+    np.testing.assert_array_equal(seen[1:3], wide)
+    assert (seen[[0, 3]] == (10, 20, 30)).all()
+    assert remarks == ["scaled from 4×2 to 4×2, in the middle of 4×4"]
+
+
+def test_other_pictures_are_means_of_their_pixels():
+    grey = np.array([[0, 100], [200, 20]], np.uint8)
+    seen, remarks = pictures.scaled(Image.fromarray(grey), (1, 1, 1))
+    assert seen.tolist() == [[[80]]] and remarks == ["scaled from 2×2 to 1×1"]
+
+
+def test_other_pictures_are_inverted_on_request_only():
+    light = Image.fromarray(255 - GREY)
+    seen, remarks = pictures.scaled(light, (2, 4, 1))
+    np.testing.assert_array_equal(seen[..., 0], 255 - GREY)
+    seen, _ = pictures.scaled(light, (2, 4, 1), invert=True)
+    np.testing.assert_array_equal(seen[..., 0], GREY)
+    assert remarks == []
+
+
+def test_colours_for_a_grey_network():
+    seen, remarks = pictures.scaled(Image.fromarray(COLOUR), (2, 2, 1))
+    # ITU-R 601: 0.299, 0.587, 0.114
+    np.testing.assert_array_equal(seen[..., 0], [[76, 150], [29, 255]])
+    assert remarks == ["colours as grey"]
+    grey = Image.fromarray(GREY).convert("RGB")
+    assert pictures.scaled(grey, (2, 4, 1))[1] == []
+
+
+# Files that cannot be read
+
+HUGE = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 0, 0, 0, 0)
+NAN = saved(Image.fromarray(np.array([[0, np.nan]], np.float32)), "TIFF")
+
+
+@pytest.mark.parametrize(
+    "content, why",
+    [
+        (b"", "the file is empty"),
+        (b"hello", "not a picture that Pillow can read"),
+        (saved(Image.fromarray(GREY))[:-30], "cannot be read: "),
+        (NAN, "holds values that are NaN or infinite"),
+        (png(30_000, 30_000, 8, 0, []), "larger than 64 megapixels"),
+        (png(10_000, 6_500, 1, 0, []), "larger than 64 megapixels"),
+        (
+            b"GIF89a`\xea`\xea\0\0\0,\0\0\0\0`\xea`\xea\0\2\0;",
+            "larger than 64 megapixels",
+        ),
+        (b"P5 30000 30000 255 ", "larger than 64 megapixels"),
+    ],
+    ids="empty text cut nan 900 65 gif pgm".split(),
+)
+def test_refuses(tmp_path, content, why):
+    (tmp_path / "x").write_bytes(content)
+    with pytest.raises(pictures.PictureError, match=why) as caught:
+        pictures.read(tmp_path / "x", (28, 28, 1))
+    assert "\n" not in str(caught.value)
+
+
+def test_refuses_what_is_no_file(tmp_path):
+    with pytest.raises(pictures.PictureError, match="No such file"):
+        pictures.read(tmp_path / "absent.png", (28, 28, 1))
+    with pytest.raises(pictures.PictureError, match="a folder, not a picture"):
+        pictures.read(tmp_path, (28, 28, 1))
+
+
+def test_pillow_is_left_as_it_was(tmp_path):
+    limit = Image.MAX_IMAGE_PIXELS
+    with pytest.raises(pictures.PictureError):
+        pictures.read(tmp_path, (28, 28, 1))
+    assert limit == Image.MAX_IMAGE_PIXELS
+
+
+LARGE = Image.fromarray(np.arange(16 * 16, dtype=np.uint8).reshape(16, 16))
+WHOLE = [
+    *GREYS.values(),
+    saved(LARGE, "JPEG"),
+    saved(LARGE, "GIF", save_all=True, append_images=[LARGE.rotate(90)]),
+    saved(LARGE, "TIFF", compression="tiff_lzw"),
+    saved(LARGE, "TIFF", compression="jpeg"),
+    saved(LARGE, "WEBP"),
+    saved(LARGE, "ICO"),
+    saved(LARGE, "TGA"),
+    saved(LARGE, "PCX"),
+    saved(LARGE, "JPEG2000"),
+    saved(LARGE.convert("RGBA"), "DDS"),
+]
+
+
+@settings(
+    max_examples=300,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    st.sampled_from(WHOLE),
+    st.lists(st.tuples(st.integers(0, 10**4), st.binary(max_size=8)), max_size=5),
+    st.integers(0, 10**4),
+)
+def test_damaged_bytes_are_a_picture_or_one_line(tmp_path, content, changes, end):
+    for at, new in changes:
+        at %= len(content)
+        content = content[:at] + new + content[at + len(new) :]
+    (tmp_path / "x").write_bytes(content[: max(end, 1)])
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        try:
+            seen, _ = pictures.read(tmp_path / "x", (28, 28, 1), digits=True)
+            assert seen.shape == (28, 28, 1) and seen.dtype == np.uint8
+        except pictures.PictureError as error:
+            assert str(error)
+    assert not warned

@@ -1,0 +1,350 @@
+"""`ds4nn predict`: one line a picture, by the network's own decision."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import ds4nn_jax as ds
+from ds4nn_jax import data, pretrained
+from experiments import cli, predict
+
+NETWORK = ds.SpikingNetwork.from_spec("4-3", num_steps=10)
+# Pixel k makes class k fire; the last pixel gives each class a little.
+KERNEL = np.array([[100, 0, 0], [0, 100, 0], [0, 0, 100], [1, 3, 2]], np.float32)
+NOTES = {"input_shape": [2, 2, 1], "class_names": ["cat", "dog", "eel"]}
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch):
+    """However slow the machine is, nothing is said about it."""
+    monkeypatch.setattr(predict, "_PATIENCE", 3600.0)
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """Writes weights of `NETWORK` with the notes; the flag that names them."""
+
+    def write(notes=NOTES, kernel=KERNEL):
+        params = {"params": {"dense1": {"kernel": kernel}}}
+        ds.save_weights(tmp_path / "w.safetensors", NETWORK, params, notes=notes)
+        return f"--weights={tmp_path / 'w.safetensors'}"
+
+    return write
+
+
+@pytest.fixture
+def picture(tmp_path):
+    """Writes four pixels as a picture; its path."""
+
+    def write(name, *pixels):
+        Image.fromarray(np.array(pixels, np.uint8).reshape(2, 2)).save(tmp_path / name)
+        return str(tmp_path / name)
+
+    return write
+
+
+def predicted(capsys, *argv):
+    cli.main(["predict", *argv])
+    out, err = capsys.readouterr()
+    assert err == ""
+    return out.splitlines()
+
+
+def test_a_line_for_each_picture(capsys, weights, picture):
+    files = [
+        picture("cat.png", 255, 128, 0, 0),
+        picture("dog.png", 0, 204, 0, 0),  # at step ⌊51/255 · 10⌋
+        picture("quiet.png", 0, 0, 0, 255),
+    ]
+    assert predicted(capsys, *files, weights()) == [
+        f"{files[0]}: cat (decided at step 0 of 10)",
+        f"{files[1]}: dog (decided at step 2 of 10)",
+        f"{files[2]}: dog (no output fired: the highest potential)",
+    ]
+
+
+def test_the_best_classes(capsys, weights, picture):
+    file = picture("a.png", 0, 128, 204, 255)
+    assert predicted(capsys, file, weights(), "--top=2")[1:] == [
+        "  1. eel, spike at step 2, 102.0 mV",
+        "  2. dog, spike at step 4, 103.0 mV",
+    ]
+    assert predicted(capsys, file, weights(), "--top=99")[3] == (
+        "  3. cat, silent, 1.0 mV"
+    )
+
+
+def test_json(capsys, weights, picture, tmp_path):
+    file, quiet = picture("a.png", 0, 128, 204, 255), picture("b.png", 0, 0, 0, 0)
+    cat, dog, eel = (
+        {"name": "cat", "spike_time": None, "potential": 1.0},
+        {"name": "dog", "spike_time": 4, "potential": 103.0},
+        {"name": "eel", "spike_time": 2, "potential": 102.0},
+    )
+    lines = predicted(capsys, file, quiet, weights(), "--json")
+    assert [json.loads(line) for line in lines] == [
+        {
+            "file": file,
+            "label": "eel",
+            "class": 2,
+            "step": 2,
+            "decided_by": "spike",
+            "classes": [eel, dog, cat],
+            "remarks": [],
+        },
+        {
+            "file": quiet,
+            "label": "cat",
+            "class": 0,
+            "step": None,
+            "decided_by": "potential",
+            "classes": [
+                {"name": name, "spike_time": None, "potential": 0.0}
+                for name in NOTES["class_names"]
+            ],
+            "remarks": [],
+        },
+    ]
+    (top,) = predicted(capsys, file, weights(), "--json", "--top=1")
+    assert json.loads(top)["classes"] == [eel]
+
+
+def test_it_is_the_networks_own_decision(capsys, images, tmp_path):
+    """More pictures than are asked about together; the last turn is not full."""
+    pixels, _ = images
+    if pixels.shape[1:] != (28, 28, 1):
+        pytest.skip("no real MNIST at hand")
+    files = [tmp_path / f"{k}.png" for k in range(70)]
+    for file, image in zip(files, pixels, strict=False):
+        Image.fromarray(image[..., 0]).save(file)
+    lines = predicted(capsys, *map(str, files), "--json")
+    network, params, _ = pretrained.load("mnist")
+    decided = ds.infer(network, params, ds.encode(pixels[:70]))
+    steps = [100 if (r := json.loads(x))["step"] is None else r["step"] for x in lines]
+    assert [json.loads(line)["class"] for line in lines] == decided.label.tolist()
+    assert steps == decided.step.tolist()
+
+
+def test_urgency_decides_sooner(capsys, weights, picture):
+    file = picture("a.png", 0, 0, 0, 255)
+    (line,) = predicted(capsys, file, weights(), "--urgency=20")
+    assert line.endswith("dog (decided at step 4 of 10)")  # 3 + 20·5 ≥ 100
+
+
+def test_inverted_on_request(capsys, weights, picture):
+    dark, light = picture("a.png", 255, 0, 255, 255), picture("b.png", 0, 255, 0, 0)
+    for flags in ([dark, "--invert"], [light, "--no-invert"], [light]):
+        (line,) = predicted(capsys, *flags, weights())
+        assert line.endswith("dog (decided at step 0 of 10)")
+
+
+def test_changes_are_said(capsys, weights, tmp_path):
+    pixels = np.kron(np.array([[255, 0], [0, 0]], np.uint8), np.ones((3, 3), np.uint8))
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    assert predicted(capsys, str(tmp_path / "a.png"), weights()) == [
+        f"{tmp_path / 'a.png'}: cat (decided at step 0 of 10)",
+        "  scaled from 6×6 to 2×2",
+    ]
+
+
+def test_one_bad_file_costs_no_other(capsys, weights, picture, tmp_path):
+    good, again = picture("a.png", 255, 0, 0, 0), picture("b.png", 0, 255, 0, 0)
+    bad, absent = tmp_path / "bad\x1b[31m.png", tmp_path / "absent.png"
+    bad.write_bytes(b"hello")
+    argv = [good, str(bad), str(absent), str(tmp_path), again, weights()]
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["predict", *argv])
+    assert caught.value.code == 1
+    out, err = capsys.readouterr()
+    assert [line.split(": ")[1][:3] for line in out.splitlines()] == ["cat", "dog"]
+    assert err.splitlines() == [
+        f"ds4nn predict: {tmp_path}/bad\\x1b[31m.png: "
+        "not a picture that Pillow can read",
+        f"ds4nn predict: {absent}: cannot be read: No such file or directory",
+        f"ds4nn predict: {tmp_path}: a folder, not a picture",
+    ]
+    with pytest.raises(SystemExit):
+        cli.main(["predict", *argv, "--json"])
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [r["file"] for r in records] == argv[:-1]
+    assert records[1] == {
+        "file": str(bad),
+        "error": "not a picture that Pillow can read",
+    }
+
+
+def test_says_what_takes_long(monkeypatch, capsys, weights, picture):
+    class Timer:
+        """One whose time is up at once."""
+
+        def __init__(self, seconds, function, arguments):
+            self.start = lambda: function(*arguments)
+
+        def cancel(self):
+            pass
+
+    monkeypatch.setattr(predict.threading, "Timer", Timer)
+    file = picture("a.png", 255, 0, 0, 0)
+    cli.main(["predict", file, weights()])
+    assert capsys.readouterr().err.splitlines() == [
+        f"ds4nn predict: reading {file} …",
+        "ds4nn predict: compiling, and asking the network …",
+    ]
+
+
+def test_figures(capsys, weights, picture, tmp_path):
+    folder = tmp_path / "new" / "figures"
+    (tmp_path / "other").mkdir()
+    files = [
+        picture("a.png", 255, 0, 0, 0),
+        picture("other/a.png", 0, 0, 0, 9),
+        picture("b.png", 0, 255, 0, 0),
+    ]
+    names = {"class_names": ["$cat$", "犬", "\x1beel"]}
+    lines = predicted(capsys, *files, weights(NOTES | names), f"--figure={folder}")
+    drawn = ["a.predict.png", "a.predict-2.png", "b.predict.png"]
+    assert [line.split()[-1] for line in lines[1::2]] == [
+        str(folder / d) for d in drawn
+    ]
+    assert sorted(p.name for p in folder.iterdir()) == sorted(drawn)
+    for name in drawn:
+        with Image.open(folder / name) as image:
+            assert image.width == 800 and image.height > 900
+    first, second = (np.asarray(Image.open(folder / name)) for name in drawn[::2])
+    assert (first[:300] != second[:300]).any()  # what the network saw
+
+
+@pytest.mark.parametrize(
+    "notes, why",
+    [
+        ({}, "does not tell the shape of its images"),
+        ({"input_shape": [28, 28, 1]}, "takes 4 inputs|do not fit the network"),
+        ({"input_shape": [2, 2]}, "must be .H, W, C."),
+        ({"input_shape": [2, 1, 2]}, "must be .H, W, C."),
+        ({"input_shape": [10**9, 10**9, 3]}, "must be .H, W, C."),
+        ({"input_shape": "28"}, "must be .H, W, C."),
+        ({"input_shape": [True, 2, 1]}, "must be .H, W, C."),
+    ],
+)
+def test_refuses_notes(weights, picture, notes, why):
+    with pytest.raises(SystemExit, match=f"^ds4nn predict: .*({why})"):
+        cli.main(["predict", picture("a.png", 0, 0, 0, 0), weights(notes)])
+
+
+def test_classes_without_names_are_numbers(capsys, weights, picture):
+    file = picture("a.png", 0, 0, 255, 0)
+    (line,) = predicted(capsys, file, weights({"input_shape": [2, 2, 1]}))
+    assert line == f"{file}: 2 (decided at step 0 of 10)"
+    cli.main(["predict", file, weights(NOTES | {"class_names": ["a", "b"]})])
+    out, err = capsys.readouterr()
+    assert out == f"{file}: 2 (decided at step 0 of 10)\n"
+    assert err.endswith("class_names are not 3 names: numbers instead\n")
+
+
+def test_no_name_reaches_the_terminal_raw(capsys, weights, picture):
+    file = picture("a.png", 255, 0, 0, 0)
+    names = {"class_names": ["\x1b[2J\u202e", "b\n", "c"]}
+    (line,) = predicted(capsys, file, weights(NOTES | names))
+    assert line == f"{file}: \\x1b[2J\\u202e (decided at step 0 of 10)"
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(JSON | st.just([2, 2, 1]), JSON | st.lists(st.text(), min_size=3, max_size=3))
+@example([2, 2, 1], ["a", 1, None])
+@example([4, 1, 1], {"a": 1, "b": 2, "c": 3})
+def test_any_notes_give_answers_or_one_line(capsys, weights, picture, shape, names):
+    flag = weights({"input_shape": shape, "class_names": names})
+    refusal = ""
+    try:
+        cli.main(["predict", picture("a.png", 255, 0, 0, 0), flag])
+    except SystemExit as end:
+        refusal = end.code
+    out, err = capsys.readouterr()
+    assert bool(out) != bool(refusal)
+    for text in (
+        refusal,
+        err.removesuffix("\n"),
+        out.removesuffix("\n").split("\n")[0],
+    ):
+        assert text.isprintable()
+
+
+@pytest.mark.parametrize(
+    "argv, why",
+    [
+        (["--weights=absent"], "no file absent, and no shipped network: fashion_mnist"),
+        (["--weights=."], "cannot be used"),
+        (["--urgency=-1"], "urgency must be"),
+        (["--urgency=nan"], "urgency must be"),
+    ],
+)
+def test_refuses(argv, why):
+    with pytest.raises(SystemExit, match=f"^ds4nn predict: .*{why}"):
+        cli.main(["predict", "x.png", *argv])
+
+
+@pytest.mark.parametrize("top", ["0", "-1", "many"])
+def test_refuses_top(capsys, top):
+    with pytest.raises(SystemExit):
+        cli.main(["predict", "x.png", f"--top={top}"])
+    assert "--top" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("module", ["PIL", "matplotlib"])
+def test_names_what_is_missing(monkeypatch, picture, weights, module, tmp_path):
+    argv = ["predict", picture("a.png", 0, 0, 0, 0), weights(), "--figure"]
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(SystemExit, match=r"pip install ds4nn_jax\[experiments\]"):
+        cli.main([*argv, str(tmp_path / "figures")])
+
+
+def test_needs_pillow_alone_of_the_extra():
+    # absl and rich come with flax and orbax.
+    code = """
+import sys
+extra = "matplotlib markdown sklearn tensorflow_datasets".split()
+sys.modules.update(dict.fromkeys(extra))
+import argparse
+from experiments import predict
+parser = argparse.ArgumentParser()
+predict.add_parser(parser.add_subparsers())
+predict.main(parser.parse_args(["predict", "--weights=mnist", "absent.png"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "absent.png: cannot be read: No such file" in done.stderr
+    assert "Traceback" not in done.stderr and done.returncode == 1
+
+
+def test_pictures_of_any_size_for_a_trained_run(smoke_run, tmp_path, capsys):
+    digits = data.load("digits")
+    image = np.round(digits.test_images[0, ..., 0] * 255).astype(np.uint8)
+    right, inverted, large = (str(tmp_path / f"{n}.png") for n in "abc")
+    Image.fromarray(image).save(right)
+    Image.fromarray(255 - image).save(inverted)
+    Image.fromarray(np.kron(image, np.ones((5, 5), np.uint8))).save(large)
+    flag = f"--weights={smoke_run[0] / 'best.safetensors'}"
+    first, second, remark = predicted(capsys, right, large, flag)
+    (third,) = predicted(capsys, inverted, "--invert", flag)
+    assert remark == "  scaled from 40×40 to 8×8"
+    answers = {line.split(": ")[1] for line in (first, second, third)}
+    assert len(answers) == 1 and answers.pop()[0].isdigit()
