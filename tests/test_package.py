@@ -31,7 +31,7 @@ def test_base_install_predicts_and_names_the_extra_that_is_missing(tmp_path):
         re.split(r"\W", entry)[0]
         for entry in project["optional-dependencies"]["experiments"]
     }
-    assert extra >= {"matplotlib", "markdown", "scikit"}
+    assert extra >= {"matplotlib", "scikit"}
     blocked = {"scikit": "sklearn", "tensorflow": "tensorflow_datasets"}
     bar = np.zeros((28, 28), np.uint8)
     bar[4:24, 13:16] = 255

@@ -127,7 +127,7 @@ for attempt in (
 def test_a_run_of_two_processes_goes_on_in_one(tmp_path, monkeypatch):
     """Both are killed in the second epoch; one process ends what they began."""
     flags = (
-        "--preset=default --spec=64-20-10 --initial_weights.hidden=0.4 "
+        "--preset=default --spec=64-20-10 --initial_weights.dense=0.4 "
         "--optimizer.learning_rate=0.05 --augmentation.shift=1 --batch_size=10 "
         "--epochs=3 --train_limit=600"
     ).split()
