@@ -440,7 +440,9 @@ WHOLE = [
     st.lists(st.tuples(st.integers(0, 10**4), st.binary(max_size=8)), max_size=5),
     st.integers(0, 10**4),
 )
-def test_damaged_bytes_are_a_picture_or_one_line(tmp_path, content, changes, end):
+def test_damaged_bytes_are_a_picture_or_one_line(
+    tmp_path, capfd, content, changes, end
+):
     for at, new in changes:
         at %= len(content)
         content = content[:at] + new + content[at + len(new) :]
@@ -452,4 +454,4 @@ def test_damaged_bytes_are_a_picture_or_one_line(tmp_path, content, changes, end
             assert seen.shape == (28, 28, 1) and seen.dtype == np.uint8
         except pictures.PictureError as error:
             assert str(error)
-    assert not warned
+    assert not warned and capfd.readouterr() == ("", "")
