@@ -414,6 +414,14 @@ def test_pillow_is_left_as_it_was(tmp_path):
     assert limit == Image.MAX_IMAGE_PIXELS
 
 
+def test_libtiff_is_not_heard(tmp_path, capfd):
+    content = saved(LARGE, "TIFF", compression="jpeg")[:116]
+    (tmp_path / "x").write_bytes(content)
+    with pytest.raises(pictures.PictureError, match="cannot be read"):
+        pictures.read(tmp_path / "x", (28, 28, 1))
+    assert capfd.readouterr().err == ""
+
+
 LARGE = Image.fromarray(np.arange(16 * 16, dtype=np.uint8).reshape(16, 16))
 WHOLE = [
     *GREYS.values(),
