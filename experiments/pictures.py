@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import stat
 import warnings
 from collections.abc import Iterator, Sequence
@@ -88,7 +89,8 @@ def shown(image: Image.Image) -> tuple[Image.Image, list[str]]:
     transparency, orientation = _transparency(image), 1
     with contextlib.suppress(Exception):  # damaged EXIF turns nothing
         orientation = image.getexif().get(_ORIENTATION, 1)
-    image.load()
+    with _unheard() if image.format == "TIFF" else contextlib.nullcontext():
+        image.load()
     if orientation in range(2, 9):
         remarks.append(f"turned as EXIF orientation {orientation} says")
         if image.getexif().get(_ORIENTATION):  # TIFF has been turned by loading it
@@ -154,7 +156,8 @@ def digit(grey: np.ndarray, invert: bool | None = None) -> tuple[np.ndarray, lis
         return _bytes(grey)[..., None], remarks
     specks = _specks(ink)
     if specks.any():
-        remarks.append("specks beside the ink left out")
+        if ink[specks].max() > 0.5:  # fainter ones are JPEG's, and nobody sees them
+            remarks.append("specks beside the ink left out")
         grey, ink = np.where(specks, 0, grey), np.where(specks, 0, ink)
     box = grey[_box(ink)]
     size = _fitting(box.shape, (_BOX, _BOX))
@@ -221,6 +224,19 @@ def _quiet() -> Iterator[None]:
     finally:
         logger.setLevel(level)
         Image.MAX_IMAGE_PIXELS = limit
+
+
+@contextlib.contextmanager
+def _unheard() -> Iterator[None]:
+    """While libtiff works, which writes past Python to the standard error stream."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _opened(path: Path) -> Image.Image:

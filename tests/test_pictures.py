@@ -414,6 +414,14 @@ def test_pillow_is_left_as_it_was(tmp_path):
     assert limit == Image.MAX_IMAGE_PIXELS
 
 
+def test_libtiff_is_not_heard(tmp_path, capfd):
+    content = saved(LARGE, "TIFF", compression="jpeg")[:116]
+    (tmp_path / "x").write_bytes(content)
+    with pytest.raises(pictures.PictureError, match="cannot be read"):
+        pictures.read(tmp_path / "x", (28, 28, 1))
+    assert capfd.readouterr().err == ""
+
+
 LARGE = Image.fromarray(np.arange(16 * 16, dtype=np.uint8).reshape(16, 16))
 WHOLE = [
     *GREYS.values(),
@@ -440,7 +448,9 @@ WHOLE = [
     st.lists(st.tuples(st.integers(0, 10**4), st.binary(max_size=8)), max_size=5),
     st.integers(0, 10**4),
 )
-def test_damaged_bytes_are_a_picture_or_one_line(tmp_path, content, changes, end):
+def test_damaged_bytes_are_a_picture_or_one_line(
+    tmp_path, capfd, content, changes, end
+):
     for at, new in changes:
         at %= len(content)
         content = content[:at] + new + content[at + len(new) :]
@@ -452,4 +462,4 @@ def test_damaged_bytes_are_a_picture_or_one_line(tmp_path, content, changes, end
             assert seen.shape == (28, 28, 1) and seen.dtype == np.uint8
         except pictures.PictureError as error:
             assert str(error)
-    assert not warned
+    assert not warned and capfd.readouterr() == ("", "")
