@@ -232,6 +232,8 @@ def _prepared(
     network = config.network()
     held = validation and analysis.pairs(*validation, network.num_classes)
     if labels is None:
+        if soft_labels is not None:
+            raise ValueError("soft labels go with images and labels as arrays")
         steps, some, batches = _loader(config, images, steps)
         digest = np.zeros(32, np.uint8)
     else:
@@ -291,10 +293,11 @@ def _shuffled(config, kept, steps, arrays, epoch: int, done: int) -> Iterator[tu
 
 def _loader(config: TrainConfig, loader: Any, steps: int | None):
     """Steps of an epoch, images to begin with, and the batches of an epoch."""
+    if isinstance(loader, np.ndarray | jax.Array):
+        raise TypeError("labels are missing: images alone teach nothing")
     if steps is None and not hasattr(loader, "__len__"):
         raise ValueError(
-            "labels are missing; or, for batches that do not know how many there are, "
-            "steps_per_epoch"
+            "batches that do not know how many there are need steps_per_epoch"
         )
     steps = len(loader) if steps is None else steps
     classes, sample = config.network().num_classes, config.initial_weights.sample
@@ -324,8 +327,14 @@ def _loader(config: TrainConfig, loader: Any, steps: int | None):
 
 
 def _pair(batch: Any, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    if isinstance(batch, Mapping):
+    if isinstance(batch, Mapping) and {"image", "label"} <= batch.keys():
         batch = batch["image"], batch["label"]
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        told = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
+        raise TypeError(
+            'a batch must be a pair (images, labels) or a mapping with "image" and '
+            f'"label", got {told}'
+        )
     images, labels = map(np.asarray, batch)
     return analysis.pairs(images, labels, classes)
 

@@ -648,6 +648,10 @@ def test_a_loader_is_gone_through_once_an_epoch(digits):
     "batches, more, message",
     [
         (iter([]), {}, "steps_per_epoch"),
+        (np.zeros((4, 64)), {}, "labels are missing"),
+        ([np.zeros((4, 64))], {}, r"a pair \(images, labels\) .*, got ndarray"),
+        ([{"x": 1, "label": 2}], {}, r"with \"image\" and .* got \['label', 'x'\]"),
+        ([], {"soft_labels": np.zeros((4, 10))}, "as arrays"),
         (iter([]), {"steps_per_epoch": 3}, "no batches to train on"),
         ([(np.zeros((4, 64)), np.zeros(4, int))] * 2, {"steps_per_epoch": 3}, "has 2"),
         ([(np.zeros((4, 64)), np.full(4, 10))], {}, "labels must lie in 0 … 9"),
@@ -657,7 +661,7 @@ def test_a_loader_is_gone_through_once_an_epoch(digits):
 def test_batches_that_are_refused(batches, more, message):
     ranges = ds.first_weights.Uniform(((0, 1),))
     config = ds.TrainConfig(spec="64-10", epochs=1, initial_weights=ranges)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         list(ds.train(config, batches, **more))
 
 
