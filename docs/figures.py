@@ -137,7 +137,12 @@ def decision() -> Figure:
     winner = int(np.argmax(np.where(times == first, potentials[first], -np.inf)))
     for k, potential in enumerate(potentials.T):
         colour = RED if k == winner else "#999999"
-        axes.plot(potential, color=colour, linewidth=2.5 if k == winner else 1)
+        axes.plot(
+            potential,
+            color=colour,
+            linewidth=2.5 if k == winner else 1,
+            drawstyle="steps-post",
+        )
     axes.axhline(100, color=BLACK, linestyle=":")
     axes.axvline(first, color=BLACK, linestyle="--", linewidth=1)
     axes.plot(first, potentials[first, winner], "o", color=RED, markersize=9)
