@@ -290,6 +290,7 @@ def _draw(path: Path, model: Model, image: np.ndarray, answer: Answer) -> None:
       OSError: the file cannot be written.
     """
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
     from PIL import Image
 
     from ds4nn_jax import plots
@@ -323,10 +324,9 @@ def _draw(path: Path, model: Model, image: np.ndarray, answer: Answer) -> None:
         decision_step=answer.step,
     )
     # It is drawn as for a picture whose label is known, which nobody knows here.
-    axes, name = outputs.axes[0], names[answer.label]
-    axes.set_title(axes.get_title().removeprefix(f"Image of ‘{name}’: "))
-    for text in outputs.legends[0].get_texts():
-        text.set_text(text.get_text().removesuffix(" (label)"))
+    for text in outputs.findobj(Text):
+        words = text.get_text().removesuffix(" (label)")
+        text.set_text(words.removeprefix(f"Image of ‘{names[answer.label]}’: "))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # names in letters that the font lacks
         pages = [_page(figure) for figure in (seen, raster, outputs)]
