@@ -214,7 +214,7 @@ def output_potentials(
     times: np.ndarray,
     *,
     threshold: float,
-    label: int,
+    label: int | None,
     class_names: Sequence[str],
     decision_step: float,
     spikes_by_step: np.ndarray | None = None,
@@ -229,7 +229,7 @@ def output_potentials(
       potentials: [T, C] V(t) in mV at the end of step t.
       times: [C] firing times in steps; T is silent.
       threshold: θ in mV.
-      label: the true class.
+      label: the true class, None where nobody knows it.
       class_names: C names.
       decision_step: a dashed line behind it; T is silence, and has none.
       spikes_by_step: [T] spikes of the whole network at each step; a second panel shows
@@ -295,7 +295,7 @@ def output_potentials(
         ),
         xlabel="time step" if spikes_by_step is None else None,
         ylabel="membrane potential (mV)",
-        title=f"Image of ‘{class_names[label]}’: "
+        title=("" if label is None else f"Image of ‘{class_names[label]}’: ")
         + (
             f"‘{class_names[winner]}’ fires first, decision at step {decision_step:g}"
             if len(fired)

@@ -290,7 +290,6 @@ def _draw(path: Path, model: Model, image: np.ndarray, answer: Answer) -> None:
       OSError: the file cannot be written.
     """
     from matplotlib.figure import Figure
-    from matplotlib.text import Text
     from PIL import Image
 
     from ds4nn_jax import plots
@@ -319,14 +318,10 @@ def _draw(path: Path, model: Model, image: np.ndarray, answer: Answer) -> None:
         np.asarray(potentials)[:, 0],
         answer.times,
         threshold=network.threshold,
-        label=answer.label,
+        label=None,
         class_names=names,
         decision_step=answer.step,
     )
-    # It is drawn as for a picture whose label is known, which nobody knows here.
-    for text in outputs.findobj(Text):
-        words = text.get_text().removesuffix(" (label)")
-        text.set_text(words.removeprefix(f"Image of ‘{names[answer.label]}’: "))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # names in letters that the font lacks
         pages = [_page(figure) for figure in (seen, raster, outputs)]
