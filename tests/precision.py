@@ -5,5 +5,6 @@ import functools
 import jax
 import jax.experimental
 
-_enable = getattr(jax, "enable_x64", None) or jax.experimental.enable_x64
+# `or` would ask it for its truth, which it does not tell.
+_enable = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
 float64 = functools.partial(_enable, True)
