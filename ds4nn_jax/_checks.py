@@ -6,10 +6,13 @@ cost); values only when they are at hand, that is outside `jit`.
 
 import math
 import operator
+import warnings
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+DEFAULT_STEPS = 100  # the paper's T
 
 
 def at_hand(x: jax.Array | np.ndarray) -> bool:
@@ -92,6 +95,20 @@ def spike_times(times: jax.Array, steps: int | None = None) -> jax.Array:
                 f"got {seen[wrong].flat[0]}"
             )
     return times
+
+
+def coded_for(times: jax.Array, steps: int) -> None:
+    """Warns of times that look coded with `encode`'s own T, which is less than this:
+    nothing is later, and much is at that very step. Of more, `spike_times` is sure."""
+    if steps > DEFAULT_STEPS and at_hand(times):
+        seen = np.asarray(times)
+        last = seen == DEFAULT_STEPS
+        if seen.size and seen.max() == DEFAULT_STEPS and last.mean() >= 0.05:
+            warnings.warn(
+                f"spike times look coded in T = {DEFAULT_STEPS} steps, the network has "
+                f"T = {steps}: encode images with network.encode",
+                stacklevel=4,
+            )
 
 
 def finite(name: str, x: jax.Array) -> None:

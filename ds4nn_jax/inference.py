@@ -52,6 +52,7 @@ def infer(network: SpikingNetwork, params: dict, times: SpikeTimes) -> Inference
     """
     jax.eval_shape(network.apply, params, times)  # refuses what the network would
     times = _checks.spike_times(times, network.num_steps)
+    _checks.coded_for(times, network.num_steps)
     kernels = [params["params"][name]["kernel"] for name in network.weighted]
     for name, kernel in zip(network.weighted, kernels, strict=True):
         _checks.finite(f"kernel of {name}", kernel)

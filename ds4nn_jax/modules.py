@@ -511,6 +511,7 @@ class SpikingNetwork(nn.Module):
 
     def _checked_input(self, times: SpikeTimes) -> SpikeTimes:
         times = _checks.spike_times(times, self.num_steps)
+        _checks.coded_for(times, self.num_steps)
         if not isinstance(self.layers[0], DenseSpec):
             _checks.rank("times", times, "[B, H, W, I]")
         elif times.ndim < 2 or self.input_size not in (None, flat(times).shape[1]):

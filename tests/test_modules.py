@@ -292,3 +292,20 @@ def test_strided_network_equals_layers_by_hand(engine, rng):
 def test_strides_that_are_none(token):
     with pytest.raises(ValueError, match="network spec: "):
         ds.parse_spec(f"8C3-{token}-10" if token[0] != "1" else f"8C3-{token}")
+
+
+@pytest.mark.parametrize("steps", [64, 100, 200])
+def test_images_coded_in_another_number_of_steps(steps, images):
+    """More than T is an error; less cannot be told for sure, and is warned of."""
+    network = ds.SpikingNetwork.from_spec("4C3-P2-10", num_steps=steps)
+    some = images[0][:4]
+    params = network.init(jax.random.key(0), network.encode(some))
+    calls = (network.apply, lambda p, t: ds.infer(network, p, t))
+    for call in calls:
+        call(params, network.encode(some))
+        if steps == 64:
+            with pytest.raises(ValueError, match="whole steps 0 … T = 64"):
+                call(params, ds.encode(some))
+        elif steps == 200:
+            with pytest.warns(UserWarning, match="the network has T = 200: encode"):
+                call(params, ds.encode(some))
