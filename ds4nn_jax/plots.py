@@ -510,6 +510,7 @@ def fronts(points: Sequence[Point], *, title: str) -> Figure:
             axes.xaxis.set_minor_formatter(NullFormatter())
             axes.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
         axes.margins(0.2)
+        axes.set_ylim(top=min(axes.get_ylim()[1], 100.5))
         axes.grid(alpha=0.3)
     figure.draw_without_rendering()  # lays out: names are placed on paper
     for axes, (_, known) in zip(drawn, panels, strict=True):
