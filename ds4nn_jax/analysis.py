@@ -15,6 +15,7 @@ import numpy as np
 from ds4nn_jax import _checks
 from ds4nn_jax._engines.synapse import flat
 from ds4nn_jax.encoding import encode
+from ds4nn_jax.inference import batches_of
 from ds4nn_jax.modules import SpikingNetwork, Trace
 from ds4nn_jax.types import SpikeTimes
 
@@ -277,11 +278,7 @@ def evaluate(
     check_params(network, params, images)
 
     def batches():
-        for start in range(0, len(images), batch_size):
-            some = images[start : start + batch_size]
-            count = len(some)
-            if count < batch_size:  # one shape, one compilation: repeat the last image
-                some = np.concatenate([some, some[-1:].repeat(batch_size - count, 0)])
+        for start, some, count in batches_of(images, batch_size):
             decisions = _decide(network, params, some)
             rows = jax.tree.map(lambda x, n=count: x[:n], decisions)
             if on_images is not None:

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -92,14 +93,21 @@ def classify(
     if not images.ndim or not len(images):
         raise ValueError("no images")
     found = []
-    for start in range(0, len(images), batch_size):
-        some = images[start : start + batch_size]
-        count = len(some)
-        if count < batch_size and start:  # one shape, one compilation
-            some = np.concatenate([some, images[: batch_size - count]])
+    for _, some, count in batches_of(images, batch_size):
         decided = infer(network, params, network.encode(some))
         found.append(jax.tree.map(lambda x, n=count: np.asarray(x[:n]), decided))
     return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
+
+
+def batches_of(images: Any, size: int) -> Iterator[tuple[int, Any, int]]:
+    """Where each batch starts, its images, and how many of these count: the last image
+    fills the last batch up, so that one shape is compiled."""
+    for start in range(0, len(images), size):
+        some = images[start : start + size]
+        count = len(some)
+        if count < size:
+            some = np.concatenate([some, some[-1:].repeat(size - count, 0)])
+        yield start, some, count
 
 
 @functools.partial(jax.jit, static_argnums=0)

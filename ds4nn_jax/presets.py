@@ -18,6 +18,14 @@ from ds4nn_jax.rules import S4NN, Fixed, Margin, Relative, Softmax
 from ds4nn_jax.schedules import Cosine, StepDecay
 from ds4nn_jax.surrogates import Constant, Window
 
+_MUON = Muon(
+    learning_rate=0.01,
+    output_rate=0.005,
+    norms=HeldNorms(),
+    average=0.998,
+    common_step=0.1,
+)
+
 # Cross-entropy over spike times, shifted training images, hidden norms held.
 _MNIST = TrainConfig(
     spec="64C3-P2-128C3-P2-10",
@@ -37,13 +45,7 @@ _MNIST_DENSE = replace(
     _MNIST,
     spec="784-400-10",
     initial_weights=FiringRates(dense=0.7, output=0.7),
-    optimizer=Muon(
-        learning_rate=0.01,
-        output_rate=0.005,
-        norms=HeldNorms(),
-        average=0.998,
-        common_step=0.1,
-    ),
+    optimizer=_MUON,
     batch_size=128,
     epochs=20,
 )
@@ -53,13 +55,7 @@ _MNIST_DENSE = replace(
 _MNIST_SPARSE = replace(
     _MNIST,
     output_rule=Softmax(offset=10, horizon=50, anchor=0.5, anchor_time=14),
-    optimizer=Muon(
-        learning_rate=0.01,
-        output_rate=0.005,
-        norms=HeldNorms(),
-        average=0.998,
-        common_step=0.1,
-    ),
+    optimizer=_MUON,
     guard=RateGuard(budgets=(0.055, 0.12), strength=0.15, floor=0.5, steps=20_000),
     epochs=26,
 )

@@ -26,6 +26,12 @@ def names() -> tuple[str, ...]:
     )
 
 
+def find(given: str) -> Weights:
+    """A trained network by its name, as `load` gives it, or the weights of a file, as
+    `load_weights` does. Errors as theirs."""
+    return load(given) if given in names() else load_weights(given)
+
+
 def load(name: str) -> Weights:
     """A trained network, its float32 parameters, and its card as notes.
 

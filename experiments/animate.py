@@ -9,7 +9,6 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-import ds4nn_jax as ds
 from ds4nn_jax import data, plots, pretrained
 
 from . import figures, progress
@@ -29,9 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         if Path(asked.out).suffix != ".gif":
             raise ValueError(f"--out must end in .gif, got {asked.out!r}")
-        shipped = asked.weights in pretrained.names()
-        read = pretrained.load if shipped else ds.load_weights
-        network, params, notes = read(asked.weights)
+        network, params, notes = pretrained.find(asked.weights)
         if "dataset" not in notes:
             raise ValueError(f"{asked.weights} does not name its data set")
         images = data.load(notes["dataset"], asked.data_dir)

@@ -23,13 +23,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     asked, rest = _parser().parse_known_args(argv)
-    try:
+    with progress.naming_missing(f"ds4nn {asked.command}"):
         _run(asked, rest)
-    except ModuleNotFoundError as error:
-        raise SystemExit(
-            f"ds4nn {asked.command} needs the package {error.name}: "
-            "pip install 'ds4nn_jax[experiments]'"
-        ) from error
 
 
 def _parser() -> argparse.ArgumentParser:

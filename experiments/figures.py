@@ -17,15 +17,15 @@ def of_network(
     network makes of it: not the best looking one."""
     names = literal(images.class_names)
     layers = ("input", *network.names)
-    trace = _trace(network, params, images.test_images[0])
-    times = np.asarray(trace.times[-1][0])
-    every = np.concatenate([np.ravel(t) for t in trace.times[1:]]).astype(int)
+    done = trace(network, params, images.test_images[0])
+    times = np.asarray(done.times[-1][0])
+    every = np.concatenate([np.ravel(t) for t in done.times[1:]]).astype(int)
     emitted = np.bincount(every, minlength=network.num_steps)[: network.num_steps]
     return {
         "confusion": plots.confusion(test.confusion, names),
-        "raster": _raster(network, trace),
+        "raster": raster(network, done),
         "output_potentials": plots.output_potentials(
-            np.asarray(output_potentials(network, params, trace)[:, 0]),
+            np.asarray(output_potentials(network, params, done)[:, 0]),
             times,
             threshold=network.threshold,
             label=int(images.test_labels[0]),
@@ -38,11 +38,6 @@ def of_network(
     }
 
 
-def raster(network: ds.SpikingNetwork, params: dict, image: np.ndarray) -> Figure:
-    """All spikes of one image [H, W, C]."""
-    return _raster(network, _trace(network, params, image))
-
-
 def animation(
     network: ds.SpikingNetwork,
     params: dict,
@@ -50,15 +45,15 @@ def animation(
     class_names: tuple[str, ...],
 ) -> Animation:
     """Spikes and output potentials of one image [H, W, C] up to its decision."""
-    trace = _trace(network, params, image)
-    hidden = zip(network.names[:-1], trace.times[1:-1], strict=True)
+    done = trace(network, params, image)
+    hidden = zip(network.names[:-1], done.times[1:-1], strict=True)
     return plots.animation(
-        np.asarray(trace.times[0][0]),
+        np.asarray(done.times[0][0]),
         [(name, np.asarray(times)) for name, times in hidden],
-        np.asarray(output_potentials(network, params, trace)[:, 0]),
+        np.asarray(output_potentials(network, params, done)[:, 0]),
         threshold=network.threshold,
         class_names=literal(class_names),
-        decision_step=int(trace.times[-1].min()),
+        decision_step=int(done.times[-1].min()),
     )
 
 
@@ -67,12 +62,13 @@ def literal(names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(name.replace("$", r"\$") for name in names)
 
 
-def _trace(network, params, image) -> ds.Trace:
-    times = ds.encode(image[None], num_steps=network.num_steps)
-    return network.apply(params, times, method="trace")
+def trace(network: ds.SpikingNetwork, params: dict, image: np.ndarray) -> ds.Trace:
+    """What a network does with one image [H, W, C]."""
+    return network.apply(params, network.encode(image[None]), method="trace")
 
 
-def _raster(network: ds.SpikingNetwork, trace: ds.Trace) -> Figure:
+def raster(network: ds.SpikingNetwork, trace: ds.Trace) -> Figure:
+    """All spikes of the one image of a trace."""
     flat = [np.asarray(times).reshape(-1) for times in trace.times]
     decision = int(flat[-1].min())
     return plots.raster(

@@ -93,11 +93,8 @@ def measure(
         return own, guesses.T, tuple(jnp.stack(x) for x in zip(*others, strict=True))
 
     decisions, right, first, others = [], [], [], []
-    for start in range(0, len(labels), batch_size):
-        some, truth = (x[start : start + batch_size] for x in (images, labels))
-        count = len(truth)
-        if count < batch_size:  # one shape, one compilation: repeat the last image
-            some = np.concatenate([some, some[-1:].repeat(batch_size - count, 0)])
+    for start, some, count in ds.inference.batches_of(images, batch_size):
+        truth = labels[start : start + count]
         own, guesses, at = jax.device_get(batch(params, some))
         rows = ds.Decisions(*(None if x is own.fired else x[:count] for x in own))
         decisions.append((rows._replace(fired=own.fired), truth))

@@ -122,13 +122,10 @@ def _model(weights: str, urgency: float | None) -> Model:
       Refused: no such network, or one that cannot be asked about pictures.
     """
     try:
-        if weights in pretrained.names():
-            network, params, notes = pretrained.load(weights)
-        elif not Path(weights).exists():
+        if weights not in pretrained.names() and not Path(weights).exists():
             shipped = ", ".join(pretrained.names())
             raise Refused(f"no file {weights}, and no shipped network: {shipped}")
-        else:
-            network, params, notes = ds.load_weights(weights)
+        network, params, notes = pretrained.find(weights)
         if urgency is not None:
             network = network.clone(urgency=urgency)
         notes = notes if isinstance(notes, dict) else {}
@@ -196,9 +193,8 @@ class Answer(NamedTuple):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _run(network: ds.SpikingNetwork, params: dict, images: jax.Array) -> tuple:
-    times = ds.encode(images, num_steps=network.num_steps)
-    trace = network.apply(params, times, method="trace")
-    decided = ds.decide(trace, num_steps=network.num_steps)
+    trace = network.apply(params, network.encode(images), method="trace")
+    decided = ds.decide(trace)
     return decided.label, decided.step, decided.times, trace.potentials
 
 
@@ -219,7 +215,7 @@ def _fits_at_once(model: Model) -> int:
     """How many images' traces may be in memory together."""
 
     def trace(images):
-        times = ds.encode(images, num_steps=model.network.num_steps)
+        times = model.network.encode(images)
         return model.network.apply(model.params, times, method="trace").times
 
     one = jax.eval_shape(trace, np.broadcast_to(np.uint8(0), (1, *model.shape)))
@@ -294,32 +290,22 @@ def _draw(path: Path, model: Model, image: np.ndarray, answer: Answer) -> None:
 
     from ds4nn_jax import plots
 
-    network, steps = model.network, model.network.num_steps
-    names = [_printable(name).replace("$", r"\$") for name in model.names]
-    times = ds.encode(image[None], num_steps=steps)
-    trace = network.apply(model.params, times, method="trace")
-    layers = [np.ravel(times) for times in trace.times]
-    potentials = ds.membrane_potentials(
-        layers[-2][None],
-        model.params["params"][network.names[-1]]["kernel"],
-        num_steps=steps,
-        urgency=network.urgency,
-    )
+    from . import figures, measures
+
+    network = model.network
+    trace = figures.trace(network, model.params, image)
+    potentials = measures.output_potentials(network, model.params, trace)
     seen = Figure(figsize=(8, 3), layout="constrained")
     axes = seen.subplots()
     axes.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
     axes.set_title("What the network saw")
-    raster = plots.raster(
-        list(zip(("input", *network.names), layers, strict=True)),
-        steps,
-        decision_step=answer.step if answer.step < steps else None,
-    )
+    raster = figures.raster(network, trace)
     outputs = plots.output_potentials(
         np.asarray(potentials)[:, 0],
         answer.times,
         threshold=network.threshold,
         label=None,
-        class_names=names,
+        class_names=figures.literal(tuple(map(_printable, model.names))),
         decision_step=answer.step,
     )
     with warnings.catch_warnings():

@@ -41,6 +41,18 @@ def program(name: str, main: Callable[[], object]) -> None:
         os._exit(128 + signal.SIGPIPE)
 
 
+@contextlib.contextmanager
+def naming_missing(command: str) -> Iterator[None]:
+    """A package that is missing ends the command with the extra that brings it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise SystemExit(
+            f"{command} needs {str(error.name).partition('.')[0]}: "
+            "pip install 'ds4nn_jax[experiments]'"
+        ) from error
+
+
 def leave_at_once(number: int, message: str) -> NoReturn:
     """Ends the process with one line and the exit status of shells for a signal."""
     with contextlib.suppress(RuntimeError, OSError):  # in the middle of a write

@@ -89,12 +89,8 @@ def main(
     )
     asked = parser.parse_args(argv)
     try:
-        page, missing = _report(asked)
-    except ModuleNotFoundError as error:
-        raise SystemExit(
-            f"{command} needs {str(error.name).partition('.')[0]}: "
-            "pip install 'ds4nn_jax[experiments]'"
-        ) from error
+        with progress.naming_missing(command):
+            page, missing = _report(asked)
     except (ValueError, OSError) as error:
         raise SystemExit(f"{command}: {error}") from error
     if missing:

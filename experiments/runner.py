@@ -81,10 +81,7 @@ def _weights(asked: options.Options) -> ds.Weights | None:
         return None
     if given == "pretrained":
         return pretrained.load(asked.dataset)
-    if given in pretrained.names():
-        weights = pretrained.load(given)
-    else:
-        weights = ds.load_weights(given)
+    weights = pretrained.find(given)
     network = asked.config.network()
     if asked.evaluate is None and weights.network.spec != network.spec:
         raise ValueError(

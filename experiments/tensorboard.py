@@ -42,7 +42,7 @@ class Board:
         if epoch == 1 or epoch % _RASTER_EVERY == 0:
             from . import figures  # here: matplotlib takes a second to import
 
-            drawn = figures.raster(network, params, image)
+            drawn = figures.raster(network, figures.trace(network, params, image))
             self._writer.add_figure("raster", drawn, epoch)
 
     def close(self) -> None:
