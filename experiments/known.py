@@ -43,8 +43,7 @@ class PlainNetwork(nn.Module):
         assert isinstance(output, DenseSpec)  # parse_spec sees to it
         for layer in hidden:
             if isinstance(layer, PoolSpec):
-                window = (layer.size, layer.size)
-                x = nn.max_pool(x, window, strides=window)
+                x = _max_pool(x, layer.size)
                 continue
             if isinstance(layer, ConvSpec):
                 window = (layer.size, layer.size)
@@ -54,6 +53,14 @@ class PlainNetwork(nn.Module):
             x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
             x = nn.relu(x)
         return nn.Dense(output.features)(x.reshape(len(x), -1))
+
+
+def _max_pool(x: jax.Array, size: int) -> jax.Array:
+    """As flax's, whose gradient takes a quarter of a step on a CPU."""
+    batch, height, width, channels = x.shape
+    rows, columns = height // size, width // size
+    x = x[:, : rows * size, : columns * size]
+    return x.reshape(batch, rows, size, columns, size, channels).max((2, 4))
 
 
 def seen_by(images: jax.Array, step: jax.Array, *, num_steps: int) -> jax.Array:
