@@ -17,24 +17,19 @@ from matplotlib.animation import Animation, FuncAnimation, PillowWriter
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
-_BLACK, _ORANGE, _SKY, _GREEN, _YELLOW, _BLUE, _VERMILION, _PURPLE = (
-    "#000000",
-    "#E69F00",
-    "#56B4E9",
-    "#009E73",
-    "#F0E442",
-    "#0072B2",
-    "#D55E00",
-    "#CC79A7",
-)
-_THOUSANDS = "{x:,.0f}"
-_LINES = [(c, "-") for c in (_BLUE, _ORANGE, _GREEN, _SKY, _PURPLE)] + [
-    (c, "--") for c in (_BLUE, _ORANGE, _GREEN, _SKY, _PURPLE)
+_BLACK, _BLUE, _VERMILION, _GREEN = "#000000", "#0072B2", "#D55E00", "#009E73"
+_ORANGE, _SKY, _PURPLE = "#E69F00", "#56B4E9", "#CC79A7"
+_LINES = [
+    (colour, line)
+    for line in ("-", "--")
+    for colour in (_BLUE, _ORANGE, _GREEN, _SKY, _PURPLE)
 ]
+_THOUSANDS = "{x:,.0f}"
 
 # Where the name of a point may stand: right, left, above, below, corners; then farther.
 _DIRECTIONS = [(1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1)]
@@ -89,7 +84,7 @@ def learning_curve(
     draw(first, "train_accuracy", "training", _BLUE, "o-", 100)
     first.set(ylabel="accuracy (%)")
     first.set_title("Accuracy", pad=26)
-    handles = [first.lines]
+    lines = [first.lines]
     if validated:
         draw(first, "val_accuracy", "validation", _VERMILION, "s--", 100)
         steps, spikes = others[0], others[0].twinx()
@@ -99,10 +94,10 @@ def learning_curve(
         spikes.set_ylabel("mean spikes per image", color=_VERMILION)
         spikes.yaxis.set_major_formatter(_THOUSANDS)
         steps.set_title("Cost of a decision (validation)", pad=26)
-        handles.append([*steps.lines, *spikes.lines])
-    for axes, lines in zip([first, *others], handles, strict=True):
+        lines.append([*steps.lines, *spikes.lines])
+    for axes, named in zip([first, *others], lines, strict=True):
         axes.legend(
-            handles=list(lines),
+            handles=list(named),
             loc="lower center",
             bbox_to_anchor=(0.5, 1),
             ncols=2,
@@ -261,10 +256,8 @@ def output_potentials(
         figure = Figure(figsize=(8, 5.6), layout="constrained")
         axes, below = figure.subplots(2, sharex=True, height_ratios=(3, 1))
         _cumulative_spikes(below, np.asarray(spikes_by_step), decision_step)
-    styles = []
-    for k in range(classes):
+    for k, name in enumerate(class_names):
         colour, line = (_VERMILION, "-") if k == winner else _LINES[k % len(_LINES)]
-        styles.append((colour, line))
         axes.plot(
             np.arange(steps + 1),
             [*potentials[:, k], potentials[-1, k]],
@@ -273,6 +266,7 @@ def output_potentials(
             color=colour,
             linewidth=3 if k == winner else 2 if k == label else 1.2,
             zorder=3 if k == winner else 2,
+            label=name + " (label)" * (k == label),
         )
     fired = np.flatnonzero(times < steps)
     at = times[fired].astype(int)
@@ -302,8 +296,7 @@ def output_potentials(
             else f"no output fires, ‘{class_names[winner]}’ ends highest"
         ),
     )
-    names = [name + " (label)" * (k == label) for k, name in enumerate(class_names)]
-    _name_ends(axes, potentials[-1], names, styles)
+    _name_ends(axes, axes.lines[:classes])
     return figure
 
 
@@ -324,7 +317,6 @@ def firing_times(mean_times: np.ndarray, class_names: Sequence[str]) -> Figure:
         [["–" if np.isnan(t) else f"{t:.1f}" for t in row] for row in mean_times],
         class_names,
         colours="cividis",
-        limits=(np.nanmin(mean_times), np.nanmax(mean_times)),
         unit="mean firing time (time steps)",
     )
     for k in range(len(class_names)):
@@ -393,11 +385,8 @@ def accuracy_by_step(
         )
     figure = Figure(figsize=(7.6, 4), layout="constrained")
     axes = figure.subplots()
-    steps = np.arange(len(accuracy))
-    curves = [
-        ("correct if\nstopped here", steps, accuracy, (_BLUE, "-")),
-        ("an output\nhas fired", steps, decided, (_VERMILION, "--")),
-    ]
+    axes.plot(100 * accuracy, "-", color=_BLUE, label="correct if\nstopped here")
+    axes.plot(100 * decided, "--", color=_VERMILION, label="an output\nhas fired")
     if ceiling is not None:
         at, shares = (np.asarray(part, float) for part in ceiling)
         if at.ndim != 1 or at.shape != shares.shape or not at.size:
@@ -406,9 +395,8 @@ def accuracy_by_step(
                 f"{shares.shape}"
             )
         told = "a plain CNN\nthat sees what\nhas spiked by t"
-        curves.append((told, at, shares, (_GREEN, "-.")))
-    for _, at, shares, (colour, line) in curves:
-        axes.plot(at, 100 * shares, line, color=colour)
+        axes.plot(at, 100 * shares, "-.", color=_GREEN, label=told)
+    curves = list(axes.lines)
     axes.set(
         title=f"Stopping early: {100 * accuracy[-1]:.2f} % by the last step",
         xlabel="time step",
@@ -420,8 +408,7 @@ def accuracy_by_step(
         late = decision_step > len(accuracy) / 2
         told = f"mean decision step {decision_step:.1f}"
         _mark(axes, decision_step, told, left=late)
-    names, _, values, styles = zip(*curves, strict=True)
-    _name_ends(axes, [100 * shares[-1] for shares in values], names, styles)
+    _name_ends(axes, curves)
     axes.grid(alpha=0.3)
     return figure
 
@@ -574,8 +561,8 @@ def animation(
     styles = [_LINES[k % len(_LINES)] for k in range(classes)]
     styles[winner] = (_VERMILION, "-")
     lines = [
-        right.plot([], [], line, drawstyle="steps-post", color=colour)[0]
-        for colour, line in styles
+        right.plot([], [], line, drawstyle="steps-post", color=colour, label=name)[0]
+        for (colour, line), name in zip(styles, class_names, strict=True)
     ]
     lines[winner].set(linewidth=2.5, zorder=3)
     right.axhline(threshold, color=_BLACK, linestyle=":")
@@ -600,7 +587,7 @@ def animation(
             line.set_data(np.arange(t + 2), [*potentials[: t + 1, k], potentials[t, k]])
         for name in list(right.texts):
             name.remove()
-        _name_ends(right, potentials[t], class_names, styles, size=8)
+        _name_ends(right, lines, size=8)
         end = f": decided, ‘{class_names[winner]}’" if t == decision_step else ""
         figure.suptitle(f"step {t} of {steps}{end}")
 
@@ -672,22 +659,17 @@ def _mark(axes: Axes, x: float, text: str, *, left: bool) -> None:
     )
 
 
-def _name_ends(
-    axes: Axes,
-    ends: Sequence[float],
-    names: Sequence[str],
-    styles: Sequence[tuple[str, str]],
-    *,
-    size: float = 9.0,
-) -> None:
-    """Names right of the frame, each with a piece of its line; moved apart where they
+def _name_ends(axes: Axes, lines: Sequence[Line2D], *, size: float = 9.0) -> None:
+    """Labels right of the frame, each with a piece of its line; moved apart where they
     would overlap, smaller where there are too many."""
+    names = [str(line.get_label()) for line in lines]
+    ends = [np.asarray(line.get_ydata())[-1] for line in lines]
     low, high = axes.get_ylim()
     points = 72 * axes.bbox.height / axes.figure.dpi
     heights = np.array([1 + name.count("\n") for name in names]) * 1.25 / points
     size = min(size, 1 / heights.sum())
     heights *= size
-    at = np.clip((np.asarray(ends) - low) / (high - low), 0, 1)
+    at = np.clip((np.array(ends) - low) / (high - low), 0, 1)
     order = np.argsort(at, kind="stable")
     gaps = (heights[order][1:] + heights[order][:-1]) / 2
     places = at[order]
@@ -697,7 +679,6 @@ def _name_ends(
     for k in reversed(range(len(gaps))):
         places[k] = min(places[k], places[k + 1] - gaps[k])
     for k, place in zip(order, places, strict=True):
-        colour, line = styles[k]
         axes.annotate(
             names[k],
             (1, at[k]),
@@ -708,7 +689,11 @@ def _name_ends(
             fontsize=size,
             annotation_clip=False,
             arrowprops=dict(
-                arrowstyle="-", color=colour, linestyle=line, shrinkA=0, shrinkB=0
+                arrowstyle="-",
+                color=lines[k].get_color(),
+                linestyle=lines[k].get_linestyle(),
+                shrinkA=0,
+                shrinkB=0,
             ),
         )
 
@@ -766,8 +751,8 @@ def _heat_map(
     names: Sequence[str],
     *,
     colours: str,
-    limits: tuple[float, float],
     unit: str,
+    limits: tuple[float | None, float | None] = (None, None),
 ) -> tuple[Figure, Axes]:
     """A square of coloured cells with a text in each, light where the cell is dark."""
     classes = len(names)
@@ -787,11 +772,10 @@ def _heat_map(
             fontsize=9,
             color="white" if dark else "black",
         )
-    turned = max(map(len, names)) > 3
-    axes.set_xticks(range(classes), names, rotation=45 if turned else 0)
-    if turned:
-        for tick in axes.get_xticklabels():
-            tick.set(ha="right", rotation_mode="anchor")
+    turned: dict = {}
+    if max(map(len, names)) > 3:
+        turned = dict(rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_xticks(range(classes), names, **turned)
     axes.set_yticks(range(classes), names)
     figure.colorbar(image, label=unit, shrink=0.85)
     return figure, axes
