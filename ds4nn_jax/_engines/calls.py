@@ -18,10 +18,6 @@ from ds4nn_jax._engines.lanes import (
     array_at,
     call,
     fetch_add,
-    peek,
-    peek_int,
-    poke,
-    poke_int,
     text,
 )
 
@@ -50,6 +46,17 @@ _TASK, _COUNT, _JOB_BYTES, _JOB = 72, 112, 256, -1
 
 
 @njit(**OPTIONS)
+def peek(address):
+    """The word at an address."""
+    return array_at(address, np.intp)[0]
+
+
+@njit(**OPTIONS)
+def poke(address, word):
+    array_at(address, np.intp)[0] = word
+
+
+@njit(**OPTIONS)
 def plan_of(frame):
     """The call's one attribute, int64 words."""
     return array_at(peek(peek(peek(frame + _ATTRIBUTES)) + _ARRAY_DATA), np.int64)
@@ -71,6 +78,12 @@ def result(frame, k):
 def room(items, size_of):
     """Bytes for so many items, whole cache lines."""
     return (items * size_of + LINE - 1) // LINE * LINE
+
+
+@njit(**OPTIONS)
+def taken(at, items, kind, size_of):
+    """Memory for so many items at an address, and the address behind it."""
+    return array_at(at, kind), at + room(items, size_of)
 
 
 @njit(**OPTIONS)
@@ -136,7 +149,7 @@ def _release(job):
         _free(job)
 
 
-def handler(cell, version, prepare, counts, part, scratch_bytes, shared_bytes):
+def handler(cell, version, prepare, counts, part, memory, shared_bytes):
     """The function that XLA calls, to be compiled. Its helping threads call it too.
 
     Args:
@@ -145,7 +158,8 @@ def handler(cell, version, prepare, counts, part, scratch_bytes, shared_bytes):
       prepare: prepare(frame, plan) before any part.
       counts: counts(plan, phase) tells how many parts a phase has; 0 ends the call.
       part: part(frame, plan, phase, index, scratch, shared) computes one part.
-      scratch_bytes: of memory that each thread needs for itself, by the plan.
+      memory: memory(plan, at) gives the arrays that each thread needs for itself, from
+        an address on, and last the address behind them.
       shared_bytes: of memory that the parts of a call share, by the plan.
     """
     major, minor = version
@@ -154,12 +168,10 @@ def handler(cell, version, prepare, counts, part, scratch_bytes, shared_bytes):
     def describe(frame):
         """Answers XLA's question which version the handler was made for."""
         extension = peek(frame + _EXTENSION)
-        if extension == 0 or peek_int(extension + 8) != _METADATA:
+        if extension == 0 or array_at(extension + 8, np.int32)[0] != _METADATA:
             return False
-        metadata = peek(extension + 24)
-        poke_int(metadata + 24, major)
-        poke_int(metadata + 28, minor)
-        poke_int(metadata + 32, 0)
+        answer = array_at(peek(extension + 24) + 24, np.int32)
+        answer[0], answer[1], answer[2] = major, minor, 0
         return True
 
     @njit(**OPTIONS)
@@ -173,7 +185,7 @@ def handler(cell, version, prepare, counts, part, scratch_bytes, shared_bytes):
             frame = peek(job + _FRAME)
             plan = plan_of(frame)
             if scratch == 0:
-                scratch = _malloc(scratch_bytes(plan) + LINE)
+                scratch = _malloc(memory(plan, 0)[-1] + LINE)
             if scratch == 0:
                 fetch_add(job + _FAILED, 1)
             else:

@@ -5,6 +5,8 @@ O outputs, T steps, K = kh·kw·I rows of a window. A block is `lanes` of O (for
 of K (backward). Which thread computes a part never changes a result.
 """
 
+import functools
+
 import numpy as np
 from numba import njit
 
@@ -19,13 +21,13 @@ from ds4nn_jax._engines.calls import (
     result,
     room,
     span,
+    taken,
 )
 from ds4nn_jax._engines.lanes import (
     add_int,
     array_at,
     as_float,
     bits,
-    least,
     load,
     multiply_add,
     select,
@@ -168,14 +170,14 @@ def _first_spikes(lanes, slots, kind):
     """Compiles the integration of a window's events by `lanes` neurons."""
 
     @njit(**OPTIONS)
-    def integrate(
-        order, when, groups, weights, block, threshold, steps, filled, spike, at
-    ):
+    def integrate(events, neurons, at):
         """spike[at:] = the first step with V ≥ θ, or T.
 
         order: offsets of weight rows, `slots` for each group, filled up with zero rows.
         when: the step that ends with a group, T where its step goes on.
         """
+        order, when, groups = events
+        weights, block, threshold, steps, filled, spike = neurons
         silent = kind(steps)
         for k in range(filled, lanes):
             spike[at + k] = -1  # idle lanes are done from the start
@@ -188,7 +190,7 @@ def _first_spikes(lanes, slots, kind):
                 v = v + load(weights, block + np.intp(order[k]), lanes)
                 k += 1
             fires = select(v >= threshold, when[group], never)
-            first = least(first, fires)
+            first = select(first < fires, first, fires)
             if group % _LOOKS == 0 and not some(first == silent):
                 break
         store(spike, at, first)
@@ -200,20 +202,9 @@ def _highest_potentials(lanes, slots, kind):
     """As `_first_spikes`, with the highest potential up to the spike and its step."""
 
     @njit(**OPTIONS)
-    def integrate(
-        order,
-        when,
-        groups,
-        weights,
-        block,
-        threshold,
-        steps,
-        filled,
-        spike,
-        potential,
-        until,
-        at,
-    ):
+    def integrate(events, neurons, potential, until, at):
+        order, when, groups = events
+        weights, block, threshold, steps, filled, spike = neurons
         silent = kind(steps)
         for k in range(filled, lanes):
             potential[at + k] = np.inf  # idle lanes are done from the start
@@ -257,6 +248,21 @@ def _by_slots(compiled, lanes, kind):
     return integrate
 
 
+def _by_lanes(compiled, kind):
+    """Compiles something for wide and for narrow blocks, see `LANES`."""
+    wide, narrow = LANES[np.dtype(kind).name]
+    of_wide, of_narrow = compiled(wide, kind), compiled(narrow, kind)
+
+    @njit(**OPTIONS)
+    def chosen(lanes, *arguments):
+        if lanes == wide:
+            of_wide(*arguments)
+        else:
+            of_narrow(*arguments)
+
+    return chosen
+
+
 def _counting(lanes, kind):
     """Compiles the counting of the spikes of `lanes` neurons."""
 
@@ -277,14 +283,10 @@ def _counting(lanes, kind):
 
 def _forward(kind):
     """What `calls.handler` asks for, of spike times of a scalar type."""
-    (wide, narrow), size_of = LANES[np.dtype(kind).name], np.dtype(kind).itemsize
-    first_wide, first_narrow = (
-        _by_slots(_first_spikes, w, kind) for w in (wide, narrow)
-    )
-    highest_wide, highest_narrow = (
-        _by_slots(_highest_potentials, width, kind) for width in (wide, narrow)
-    )
-    count_wide, count_narrow = _counting(wide, kind), _counting(narrow, kind)
+    size_of = np.dtype(kind).itemsize
+    first_spikes = _by_lanes(functools.partial(_by_slots, _first_spikes), kind)
+    highest = _by_lanes(functools.partial(_by_slots, _highest_potentials), kind)
+    count_block = _by_lanes(_counting, kind)
 
     @njit(**OPTIONS)
     def integrate(
@@ -306,25 +308,45 @@ def _forward(kind):
                 neurons = weights, start, threshold, steps, filled, spike
                 at = x * padded + block
                 if plan[PLAN.flag]:
-                    if lanes == wide:
-                        highest_wide(slots, *events, *neurons, potential, until, at)
-                    else:
-                        highest_narrow(slots, *events, *neurons, potential, until, at)
-                elif lanes == wide:
-                    first_wide(slots, *events, *neurons, at)
+                    highest(lanes, slots, events, neurons, potential, until, at)
                 else:
-                    first_narrow(slots, *events, *neurons, at)
+                    first_spikes(lanes, slots, events, neurons, at)
             start += (size + 1) * lanes
 
     @njit(**OPTIONS)
     def count(plan, spike, counts):
-        lanes = plan[PLAN.lanes]
-        for block in range(0, plan[PLAN.outputs], lanes):
-            filled = min(lanes, plan[PLAN.outputs] - block)
-            if lanes == wide:
-                count_wide(tail(spike, block), filled, plan[PLAN.steps], counts)
-            else:
-                count_narrow(tail(spike, block), filled, plan[PLAN.steps], counts)
+        lanes, outputs, steps = plan[PLAN.lanes], plan[PLAN.outputs], plan[PLAN.steps]
+        for block in range(0, outputs, lanes):
+            filled = min(lanes, outputs - block)
+            count_block(lanes, tail(spike, block), filled, steps, counts)
+
+    @njit(**OPTIONS)
+    def memory(plan, at):
+        """What a thread needs for itself, and the address behind it."""
+        kh, width, inputs = plan[PLAN.rows], plan[PLAN.width], plan[PLAN.inputs]
+        steps, lanes = plan[PLAN.steps], plan[PLAN.lanes]
+        windows = plan[PLAN.out_width] * plan[PLAN.pool_columns]
+        size = kh * plan[PLAN.columns] * inputs
+        neurons = windows * ((plan[PLAN.outputs] + lanes - 1) // lanes * lanes)
+        events, at = taken(at, kh * width * inputs + 1, np.uint64, 8)
+        arrived, at = taken(at, kh * width, np.intp, 8)
+        by_step, at = taken(at, kh * width * steps, np.int32, 4)  # events of a pixel
+        columns, at = taken(at, width * steps, np.int32, 4)  # sums over a window's rows
+        window_count, at = taken(at, steps, np.int32, 4)
+        place, at = taken(at, steps, np.intp, 8)
+        ordered, at = taken(at, size + 1, np.uint64, 8)
+        counts, at = taken(at, 2 * steps, np.intp, 8)
+        # Groups of a window · 8 + events of a group.
+        listed, at = taken(at, windows, np.intp, 8)
+        order, at = taken(at, windows * 4 * size, np.uint32, 4)
+        when, at = taken(at, windows * (size + 1), kind, size_of)
+        spike, at = taken(at, neurons, kind, size_of)
+        potential, at = taken(at, neurons, kind, size_of)
+        until, at = taken(at, neurons, kind, size_of)
+        of_pixels = events, arrived, by_step, columns
+        of_window = window_count, place, ordered, counts
+        of_row, of_neurons = (listed, order, when), (spike, potential, until)
+        return of_pixels, of_window, of_row, of_neurons, at
 
     @njit(**OPTIONS)
     def part(frame, plan, phase, index, scratch, shared):
@@ -351,34 +373,10 @@ def _forward(kind):
             out_member = array_at(result(frame, _results_of(plan)[0]), kind)
         all_counts = result(frame, _results_of(plan)[1]) if kinds else 0
 
-        at = scratch
-        events = array_at(at, np.uint64)
-        at += room(kh * width * inputs + 1, 8)
-        arrived = array_at(at, np.intp)
-        at += room(kh * width, 8)
-        by_step = array_at(at, np.int32)  # events of a pixel
-        at += room(kh * width * steps, 4)
-        columns = array_at(at, np.int32)  # their sums over the rows of a window
-        at += room(width * steps, 4)
-        window_count = array_at(at, np.int32)
-        at += room(steps, 4)
-        place = array_at(at, np.intp)
-        at += room(steps, 8)
-        ordered = array_at(at, np.uint64)
-        at += room(size + 1, 8)
-        counts = array_at(at, np.intp)
-        at += room(2 * steps, 8)
-        listed = array_at(at, np.intp)  # groups of a window · 8 + events of a group
-        at += room(windows, 8)
-        order = array_at(at, np.uint32)
-        at += room(windows * 4 * size, 4)
-        when = array_at(at, kind)
-        at += room(windows * (size + 1), size_of)
-        spike = array_at(at, kind)
-        at += room(windows * padded, size_of)
-        potential = array_at(at, kind)
-        at += room(windows * padded, size_of)
-        until = array_at(at, kind)
+        of_pixels, of_window, of_row, of_neurons, _ = memory(plan, scratch)
+        events, arrived, by_step, columns = of_pixels
+        window_count, place, ordered, counts = of_window
+        (listed, order, when), (spike, potential, until) = of_row, of_neurons
 
         image_part, row_part = divmod(index, plan[PLAN.row_parts])
         first_image, last_image = span(
@@ -393,16 +391,10 @@ def _forward(kind):
                 first, bottom = max(top, 0), min(top + kh, height)
                 for row in range(max(read, first), bottom):
                     pixel, slot = (b * height + row) * width * inputs, row % kh * width
-                    _read_row(
-                        tail(times, pixel),
-                        width,
-                        inputs,
-                        steps,
-                        tail(events, slot * inputs),
-                        tail(arrived, slot),
-                        tail(by_step, slot * steps),
-                        not small,
-                    )
+                    own = tail(events, slot * inputs), tail(arrived, slot)
+                    count_to = tail(by_step, slot * steps)
+                    row_times = tail(times, pixel), width, inputs, steps
+                    _read_row(*row_times, *own, count_to, not small)
                 read = max(read, bottom)
                 if not small:
                     fill(columns, width * steps, 0)
@@ -492,23 +484,6 @@ def _forward(kind):
                         add_int(all_counts + 4 * ((b * kinds + row) * steps + t), n)
 
     @njit(**OPTIONS)
-    def scratch_bytes(plan):
-        kh, width, inputs, steps = (
-            plan[PLAN.rows],
-            plan[PLAN.width],
-            plan[PLAN.inputs],
-            plan[PLAN.steps],
-        )
-        windows = plan[PLAN.out_width] * plan[PLAN.pool_columns]
-        size = kh * plan[PLAN.columns] * inputs
-        padded = plan[PLAN.outputs] + plan[PLAN.lanes]
-        words = kh * width * (inputs + 1) + 1 + steps + size + 1 + 2 * steps + windows
-        ints = (kh + 1) * width * steps + steps + windows * 4 * size
-        return (
-            20 * 64 + 8 * words + 4 * ints + size_of * windows * (size + 1 + 3 * padded)
-        )
-
-    @njit(**OPTIONS)
     def prepare(frame, plan):
         """Counts start from zero: parts of an image add to them."""
         if plan[PLAN.counts]:
@@ -520,29 +495,16 @@ def _forward(kind):
     def counts_of(plan, phase):
         return plan[PLAN.image_parts] * plan[PLAN.row_parts] if phase == 0 else 0
 
-    return prepare, counts_of, part, scratch_bytes, nothing_shared
+    return prepare, counts_of, part, memory, nothing_shared
 
 
 def _teaching(lanes, kind):
     """Compiles what some neurons with an error teach `lanes` rows of their window."""
 
     @njit(**OPTIONS)
-    def teach(
-        neurons,
-        deltas,
-        limits,
-        first,
-        last,
-        times,
-        t_at,
-        weights,
-        d_weights,
-        block,
-        steps,
-        silent_inputs,
-        d_times,
-        d_at,
-    ):
+    def teach(lesson, kernel, block, rule, times, t_at, d_times, d_at):
+        neurons, deltas, limits, first, last = lesson
+        (weights, d_weights), (steps, silent_inputs) = kernel, rule
         t = load(times, t_at, lanes)
         zero = splat(kind(0), lanes)
         total = zero
@@ -568,31 +530,10 @@ def _teaching(lanes, kind):
     return teach
 
 
-def _summing(lanes):
-    """Compiles the sum of what the parts of a batch teach one block's neuron."""
-
-    @njit(**OPTIONS)
-    def total(partial, at, parts, stride, out):
-        sums = load(partial, at, lanes)
-        for part in range(1, parts):
-            sums = sums + load(partial, at + part * stride, lanes)
-        store(out, 0, sums)
-
-    return total
-
-
 def _backward(kind):
     """What `calls.handler` asks for, of spike times of a scalar type."""
-    (wide, narrow), size_of = LANES[np.dtype(kind).name], np.dtype(kind).itemsize
-    teach_wide, teach_narrow = _teaching(wide, kind), _teaching(narrow, kind)
-    total_wide, total_narrow = _summing(wide), _summing(narrow)
-
-    @njit(**OPTIONS)
-    def teach(lanes, *arguments):
-        if lanes == wide:
-            teach_wide(*arguments)
-        else:
-            teach_narrow(*arguments)
+    size_of = np.dtype(kind).itemsize
+    teach = _by_lanes(_teaching, kind)
 
     @njit(**OPTIONS)
     def lessons(plan, until, delta, member, b, begins, neurons, deltas, limits):
@@ -600,10 +541,8 @@ def _backward(kind):
 
         Windows are those of places in row order, members of a place in turn.
         """
-        places, outputs = (
-            plan[PLAN.out_height] * plan[PLAN.out_width],
-            plan[PLAN.outputs],
-        )
+        places = plan[PLAN.out_height] * plan[PLAN.out_width]
+        outputs = plan[PLAN.outputs]
         members = plan[PLAN.pool_rows] * plan[PLAN.pool_columns]
         last = kind(plan[PLAN.steps] - 1)
         found = np.intp(0)
@@ -621,17 +560,29 @@ def _backward(kind):
         begins[places * members] = found
 
     @njit(**OPTIONS)
+    def memory(plan, at):
+        """What a thread needs for itself, and the address behind it."""
+        places, lanes = plan[PLAN.out_height] * plan[PLAN.out_width], plan[PLAN.lanes]
+        windows = places * plan[PLAN.pool_rows] * plan[PLAN.pool_columns]
+        taught = places * plan[PLAN.outputs] + 1
+        size = plan[PLAN.rows] * plan[PLAN.columns] * plan[PLAN.inputs]
+        padded = (size + lanes - 1) // lanes * lanes
+        begins, at = taken(at, windows + 1, np.intp, 8)
+        neurons, at = taken(at, taught, np.intp, 8)
+        deltas, at = taken(at, taught, kind, size_of)
+        limits, at = taken(at, taught, kind, size_of)
+        t_window, at = taken(at, padded, kind, size_of)
+        d_window, at = taken(at, padded, kind, size_of)
+        return begins, neurons, deltas, limits, t_window, d_window, at
+
+    @njit(**OPTIONS)
     def gradients(frame, plan, index, scratch, partial):
         """∂E/∂t, and ∂E/∂w summed, of some images."""
         height, width, inputs = plan[PLAN.height], plan[PLAN.width], plan[PLAN.inputs]
         out_height, out_width = plan[PLAN.out_height], plan[PLAN.out_width]
         outputs, kh, kw = plan[PLAN.outputs], plan[PLAN.rows], plan[PLAN.columns]
         pool_rows, pool_columns = plan[PLAN.pool_rows], plan[PLAN.pool_columns]
-        steps, lanes, silent_inputs = (
-            plan[PLAN.steps],
-            plan[PLAN.lanes],
-            plan[PLAN.flag] != 0,
-        )
+        steps, lanes = plan[PLAN.steps], plan[PLAN.lanes]
         members = pool_rows * pool_columns
         windows = out_height * out_width * members
         size = kh * kw * inputs
@@ -645,19 +596,8 @@ def _backward(kind):
         d_times = array_at(result(frame, 0), kind)
         mine = partial + index * room(padded * outputs, size_of)
         d_weights = array_at(mine, kind)
-        at = scratch
-        begins = array_at(at, np.intp)
-        at += room(windows + 1, 8)
-        taught = windows // members * outputs + 1
-        neurons = array_at(at, np.intp)
-        at += room(taught, 8)
-        deltas = array_at(at, kind)
-        at += room(taught, size_of)
-        limits = array_at(at, kind)
-        at += room(taught, size_of)
-        t_window = array_at(at, kind)
-        at += room(padded, size_of)
-        d_window = array_at(at, kind)
+        begins, neurons, deltas, limits, t_window, d_window, _ = memory(plan, scratch)
+        pair, rule = (weights, d_weights), (steps, plan[PLAN.flag] != 0)
 
         by_tap = inputs % lanes == 0  # a block is of one pixel: taken where it lies
         chunks = inputs // lanes if by_tap else 1
@@ -671,6 +611,7 @@ def _backward(kind):
                     begin, end = begins[window], begins[window + 1]
                     if begin == end:
                         continue
+                    lesson = neurons, deltas, limits, begin, end
                     place, index = divmod(window, members)
                     row_out, column_out = divmod(place, out_width)
                     y = row_out * pool_rows + index // pool_columns
@@ -685,49 +626,19 @@ def _backward(kind):
                                 at = ((b * height + row) * width + column) * chunks
                                 at = (at + chunk) * lanes
                                 block = (tap * chunks + chunk) * outputs * lanes
-                                teach(
-                                    lanes,
-                                    neurons,
-                                    deltas,
-                                    limits,
-                                    begin,
-                                    end,
-                                    times,
-                                    at,
-                                    weights,
-                                    d_weights,
-                                    block,
-                                    steps,
-                                    silent_inputs,
-                                    d_times,
-                                    at,
-                                )
+                                heard = times, at, d_times, at
+                                teach(lanes, lesson, pair, block, rule, *heard)
                         continue
                     fill(t_window, padded, steps)
                     fill(d_window, padded, 0)
                     for row in range(max(top, 0), min(top + kh, height)):
                         tap = (row - top) * kw + first - left
                         at = ((b * height + row) * width + first) * inputs
-                        heard = tail(t_window, tap * inputs)
-                        copy(heard, tail(times, at), (last - first) * inputs)
+                        to = tail(t_window, tap * inputs)
+                        copy(to, tail(times, at), (last - first) * inputs)
                     for block in range(0, padded, lanes):
-                        teach(
-                            lanes,
-                            neurons,
-                            deltas,
-                            limits,
-                            begin,
-                            end,
-                            t_window,
-                            block,
-                            weights,
-                            d_weights,
-                            block * outputs,
-                            steps,
-                            silent_inputs,
-                            d_window,
-                            block,
-                        )
+                        heard = t_window, block, d_window, block
+                        teach(lanes, lesson, pair, block * outputs, rule, *heard)
                     for row in range(max(top, 0), min(top + kh, height)):
                         tap = (row - top) * kw + first - left
                         at = ((b * height + row) * width + first) * inputs
@@ -737,11 +648,7 @@ def _backward(kind):
     @njit(**OPTIONS)
     def collect(frame, plan, index, scratch, partial):
         """Sums the parts in their order, for some blocks of the weights."""
-        outputs, lanes, parts = (
-            plan[PLAN.outputs],
-            plan[PLAN.lanes],
-            plan[PLAN.image_parts],
-        )
+        outputs, lanes = plan[PLAN.outputs], plan[PLAN.lanes]
         size = plan[PLAN.rows] * plan[PLAN.columns] * plan[PLAN.inputs]
         blocks = (size + lanes - 1) // lanes
         stride = room(blocks * lanes * outputs, size_of) // size_of
@@ -752,10 +659,9 @@ def _backward(kind):
         for block in range(first, last):
             for j in range(outputs):
                 at = (block * outputs + j) * lanes
-                if lanes == wide:
-                    total_wide(d_weights, at, parts, stride, sums)
-                else:
-                    total_narrow(d_weights, at, parts, stride, sums)
+                copy(sums, tail(d_weights, at), lanes)
+                for k in range(1, plan[PLAN.image_parts]):
+                    _add(sums, tail(d_weights, at + k * stride), lanes)
                 for k in range(min(lanes, size - block * lanes)):
                     d_kernel[(block * lanes + k) * outputs + j] = sums[k]
 
@@ -775,23 +681,12 @@ def _backward(kind):
             collect(frame, plan, index, scratch, shared)
 
     @njit(**OPTIONS)
-    def scratch_bytes(plan):
-        places = plan[PLAN.out_height] * plan[PLAN.out_width]
-        windows = places * plan[PLAN.pool_rows] * plan[PLAN.pool_columns]
-        taught = places * plan[PLAN.outputs] + 1
-        padded = (
-            plan[PLAN.rows] * plan[PLAN.columns] * plan[PLAN.inputs] + plan[PLAN.lanes]
-        )
-        words = windows + 1 + taught
-        return 8 * 64 + 8 * words + size_of * (2 * taught + 2 * padded)
-
-    @njit(**OPTIONS)
     def shared_bytes(plan):
         size = plan[PLAN.rows] * plan[PLAN.columns] * plan[PLAN.inputs]
         padded = (size + plan[PLAN.lanes] - 1) // plan[PLAN.lanes] * plan[PLAN.lanes]
         return plan[PLAN.image_parts] * room(padded * plan[PLAN.outputs], size_of)
 
-    return nothing_to_prepare, counts_of, part, scratch_bytes, shared_bytes
+    return nothing_to_prepare, counts_of, part, memory, shared_bytes
 
 
 def entry(kernel, kind, cell, version):

@@ -159,17 +159,6 @@ def trailing_zeros(typing, word):
     return types.uint64(word), build
 
 
-@intrinsic
-def least(typing, a, b):
-    """min(a, b) in each lane."""
-
-    def build(context, builder, signature, args):
-        smaller = builder.fcmp_ordered("<", *args)
-        return builder.select(smaller, *args)
-
-    return a(a, a), build
-
-
 def _operator(function, instruction, result=None):
     """Teaches numba `function` of two vectors, or of a vector and a scalar."""
 
@@ -232,47 +221,6 @@ def tail(typing, array, offset):
 
 def _at(builder, address, bits=64):
     return builder.inttoptr(address, ir.IntType(bits).as_pointer())
-
-
-@intrinsic
-def peek(typing, address):
-    """The word at an address."""
-
-    def build(context, builder, signature, args):
-        return builder.load(_at(builder, args[0]))
-
-    return types.intp(types.intp), build
-
-
-@intrinsic
-def poke(typing, address, value):
-    """Writes a word."""
-
-    def build(context, builder, signature, args):
-        builder.store(args[1], _at(builder, args[0]))
-
-    return types.void(types.intp, types.intp), build
-
-
-@intrinsic
-def peek_int(typing, address):
-    """The C int at an address."""
-
-    def build(context, builder, signature, args):
-        return builder.sext(builder.load(_at(builder, args[0], 32)), ir.IntType(64))
-
-    return types.intp(types.intp), build
-
-
-@intrinsic
-def poke_int(typing, address, value):
-    """Writes a C int."""
-
-    def build(context, builder, signature, args):
-        value = builder.trunc(args[1], ir.IntType(32))
-        builder.store(value, _at(builder, args[0], 32))
-
-    return types.void(types.intp, types.intp), build
 
 
 @intrinsic

@@ -19,8 +19,8 @@ from ds4nn_jax._engines.calls import (
     nothing_shared,
     nothing_to_prepare,
     result,
-    room,
     span,
+    taken,
 )
 from ds4nn_jax._engines.lanes import (
     array_at,
@@ -104,12 +104,8 @@ def _integrating(lanes, kind):
 @njit(**OPTIONS)
 def _spread(layer, spikes, count, found, events):
     """Lists the events of every window, those of p at p·(K + 1), found[p] of them."""
-    width, inputs, rows, columns = (
-        layer[LINE.width],
-        layer[LINE.inputs],
-        layer[LINE.rows],
-        layer[LINE.columns],
-    )
+    width, inputs = layer[LINE.width], layer[LINE.inputs]
+    rows, columns = layer[LINE.rows], layer[LINE.columns]
     top, left = layer[LINE.top], layer[LINE.left]
     out_height, out_width = layer[LINE.out_height], layer[LINE.out_width]
     stride, most = layer[LINE.stride], rows * columns * inputs + 1
@@ -187,22 +183,12 @@ def entry(kernel, kind, cell, version):
     wide, narrow = _integrating(_WIDE, kind), _integrating(SWEEP_LANES, kind)
 
     @njit(**OPTIONS)
-    def conv(
-        layer,
-        order,
-        spikes,
-        count,
-        found,
-        events,
-        weights,
-        potentials,
-        threshold,
-        fired,
-    ):
+    def conv(layer, order, spikes, count, listed, neurons, fired):
         """Takes a chunk's spikes to the windows they reach; how many neurons fire.
 
         `spikes` are in order; `fired` is in the `order` in which windows are visited.
         """
+        (found, events), (weights, potentials, threshold) = listed, neurons
         stride = layer[LINE.stride]
         most = layer[LINE.rows] * layer[LINE.columns] * layer[LINE.inputs] + 1
         _spread(layer, spikes, count, found, events)
@@ -216,26 +202,34 @@ def entry(kernel, kind, cell, version):
             events[last] = ~np.uint64(0)
             block = 0
             while block < stride:
-                arguments = (
-                    events,
-                    first,
-                    last,
-                    weights,
-                    layer[LINE.weights] + block,
-                    potentials,
-                    layer[LINE.potentials] + place * stride + block,
-                    threshold,
-                    _spike(0, place, block),
-                    fired,
-                    firing,
-                )
+                row, tag = layer[LINE.weights] + block, _spike(0, place, block)
+                at = layer[LINE.potentials] + place * stride + block
+                window = events, first, last, weights, row, potentials, at
                 if block + _WIDE <= stride:
-                    firing = wide(*arguments)
+                    firing = wide(*window, threshold, tag, fired, firing)
                     block += _WIDE
                 else:
-                    firing = narrow(*arguments)
+                    firing = narrow(*window, threshold, tag, fired, firing)
                     block += SWEEP_LANES
         return firing
+
+    @njit(**OPTIONS)
+    def memory(plan, at):
+        """What a thread needs for itself, and the address behind it."""
+        table, most = tail(plan, len(SWEEP)), plan[SWEEP.largest] + 1
+        inputs = table[LINE.height] * table[LINE.width] * table[LINE.inputs]
+        potentials, at = taken(at, plan[SWEEP.potentials], kind, size_of)
+        spent, at = taken(at, plan[SWEEP.pooled], np.int8, 1)
+        found, at = taken(at, plan[SWEEP.places], np.intp, 8)
+        events, at = taken(at, plan[SWEEP.events], np.uint64, 8)
+        arriving, at = taken(at, most, np.uint64, 8)
+        leaving, at = taken(at, most, np.uint64, 8)
+        sorted_input, at = taken(at, inputs + 1, np.uint64, 8)
+        begins, at = taken(at, plan[SWEEP.steps] + 2, np.intp, 8)
+        starts, at = taken(at, _CHUNK + 1, np.intp, 8)
+        counts, at = taken(at, (plan[SWEEP.layers] + 1) * _CHUNK, np.intp, 8)
+        spikes = arriving, leaving, sorted_input
+        return potentials, spent, found, events, spikes, (begins, starts, counts), at
 
     @njit(**OPTIONS)
     def part(frame, plan, phase, index, scratch, shared):
@@ -244,36 +238,16 @@ def entry(kernel, kind, cell, version):
         urgency = kind(as_float(plan[SWEEP.urgency]))
         table = tail(plan, len(SWEEP))
         last = tail(table, (layers - 1) * len(LINE))
-        classes, output, stride = (
-            last[LINE.outputs],
-            last[LINE.potentials],
-            last[LINE.stride],
-        )
+        classes, stride = last[LINE.outputs], last[LINE.stride]
+        output = last[LINE.potentials]
         pixels, features = table[LINE.height] * table[LINE.width], table[LINE.inputs]
         inputs = pixels * features
         weights = array_at(argument(frame, 1), kind)
         labels = array_at(result(frame, 0), np.int32)
         decisions = array_at(result(frame, 1), np.int32)
-        at = scratch
-        potentials = array_at(at, kind)
-        at += room(plan[SWEEP.potentials], size_of)
-        spent = array_at(at, np.int8)
-        at += room(plan[SWEEP.pooled], 1)
-        found = array_at(at, np.intp)
-        at += room(plan[SWEEP.places], 8)
-        events = array_at(at, np.uint64)
-        at += room(plan[SWEEP.events], 8)
-        arriving = array_at(at, np.uint64)
-        at += room(plan[SWEEP.largest] + 1, 8)
-        leaving = array_at(at, np.uint64)
-        at += room(plan[SWEEP.largest] + 1, 8)
-        sorted_input = array_at(at, np.uint64)
-        at += room(inputs + 1, 8)
-        begins = array_at(at, np.intp)
-        at += room(num_steps + 2, 8)
-        starts = array_at(at, np.intp)
-        at += room(_CHUNK + 1, 8)
-        counts = array_at(at, np.intp)
+        potentials, spent, found, events, lists, numbers, _ = memory(plan, scratch)
+        (arriving, leaving, sorted_input), (begins, starts, counts) = lists, numbers
+        neurons = weights, potentials, threshold
         first_image, last_image = span(index, plan[SWEEP.parts], plan[SWEEP.images])
         for image in range(first_image, last_image):
             times = tail(array_at(argument(frame, 0), kind), image * inputs)
@@ -307,9 +281,7 @@ def entry(kernel, kind, cell, version):
                     if count == 0 or k == layers - 1:
                         break
                     layer = tail(table, k * len(LINE))
-                    if (
-                        layer[LINE.height] * layer[LINE.width] == 1
-                    ):  # all that arrives: a pixel
+                    if layer[LINE.height] * layer[LINE.width] == 1:  # one pixel
                         _flatten(arriving, count, width)
                     pools = layer[LINE.pools] != 0
                     width = layer[LINE.inputs] if pools else layer[LINE.outputs]
@@ -318,18 +290,8 @@ def entry(kernel, kind, cell, version):
                         count = _pool(layer, order, arriving, count, spent, leaving)
                         arriving, leaving = leaving, arriving
                     else:
-                        count = conv(
-                            layer,
-                            order,
-                            arriving,
-                            count,
-                            found,
-                            events,
-                            weights,
-                            potentials,
-                            threshold,
-                            leaving,
-                        )
+                        reached = layer, order, arriving, count
+                        count = conv(*reached, (found, events), neurons, leaving)
                         _sort(leaving, count, start, starts, arriving)
                 _flatten(arriving, count, width)
                 decided = end
@@ -365,24 +327,8 @@ def entry(kernel, kind, cell, version):
             labels[image] = best
 
     @njit(**OPTIONS)
-    def scratch_bytes(plan):
-        table = tail(plan, len(SWEEP))
-        inputs = table[LINE.height] * table[LINE.width] * table[LINE.inputs]
-        words = (
-            plan[SWEEP.places]
-            + plan[SWEEP.events]
-            + 2 * (plan[SWEEP.largest] + 1)
-            + inputs
-            + 1
-        )
-        words += plan[SWEEP.steps] + 2 + _CHUNK + 1 + (plan[SWEEP.layers] + 1) * _CHUNK
-        return (
-            12 * 64 + plan[SWEEP.potentials] * size_of + plan[SWEEP.pooled] + 8 * words
-        )
-
-    @njit(**OPTIONS)
     def counts_of(plan, phase):
         return plan[SWEEP.parts] if phase == 0 else 0
 
-    made = nothing_to_prepare, counts_of, part, scratch_bytes, nothing_shared
+    made = nothing_to_prepare, counts_of, part, memory, nothing_shared
     return handler(cell, version, *made)
