@@ -2,7 +2,7 @@
 written once for both synapses (dense, convolution) and both engines."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import jax
@@ -76,18 +76,11 @@ def _layer(synapse, threshold, num_steps, engine, surrogate) -> Layer:
 
 def _dispatch(layer: Layer, function: str, *arrays: jax.Array, **static):
     """Calls `function` of the engine module that the layer names."""
-
-    def of(module) -> Callable:
-        return functools.partial(
-            getattr(module, function),
-            layer.synapse,
-            num_steps=layer.num_steps,
-            **static,
-        )
-
+    static["num_steps"] = layer.num_steps
     if layer.engine == "scan":
-        return of(scan)(*arrays)
-    return of(event)(*arrays, only=layer.engine == "event")
+        return getattr(scan, function)(layer.synapse, *arrays, **static)
+    static["only"] = layer.engine == "event"
+    return getattr(event, function)(layer.synapse, *arrays, **static)
 
 
 def _forward(layer: Layer, times, kernel, **asked) -> Response:

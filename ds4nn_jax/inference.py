@@ -118,11 +118,14 @@ def _infer(network: SpikingNetwork, times, *kernels) -> Inference:
         return by_step(times, *kernels)
     if not _fits(network, _stages(network, times.shape[1:], kernels)):
         return by_step(times, *kernels)
-    one: Any = jax.ShapeDtypeStruct(times.shape[:1], jnp.int32)
-    each: Any = jax.ShapeDtypeStruct((*one.shape, len(network.layers) + 1), jnp.int32)
-    only = network.engine == "event"
-    shapes, arrays = Inference(one, one, each), (times, *kernels)
-    return choice.choose("sweep", sweep, by_step, shapes, *arrays, only=only)
+    shapes, only = _shapes(network, len(times)), network.engine == "event"
+    return choice.choose("sweep", sweep, by_step, shapes, times, *kernels, only=only)
+
+
+def _shapes(network: SpikingNetwork, batch: int) -> Inference:
+    one: Any = jax.ShapeDtypeStruct((batch,), jnp.int32)
+    each: Any = jax.ShapeDtypeStruct((batch, len(network.layers) + 1), jnp.int32)
+    return Inference(one, one, each)
 
 
 class _Stage(NamedTuple):
@@ -237,15 +240,11 @@ def _steps(network: SpikingNetwork, times, *kernels) -> Inference:
 
 def _swept(network: SpikingNetwork, times, *kernels) -> Inference:
     """Each image by itself: `_engines.sweep`, on the CPU's cores."""
-    batch, *shape = times.shape
-    stages = _stages(network, tuple(shape), kernels)
-    one: Any = jax.ShapeDtypeStruct((batch,), jnp.int32)
-    each: Any = jax.ShapeDtypeStruct((batch, len(stages) + 1), jnp.int32)
-    plan = _plan(stages, batch, network)
+    stages = _stages(network, times.shape[1:], kernels)
+    plan = _plan(stages, len(times), network)
     weights = jnp.concatenate([_padded(kernel) for kernel in kernels])
-    return Inference(
-        *choice.call("sweep", times.dtype, [one, one, each], plan, times, weights)
-    )
+    results = _shapes(network, len(times))
+    return Inference(*choice.call("sweep", times.dtype, results, plan, times, weights))
 
 
 _PARTS = 64  # of a batch; images differ in how soon they are decided

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from ds4nn_jax import data
-from ds4nn_jax._engines import choice
+from ds4nn_jax._engines import library
 from experiments import digits
 
 # The engines that the same tests hold to the same meaning.
-ENGINES = ["scan"] + (["event"] if choice.available() else [])
+ENGINES = ["scan"] + (["event"] if library.fault() is None else [])
 
 
 @pytest.fixture(params=ENGINES)

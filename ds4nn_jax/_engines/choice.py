@@ -18,11 +18,6 @@ from jax.interpreters import batching, mlir
 from ds4nn_jax._engines import library
 
 
-def available() -> bool:
-    """Whether the event engine can work in this process."""
-    return library.fault() is None
-
-
 def call(
     kernel: str,
     dtype: np.dtype,

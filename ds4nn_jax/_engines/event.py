@@ -30,24 +30,14 @@ def forward(
     kernel: jax.Array,
     *,
     threshold: float,
-    num_steps: int,
-    peaks: bool,
-    pool: tuple[int, int] = NO_POOL,
-    counts: bool = False,
     only: bool = True,
+    **asked: Any,
 ) -> Response:
-    """Spike times and, if `peaks`, the highest potential up to the spike and its step.
-
-    V(t) = V(t−1) + Σ_i w_i·[t_i = t]  (Eq. 2), fires at the first V(t) ≥ θ (Eq. 3).
-    A neuron that fires has its peak at its spike; a silent one where V is highest.
-    Unless `only`, the scan takes over where this engine cannot work.
-    """
-    asked: dict[str, Any] = dict(
-        threshold=threshold, num_steps=num_steps, peaks=peaks, pool=pool, counts=counts
-    )
-    shapes = _response(synapse, num_steps, peaks, pool, counts, times, kernel)
-    event = functools.partial(_forward, synapse, **asked)
-    by_step = functools.partial(scan.forward, synapse, **asked)
+    """As `scan.forward`. Where this engine cannot work the scan takes over, or with
+    `only` an error is raised."""
+    event = functools.partial(_forward, synapse, threshold=threshold, **asked)
+    by_step = functools.partial(scan.forward, synapse, threshold=threshold, **asked)
+    shapes = _response(synapse, times, kernel, **asked)
     return choose("forward", event, by_step, shapes, times, kernel, only=only)
 
 
@@ -55,33 +45,21 @@ def backward(
     synapse: Synapse,
     times: jax.Array,
     kernel: jax.Array,
-    until: jax.Array,
-    delta: jax.Array,
-    member: jax.Array | None = None,
-    *,
-    num_steps: int,
-    silent_inputs: bool,
-    pool: tuple[int, int] = NO_POOL,
+    *others: jax.Array,
     only: bool = True,
+    **asked: Any,
 ) -> tuple[jax.Array, jax.Array]:
-    """∂E/∂t_i and ∂E/∂w for neurons that listened up to and including `until`.
-
-    ∂E/∂w_ji = −Σ δ_j·[t_i ≤ until_j, i fired]  (Eq. 8, 12)
-    δ_i      =  Σ_j δ_j·w_ji·[t_i ≤ until_j]    (Eq. 10)
-    A silent input has δ_i = 0, or with `silent_inputs` Σ_j δ_j·w_ji. With pooling
-    `until` and `delta` are those of the first members; the others have no error.
-    """
-    asked: dict[str, Any] = dict(
-        num_steps=num_steps, silent_inputs=silent_inputs, pool=pool
-    )
+    """As `scan.backward`. Where this engine cannot work the scan takes over, or with
+    `only` an error is raised."""
     event = functools.partial(_backward, synapse, **asked)
     by_step = functools.partial(scan.backward, synapse, **asked)
-    arrays = (times, kernel, until, delta) + (() if member is None else (member,))
     shapes = Shape(times.shape, times.dtype), Shape(kernel.shape, times.dtype)
-    return choose("backward", event, by_step, shapes, *arrays, only=only)
+    return choose("backward", event, by_step, shapes, times, kernel, *others, only=only)
 
 
-def _response(synapse, num_steps, peaks, pool, counts, times, kernel) -> Response:
+def _response(
+    synapse, times, kernel, *, num_steps, peaks, pool=NO_POOL, counts=False
+) -> Response:
     """The shapes that a forward pass gives."""
     shape = jax.eval_shape(synapse.current, times, kernel).shape
     pooled = pool != NO_POOL
@@ -99,14 +77,15 @@ def _response(synapse, num_steps, peaks, pool, counts, times, kernel) -> Respons
 
 
 def _forward(
-    synapse, times, kernel, *, threshold, num_steps, peaks, pool, counts
+    synapse, times, kernel, *, threshold, num_steps, peaks, pool=NO_POOL, counts=False
 ) -> Response:
-    shapes = _response(synapse, num_steps, peaks, pool, counts, times, kernel)
+    asked = dict(num_steps=num_steps, peaks=peaks, pool=pool, counts=counts)
+    shapes = _response(synapse, times, kernel, **asked)
     geometry = _geometry(synapse, times, kernel, shapes.times.shape, pool)
     rows = kernel.reshape(-1, kernel.shape[-1])
     wide, narrow = LANES[times.dtype.name]
     images = min(geometry["images"], _FORWARD_PARTS)
-    plan = _plan(
+    plan = Plan(
         **geometry,
         steps=num_steps,
         threshold=bits(threshold),
@@ -133,7 +112,7 @@ def _backward(
     *,
     num_steps,
     silent_inputs,
-    pool,
+    pool=NO_POOL,
 ) -> tuple[jax.Array, jax.Array]:
     geometry = _geometry(synapse, times, kernel, delta.shape, pool)
     rows = kernel.reshape(-1, kernel.shape[-1])
@@ -141,7 +120,7 @@ def _backward(
     wide, narrow = LANES[times.dtype.name]
     # Blocks within a pixel's inputs need no copy; else few lanes shall stand idle.
     narrower = inputs % wide and (inputs % narrow == 0 or size <= narrow)
-    plan = _plan(
+    plan = Plan(
         **geometry,
         steps=num_steps,
         lanes=narrow if narrower else wide,
@@ -155,20 +134,17 @@ def _backward(
     return d_times, d_kernel
 
 
-def _plan(*, threshold: int = 0, row_parts: int = 1, counts: int = 0, **fields) -> Plan:
-    return Plan(threshold=threshold, row_parts=row_parts, counts=counts, **fields)
-
-
 def _geometry(synapse: Synapse, times, kernel, out, pool) -> dict[str, int]:
     """Images, windows and strides; a dense layer has 1×1 images.
 
     `out` is the shape of what leaves the layer, behind the pooling.
     """
     if isinstance(synapse, Dense):
-        image, after, window, strides, corner = (1, 1), (1, 1), (1, 1), (1, 1), (0, 0)
+        image = after = window = strides = (1, 1)
+        top = left = 0
     else:
         (top, _), (left, _) = synapse.pads
-        image, after, corner = times.shape[1:3], out[1:3], (top, left)
+        image, after = times.shape[1:3], out[1:3]
         window, strides = kernel.shape[:2], synapse.strides
     return dict(
         images=times.shape[0],
@@ -182,8 +158,8 @@ def _geometry(synapse: Synapse, times, kernel, out, pool) -> dict[str, int]:
         columns=window[1],
         row_stride=strides[0],
         column_stride=strides[1],
-        top=corner[0],
-        left=corner[1],
+        top=top,
+        left=left,
         pool_rows=pool[0],
         pool_columns=pool[1],
     )

@@ -29,12 +29,13 @@ class Plan(NamedTuple):
     pool_rows: int
     pool_columns: int
     steps: int
-    threshold: int  # the bits of a float64
     lanes: int
     image_parts: int
-    row_parts: int
     flag: int  # forward: peaks are asked for; backward: silent inputs take part
-    counts: int  # rows of spike counts asked for: 0, 1 or, with those of pooling, 2
+    # Of a forward pass alone.
+    threshold: int = 0  # the bits of a float64
+    row_parts: int = 1
+    counts: int = 0  # rows of spike counts asked for: 0, 1 or, with those of pooling, 2
 
 
 class Sweep(NamedTuple):
