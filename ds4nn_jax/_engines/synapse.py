@@ -3,27 +3,20 @@
 import functools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-# Both engines decide by comparing sums with a threshold, so the sums ask for full
-# float32 products; a TPU's bfloat16 or a GPU's TF32 passes would move spike times.
-PRECISION = lax.Precision.HIGHEST
+from ds4nn_jax._engines.pool import members
 
 
 class Dense(NamedTuple):
     """All to all: kernel [I, O], input [B, I], current [B, O]."""
 
     def current(self, spikes: jax.Array, kernel: jax.Array) -> jax.Array:
-        return lax.dot(
-            spikes,
-            kernel,
-            precision=None if kernel.dtype == jnp.bfloat16 else PRECISION,
-            preferred_element_type=_sums(kernel),
-        )
+        return lax.dot(spikes, kernel, **_exact(kernel))
 
     def windows(self, times: jax.Array, kernel: jax.Array, fill: float) -> jax.Array:
         """[B, K]: what the neurons of each image hear."""
@@ -46,37 +39,26 @@ class Conv(NamedTuple):
             self.strides,
             self.pads,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            precision=None if kernel.dtype == jnp.bfloat16 else PRECISION,
-            preferred_element_type=_sums(kernel),
+            **_exact(kernel),
         )
 
     def windows(self, times: jax.Array, kernel: jax.Array, fill: float) -> jax.Array:
         """[B, H', W', K]: what each place hears, in the order of a kernel's rows."""
         times = jnp.pad(times, ((0, 0), *self.pads, (0, 0)), constant_values=fill)
-        rows, columns = (
-            range(0, size - extent + 1, stride)
-            for size, extent, stride in zip(
-                times.shape[1:3], kernel.shape[:2], self.strides, strict=True
-            )
-        )
-        taps = [
-            times[
-                :,
-                y : y + rows[-1] + 1 : self.strides[0],
-                x : x + columns[-1] + 1 : self.strides[1],
-            ]
-            for y in range(kernel.shape[0])
-            for x in range(kernel.shape[1])
-        ]
-        return jnp.concatenate(taps, axis=-1)
+        window = kernel.shape[0], kernel.shape[1]
+        return jnp.concatenate(members(times, window, self.strides), axis=-1)
 
 
 Synapse = Dense | Conv
 
 
-def _sums(kernel: jax.Array):
-    """The type in which products are summed; None: their own."""
-    return jnp.float32 if kernel.dtype == jnp.bfloat16 else None
+def _exact(kernel: jax.Array) -> dict[str, Any]:
+    """Both engines decide by comparing sums with a threshold, so products are those of
+    full float32: a TPU's bfloat16 or a GPU's TF32 passes would move spike times. Those
+    of slices in bfloat16 are exact, and summed in float32."""
+    if kernel.dtype == jnp.bfloat16:
+        return dict(preferred_element_type=jnp.float32)
+    return dict(precision=lax.Precision.HIGHEST)
 
 
 def slices(kernel: jax.Array) -> tuple[jax.Array, ...]:
