@@ -61,17 +61,6 @@ def _offset(event):
 
 
 @njit(**OPTIONS)
-def _read_pixel(times, inputs, steps, events):
-    """Writes the events of a pixel in channel order; their number."""
-    found = np.intp(0)
-    for i in range(inputs):
-        t = times[i]
-        events[found] = _event(np.int64(t), i)
-        found += np.intp((t >= 0) & (t < steps))
-    return found
-
-
-@njit(**OPTIONS)
 def _add(sums, terms, size):
     for k in range(size):
         sums[k] += terms[k]
@@ -79,10 +68,15 @@ def _add(sums, terms, size):
 
 @njit(**OPTIONS)
 def _read_row(times, width, inputs, steps, events, arrived, by_step, counting):
-    """Events of a row of pixels and, where they are to be counted, how many by step."""
+    """Events of a row of pixels, of each in the order of its channels, and, where they
+    are to be counted, how many by step."""
     for x in range(width):
         own = tail(events, x * inputs)
-        n = _read_pixel(tail(times, x * inputs), inputs, steps, own)
+        n = np.intp(0)
+        for i in range(inputs):
+            t = times[x * inputs + i]
+            own[n] = _event(np.int64(t), i)
+            n += np.intp((t >= 0) & (t < steps))
         arrived[x] = n
         if counting:
             count = tail(by_step, x * steps)
