@@ -37,11 +37,8 @@ class Layer(NamedTuple):
 def dense_layer(
     times, kernel, threshold, num_steps, engine, surrogate="constant", urgency=0.0
 ) -> tuple[Layer, jax.Array, jax.Array]:
+    times, kernel = checked(times, kernel, num_steps, "[B, I]", "[I, O]")
     layer = _layer(Dense(), threshold, num_steps, engine, surrogate)
-    times, kernel = _checks.times_and_kernel(times, kernel, num_steps)
-    _checks.rank("times", times, "[B, I]")
-    _checks.rank("kernel", kernel, "[I, O]")
-    check_features(times, kernel)
     if urgency := _checks.urgency(urgency):
         # The reference neurons: one spikes at each step, all with weight u.
         reference = jnp.arange(num_steps, dtype=times.dtype)
@@ -55,11 +52,8 @@ def dense_layer(
 def conv_layer(
     times, kernel, threshold, num_steps, engine, strides, padding, surrogate="constant"
 ) -> tuple[Layer, jax.Array, jax.Array]:
-    _checks.num_steps(num_steps)
-    times, kernel = _checks.times_and_kernel(times, kernel, num_steps)
-    _checks.rank("times", times, "[B, H, W, I]")
-    _checks.rank("kernel", kernel, "[kh, kw, I, O]")
-    check_features(times, kernel)
+    axes = "[B, H, W, I]", "[kh, kw, I, O]"
+    times, kernel = checked(times, kernel, num_steps, *axes)
     strides = pair("strides", strides)
     pads = explicit_pads(padding, times.shape[1:3], kernel.shape[:2], strides)
     layer = _layer(Conv(strides, pads), threshold, num_steps, engine, surrogate)
@@ -67,7 +61,6 @@ def conv_layer(
 
 
 def _layer(synapse, threshold, num_steps, engine, surrogate) -> Layer:
-    _checks.num_steps(num_steps)
     threshold = _checks.threshold(threshold)
     if engine not in ("auto", "scan", "event"):
         raise ValueError(f'engine must be "auto", "scan" or "event", got {engine!r}')
@@ -140,7 +133,14 @@ _first_spikes = jax.jit(_response, static_argnums=(0, 1, 2))
 compiled_forward = jax.jit(_forward, static_argnums=0, static_argnames="peaks")
 
 
-def check_features(times: jax.Array, kernel: jax.Array) -> None:
+def checked(
+    times: jax.Array, kernel: jax.Array, num_steps: int, of_times: str, of_kernel: str
+) -> tuple[jax.Array, jax.Array]:
+    """Both as arrays of one floating type, if they have these axes and fit."""
+    _checks.num_steps(num_steps)
+    times, kernel = _checks.times_and_kernel(times, kernel, num_steps)
+    _checks.rank("times", times, of_times)
+    _checks.rank("kernel", kernel, of_kernel)
     if times.shape[-1] != kernel.shape[-2]:
         raise ValueError(
             f"times {times.shape} have {times.shape[-1]} input features, "
@@ -148,6 +148,7 @@ def check_features(times: jax.Array, kernel: jax.Array) -> None:
         )
     if 0 in kernel.shape:
         raise ValueError(f"kernel must not be empty, got shape {kernel.shape}")
+    return times, kernel
 
 
 def pair(name: str, value: Sequence[int]) -> tuple[int, int]:

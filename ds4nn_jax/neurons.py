@@ -218,11 +218,7 @@ def membrane_potentials(
     Returns:
       [T, B, O] potentials V_j(t), mV, as they would run on after a spike.
     """
-    _checks.num_steps(num_steps)
-    times, kernel = _checks.times_and_kernel(times, kernel, num_steps)
-    _checks.rank("times", times, "[B, I]")
-    _checks.rank("kernel", kernel, "[I, O]")
-    _layers.check_features(times, kernel)
+    times, kernel = _layers.checked(times, kernel, num_steps, "[B, I]", "[I, O]")
     urgency = _checks.urgency(urgency)
 
     def step(potential: jax.Array, t: jax.Array):
