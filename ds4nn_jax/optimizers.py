@@ -87,12 +87,9 @@ class _Steps(Optimizer):
             rates[layers[-1]] = self.output_rate
 
         def by_layer(updates: optax.Updates, _) -> optax.Updates:
-            return {
-                "params": {
-                    name: jax.tree.map(lambda u, rate=rates[name]: rate * u, layer)
-                    for name, layer in updates["params"].items()
-                }
-            }
+            return jax.tree.map_with_path(
+                lambda path, update: rates[path[1].key] * update, updates
+            )
 
         return optax.chain(
             *directions,
@@ -149,18 +146,11 @@ class Muon(_Steps):
         self.require("common_step", 0 <= self.common_step <= 1, "in [0, 1]")
 
     def chain(self, layers, schedule) -> optax.GradientTransformation:
-        def of(name: str, weights: jax.Array) -> str:
+        def kind(path: tuple, weights: jax.Array) -> str:
             wide = weights.size >= weights.shape[-1] ** 2
-            return "muon" if wide and name != layers[-1] else "adam"
+            return "muon" if wide and path[1].key != layers[-1] else "adam"
 
-        def kinds(params: optax.Params) -> optax.Params:
-            return {
-                "params": {
-                    name: jax.tree.map(functools.partial(of, name), layer)
-                    for name, layer in params["params"].items()
-                }
-            }
-
+        kinds = functools.partial(jax.tree.map_with_path, kind)
         directions = {"adam": optax.scale_by_adam(), "muon": orthogonal_steps()}
         return self._chain(
             layers,
