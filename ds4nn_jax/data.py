@@ -50,7 +50,6 @@ _SYSTEM_DATASETS = Path("/usr/share/datasets")  # Debian's dataset-* packages
 _CACHE = "ds4nn_jax.npz"
 _MAX_RANK = 4
 _DEFLATE_LIMIT = 1032  # no deflate stream expands further than this
-_CHUNK = 1 << 20
 _SPLIT_STREAM = 2**64 - 1  # of the generator's streams, one that no epoch reaches
 
 
@@ -131,15 +130,8 @@ def load(name: str, data_dir: str | os.PathLike | None = None) -> Dataset:
             return source()
         except DataNotFoundError as missing:
             looked.append(f"  - {missing}")
-    raise DataNotFoundError(
-        "\n".join(
-            [
-                f"no data set {name!r} found{hint or '.'} Looked at:",
-                *looked,
-                *_how_to_fetch(name),
-            ]
-        )
-    )
+    nowhere = f"no data set {name!r} found{hint or '.'} Looked at:"
+    raise DataNotFoundError("\n".join([nowhere, *looked, *_how_to_fetch(name)]))
 
 
 def read_idx(path: str | os.PathLike, *, max_bytes: int = 1 << 30) -> np.ndarray:
@@ -179,7 +171,7 @@ def read_idx(path: str | os.PathLike, *, max_bytes: int = 1 << 30) -> np.ndarray
                     f"a file of {stored} can hold"
                 )
             buffer = np.empty(size + 1, np.uint8)
-            filled = _fill(stream, buffer)
+            filled = stream.readinto(buffer.data)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path}: not an intact gzip file: {error}") from error
     if filled < size:
@@ -268,14 +260,6 @@ def _idx_shape(stream, path: Path) -> tuple[int, ...]:
     if 0 in shape:
         raise DataError(f"{path}: empty: shape {shape}")
     return shape
-
-
-def _fill(stream, buffer: np.ndarray) -> int:
-    """Reads until the buffer is full or the stream ends; returns the bytes read."""
-    view, filled = buffer.data, 0
-    while count := stream.readinto(view[filled : filled + _CHUNK]):
-        filled += count
-    return filled
 
 
 def _load_digits() -> Dataset:
