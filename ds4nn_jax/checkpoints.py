@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -87,7 +87,7 @@ def save_weights(
     text = json.dumps(header, sort_keys=True)
     # One entry: safetensors writes several in no fixed order, and the same weights
     # should be the same bytes.
-    signed = json.dumps([text, _digest(text, tensors)])
+    signed = json.dumps([text, digest(text, sorted(tensors.items()))])
     content = safetensors.numpy.save(tensors, {_ENTRY: signed})
     write_atomically(path, content)
 
@@ -118,7 +118,7 @@ def load_weights(
         }
         size = int.from_bytes(content[:8], "little")
         metadata = json.loads(content[8 : 8 + size]).get("__metadata__", {})
-        text, digest = json.loads(metadata.get(_ENTRY, '["{}", ""]'))
+        text, noted = json.loads(metadata.get(_ENTRY, '["{}", ""]'))
         header = json.loads(text)
     except KeyError as error:
         raise CheckpointError(f"{path} holds {error}, which are no weights") from error
@@ -133,7 +133,7 @@ def load_weights(
             f"{path} has format version {header.get('version')}, this library reads "
             f"{VERSION}: use the version of ds4nn_jax that wrote it, or a newer one"
         )
-    if _digest(text, tensors) != digest:
+    if digest(text, sorted(tensors.items())) != noted:
         raise CheckpointError(f"{path} is damaged: its checksum does not match")
     stored = {name: header[name] for name in ("num_steps", "threshold", "padding")}
     stored["urgency"] = header.get("urgency", 0.0)
@@ -171,10 +171,10 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise
 
 
-def _digest(header: str, tensors: Mapping[str, np.ndarray]) -> str:
+def digest(header: str, arrays: Iterable[tuple[str, np.ndarray]]) -> str:
+    """SHA-256 of a text, then of arrays with their names."""
     digest = hashlib.sha256(header.encode())
-    for name in sorted(tensors):
-        array = tensors[name]
+    for name, array in arrays:
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()

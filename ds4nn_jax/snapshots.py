@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 
 from ds4nn_jax import parallel
 from ds4nn_jax._values import Value
-from ds4nn_jax.checkpoints import CheckpointError
+from ds4nn_jax.checkpoints import CheckpointError, digest
 from ds4nn_jax.config import TrainConfig
 from ds4nn_jax.training import Snapshot
 
@@ -149,9 +149,5 @@ def _line(error: Exception) -> str:
 
 def _digest(host: Snapshot) -> str:
     """Of a snapshot as `parallel.to_host` gives it."""
-    digest = hashlib.sha256()
-    for path, array in jax.tree_util.tree_leaves_with_path(host):
-        name = jax.tree_util.keystr(path)
-        digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
+    leaves = jax.tree_util.tree_leaves_with_path(host)
+    return digest("", ((jax.tree_util.keystr(path), array) for path, array in leaves))
