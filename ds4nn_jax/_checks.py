@@ -97,6 +97,14 @@ def spike_times(times: jax.Array, steps: int | None = None) -> jax.Array:
     return times
 
 
+def potentials(values: jax.Array | None, times: jax.Array) -> None:
+    shape = None if values is None else jnp.shape(values)
+    if shape != times.shape:
+        raise ValueError(
+            f"potentials must have the shape of times {times.shape}, got {shape}"
+        )
+
+
 def coded_for(times: jax.Array, steps: int) -> None:
     """Warns of times that look coded with `encode`'s own T, which is less than this:
     nothing is later, and much is at that very step. Of more, `spike_times` is sure."""

@@ -49,11 +49,7 @@ def predict(times: SpikeTimes, potentials: jax.Array | None = None) -> jax.Array
     _checks.rank("times", times, "[B, C]")
     if potentials is None:
         return jnp.argmin(times, axis=1).astype(jnp.int32)
-    if jnp.shape(potentials) != times.shape:
-        raise ValueError(
-            f"potentials must have the shape of times {times.shape}, "
-            f"got {jnp.shape(potentials)}"
-        )
+    _checks.potentials(potentials, times)
     earliest = times == jnp.min(times, axis=1, keepdims=True)
     return jnp.argmax(jnp.where(earliest, potentials, -jnp.inf), axis=1).astype(
         jnp.int32
@@ -204,16 +200,13 @@ def report(batches: Iterable[tuple[Decisions, np.ndarray]], num_classes: int) ->
       ValueError: no images, or labels outside 0 … C−1.
     """
     kept: list[tuple[np.ndarray, ...]] = []
-    fired: list[np.ndarray] | None = None
+    fired: list[np.ndarray] = []
     for decisions, labels in batches:
         labels = np.asarray(_checks.labels(labels, len(decisions.label), num_classes))
         d = jax.tree.map(np.asarray, decisions)
         kept.append((labels, d.label, d.step, d.tied, d.times, d.spikes))
-        if fired is None:
-            fired = list(d.fired)
-        else:
-            fired = [a | b for a, b in zip(fired, d.fired, strict=True)]
-    if fired is None or not sum(len(batch[0]) for batch in kept):
+        fired = [a | b for a, b in zip(fired or d.fired, d.fired, strict=True)]
+    if not sum(len(batch[0]) for batch in kept):
         raise ValueError("a report needs at least one image")
     labels, decided, step, tied, times, spikes = map(
         np.concatenate, zip(*kept, strict=True)
@@ -306,15 +299,14 @@ def check_params(network: SpikingNetwork, params: dict, images: np.ndarray) -> N
         jax.random.key(0),
         jax.ShapeDtypeStruct((1, *np.shape(images)[1:]), jnp.float32),
     )
-    given = {
-        jax.tree_util.keystr(path): np.asarray(leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-    }
-    wanted = {
-        jax.tree_util.keystr(path): leaf.shape
-        for path, leaf in jax.tree_util.tree_leaves_with_path(expected)
-    }
-    shapes = {name: leaf.shape for name, leaf in given.items()}
+
+    def leaves(tree: Any) -> dict[str, Any]:
+        found = jax.tree_util.tree_leaves_with_path(tree)
+        return {jax.tree_util.keystr(path): leaf for path, leaf in found}
+
+    given = leaves(params)
+    shapes = {name: np.shape(leaf) for name, leaf in given.items()}
+    wanted = {name: leaf.shape for name, leaf in leaves(expected).items()}
     if shapes != wanted:
         raise ValueError(
             f"parameters do not fit the network {network.spec}: "

@@ -253,7 +253,8 @@ class Softmax(OutputRule):
             times, is_label = _outputs(times, labels, num_steps)
             shares = is_label.astype(times.dtype)
         self.check_steps(num_steps)
-        potentials = _potentials(potentials, times)
+        _checks.potentials(potentials, times)
+        potentials = jax.lax.stop_gradient(jnp.asarray(potentials))
         missing = self.horizon * (threshold - potentials) / threshold
         latency = times + jnp.where(times == num_steps, missing, 0)
         p = jax.nn.softmax(-(latency + self.offset * shares) / self.temperature, axis=1)
@@ -270,12 +271,3 @@ def _outputs(times, labels, num_steps: int) -> tuple[jax.Array, jax.Array]:
     _checks.rank("times", times, "[B, C]")
     labels = _checks.labels(labels, *times.shape)
     return times, jax.nn.one_hot(labels, times.shape[1], dtype=bool)
-
-
-def _potentials(potentials, times: jax.Array) -> jax.Array:
-    shape = None if potentials is None else jnp.shape(potentials)
-    if shape != times.shape:
-        raise ValueError(
-            f"potentials must have the shape of times {times.shape}, got {shape}"
-        )
-    return jax.lax.stop_gradient(jnp.asarray(potentials))
