@@ -290,8 +290,7 @@ def _threshold(name: str, node: nir.IF, most: float) -> float:
     if np.ptp(node.v_threshold) != 0:
         raise ValueError(f"{name}: its neurons must share one threshold")
     below = np.float32(node.v_threshold.flat[0])
-    again = float(np.max(node.v_reset)) + most > below
-    if again:
+    if float(np.max(node.v_reset)) + most > below:
         raise ValueError(
             f"{name}: neurons could fire again, their v_reset of "
             f"{np.max(node.v_reset):g} must be {-most:g} or less"
@@ -313,19 +312,16 @@ def _padding(paddings: dict[str, tuple]):
 
 def _chain(graph: nir.NIRGraph) -> list[tuple[str, nir.NIRNode]]:
     """Nodes from input to output."""
+    fault = ValueError("the graph must be a chain from one input to one output")
     after = dict(graph.edges)
     starts = [name for name, node in graph.nodes.items() if isinstance(node, nir.Input)]
-    targets = set(after.values())
-    if (
-        len(starts) != 1
-        or len(after) != len(graph.edges)
-        or len(targets) != len(graph.edges)
-    ):
-        raise ValueError("the graph must be a chain from one input to one output")
+    one_each = len(after) == len({*after.values()}) == len(graph.edges)
+    if len(starts) != 1 or not one_each:
+        raise fault
     chain, name = [], starts[0]
     while name is not None:
         chain.append((name, graph.nodes[name]))
         name = after.pop(name, None)
     if len(chain) != len(graph.nodes) or not isinstance(chain[-1][1], nir.Output):
-        raise ValueError("the graph must be a chain from one input to one output")
+        raise fault
     return chain
