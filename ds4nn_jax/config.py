@@ -8,7 +8,7 @@ from ds4nn_jax._values import require, settle
 from ds4nn_jax.augmentation import Augmentation
 from ds4nn_jax.first_weights import FiringRates, FirstWeights, Uniform
 from ds4nn_jax.guards import RateGuard
-from ds4nn_jax.modules import SpikingNetwork, parse_spec
+from ds4nn_jax.modules import SpikingNetwork
 from ds4nn_jax.optimizers import Adam, HeldNorms, Optimizer
 from ds4nn_jax.rules import OutputRule, Softmax
 from ds4nn_jax.schedules import Cosine, Schedule
@@ -99,10 +99,8 @@ class TrainConfig:
 
     def network(self) -> SpikingNetwork:
         """The network that this configuration describes."""
-        input_size, layers = parse_spec(self.spec)
-        return SpikingNetwork(
-            layers=layers,
-            input_size=input_size,
+        return SpikingNetwork.from_spec(
+            self.spec,
             num_steps=self.num_steps,
             threshold=self.threshold,
             padding=self.padding,
