@@ -64,22 +64,10 @@ from ds4nn_jax import presets
 
 # Training.
 from ds4nn_jax.step import StepMetrics, TrainState, make_optimizer, train_step
-from ds4nn_jax.training import (
-    EpochResult,
-    Snapshot,
-    Step,
-    first_snapshot,
-    fit,
-    train,
-)
+from ds4nn_jax.training import EpochResult, Snapshot, Step, first_snapshot, fit, train
 
 # Weights on disk, and those that come with the library.
-from ds4nn_jax.checkpoints import (
-    CheckpointError,
-    Weights,
-    load_weights,
-    save_weights,
-)
+from ds4nn_jax.checkpoints import CheckpointError, Weights, load_weights, save_weights
 from ds4nn_jax import pretrained
 
 # Data sets; figures and energy are imported by name.

@@ -131,10 +131,5 @@ def scalar(name: str, kind: type, given: Any) -> Any:
         return float(given)
     if kind in (bool, str) and isinstance(given, kind):
         return given
-    what = {
-        int: "a whole number",
-        float: "a number",
-        bool: "a bool",
-        str: "text",
-    }
+    what = {int: "a whole number", float: "a number", bool: "a bool", str: "text"}
     raise TypeError(f"{name} must be {what[kind]}, got {given!r}")

@@ -1,6 +1,7 @@
 """Flax Linen shell: modules own the weights, `neurons` does the work."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, NoReturn
@@ -50,10 +51,7 @@ def scaled_weights(threshold: float = 100.0) -> Initializer:
     """
 
     def init(key, shape, dtype=jnp.float32):
-        fan_in = 1
-        for size in shape[:-1]:
-            fan_in *= size
-        scale = threshold / fan_in**0.5
+        scale = threshold / math.prod(shape[:-1]) ** 0.5
         return jax.random.uniform(key, shape, dtype, -scale, 1.4 * scale)
 
     return init

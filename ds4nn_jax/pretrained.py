@@ -7,6 +7,7 @@ command, seed and data that made it, and what it reaches on the test images.
 """
 
 from importlib import resources
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -18,12 +19,8 @@ _FOLDER = resources.files("ds4nn_jax") / "weights"
 
 def names() -> tuple[str, ...]:
     """What `load` can load."""
-    files = (file.name for file in _FOLDER.iterdir())
-    return tuple(
-        sorted(
-            f.removesuffix(".safetensors") for f in files if f.endswith(".safetensors")
-        )
-    )
+    files = (Path(file.name) for file in _FOLDER.iterdir())
+    return tuple(sorted(f.stem for f in files if f.suffix == ".safetensors"))
 
 
 def find(given: str) -> Weights:

@@ -340,11 +340,10 @@ def _pair(batch: Any, classes: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _check_snapshot(start: Snapshot, expected: Snapshot, digest: np.ndarray) -> None:
-    def kinds(snapshot: Snapshot) -> dict:
-        leaves = jax.tree_util.tree_leaves_with_path(snapshot)
+    def kinds(snapshot: Snapshot) -> dict[str, str]:
         return {
             jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
-            for path, leaf in leaves
+            for path, leaf in jax.tree_util.tree_leaves_with_path(snapshot)
         }
 
     given, wanted = kinds(start), kinds(expected)
@@ -354,7 +353,6 @@ def _check_snapshot(start: Snapshot, expected: Snapshot, digest: np.ndarray) -> 
                 f"the snapshot is not one of this run: its {name} is "
                 f"{given.get(name, 'missing')}, expected {wanted.get(name, 'none')}"
             )
-
     if not np.array_equal(start.data, digest):
         raise ValueError(
             "the snapshot is of a run on other data: its images or labels, or their "

@@ -13,13 +13,7 @@ from typing import Any
 import numpy as np
 from numba import njit, types
 
-from ds4nn_jax._engines.lanes import (
-    address_of,
-    array_at,
-    call,
-    fetch_add,
-    text,
-)
+from ds4nn_jax._engines.lanes import address_of, array_at, call, fetch_add, text
 
 OPTIONS: dict[str, Any] = dict(error_model="numpy", no_cpython_wrapper=True, _nrt=False)
 LINE = 64  # bytes: vectors across two cache lines cost twice

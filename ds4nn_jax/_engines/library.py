@@ -161,11 +161,8 @@ def _compile(kernel: str, dtype: str, cell: str) -> tuple[str, bytes]:
     """The name of the function, and the machine code that it is in."""
     from numba import cfunc, types
 
-    module = importlib.import_module(
-        "ds4nn_jax._engines.sweep"
-        if kernel == "sweep"
-        else "ds4nn_jax._engines.kernels"
-    )
+    source = "sweep" if kernel == "sweep" else "kernels"
+    module = importlib.import_module(f"ds4nn_jax._engines.{source}")
     entry = module.entry(kernel, getattr(np, dtype), cell, _ffi_version())
     options: Any = dict(error_model="numpy", _nrt=False)
     compiled: Any = cfunc(types.intp(types.intp), **options)(entry)

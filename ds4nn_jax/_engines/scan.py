@@ -56,11 +56,7 @@ def forward(
     """
     out = jax.eval_shape(synapse.current, times, kernel)
     run = functools.partial(
-        _forward,
-        threshold=threshold,
-        num_steps=num_steps,
-        peaks=peaks,
-        counts=counts,
+        _forward, threshold=threshold, num_steps=num_steps, peaks=peaks, counts=counts
     )
 
     def on_cpu(times: jax.Array, kernel: jax.Array) -> Response:
