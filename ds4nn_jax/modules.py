@@ -455,38 +455,32 @@ class SpikingNetwork(nn.Module):
         times = entering = self._checked_input(times)
         counts = keep == "counts"
         kept = [spikes_per_step(times, self.num_steps) if counts else times]
-        waiting = list(zip(self.layers, self.stack, strict=True))
-        guarding = iter(guards)
-        while waiting:
-            spec, layer = waiting.pop(0)
-            following = waiting[0][0] if waiting else None
+        guarding, merged = iter(guards), False
+        behind = (*self.layers[1:], None)
+        for spec, layer, following in zip(self.layers, self.stack, behind, strict=True):
+            if merged:  # with the convolution in front
+                merged = False
+                continue
             if isinstance(spec, PoolSpec):
                 times = layer(times)
                 if counts:
                     kept.append(spikes_per_step(times, self.num_steps))
             else:
-                entering = times
+                entering, asked = times, {}
                 if isinstance(spec, DenseSpec):
                     entering = flat(times)
-                    response = layer.respond(entering, counts=counts)
-                else:
-                    pool = None
-                    if keep != "times":
-                        pool = self._merged(spec, following, times.shape)
-                    if pool is not None:
-                        waiting.pop(0)
-                        following = None
-                    response = layer.respond(
-                        entering, counts=counts, pool=pool or NO_POOL
-                    )
+                elif keep != "times":
+                    pool = self._merged(spec, following, times.shape)
+                    merged, asked = pool != NO_POOL, dict(pool=pool)
+                response = layer.respond(entering, counts=counts, **asked)
                 times = response.times
                 if counts:
                     kept += jnp.unstack(response.counts, axis=1)
             # Pooling hands every error to one input, so all norms are the same on
             # either side of it, and smaller sums give them behind it.
-            if not isinstance(following, PoolSpec):
+            if merged or not isinstance(following, PoolSpec):
                 times = normalize_gradient(times, method=self.normalization)
-                if guards and waiting:
+                if guards and following is not None:
                     times = next(guarding)(times)
             if keep == "times":
                 kept.append(times)
@@ -494,10 +488,10 @@ class SpikingNetwork(nn.Module):
 
     def _merged(
         self, conv: ConvSpec, following: LayerSpec | None, shape: tuple[int, ...]
-    ) -> tuple[int, int] | None:
+    ) -> tuple[int, int]:
         """The window of the pooling behind a convolution, if both can be one layer."""
-        if not isinstance(following, PoolSpec) or following.size == 1:
-            return None
+        if not isinstance(following, PoolSpec):
+            return NO_POOL
         window = (conv.size, conv.size)
         pads = explicit_pads(self.padding, shape[1:3], window, conv.strides)
         image = [
@@ -505,7 +499,7 @@ class SpikingNetwork(nn.Module):
             for size, pad in zip(shape[1:3], pads, strict=True)
         ]
         fits = all(size % following.size == 0 for size in image)
-        return (following.size, following.size) if fits else None
+        return (following.size, following.size) if fits else NO_POOL
 
     def _checked_input(self, times: SpikeTimes) -> SpikeTimes:
         times = _checks.spike_times(times, self.num_steps)
