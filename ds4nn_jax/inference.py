@@ -275,18 +275,14 @@ def _plan(stages: list[_Stage], batch: int, network: SpikingNetwork) -> np.ndarr
     weights = potentials = pooled = events = 0
     at = len(SWEEP) + len(stages) * len(LINE)
     for stage, behind in zip(stages, (*stages[1:], None), strict=True):
-        line = Line(stride=_stride(stage.out[-1]), order=at)
-        if len(stage.shape) == 3:
-            line = line._replace(
-                **dict(zip(("height", "width", "inputs"), stage.shape, strict=True)),
-                **dict(
-                    zip(("out_height", "out_width", "outputs"), stage.out, strict=True)
-                ),
-                rows=stage.size,
-                columns=stage.size,
-            )
-        else:
-            line = line._replace(inputs=stage.shape[0], outputs=stage.out[0])
+        line = Line(rows=stage.size, columns=stage.size, order=at)
+        # A dense layer has images of one pixel.
+        image, after = (1, 1, *stage.shape)[-3:], (1, 1, *stage.out)[-3:]
+        line = line._replace(
+            stride=_stride(stage.out[-1]),
+            **dict(zip(("height", "width", "inputs"), image, strict=True)),
+            **dict(zip(("out_height", "out_width", "outputs"), after, strict=True)),
+        )
         positions = math.prod(stage.out[:-1])
         if stage.synapse is None:
             order = _windows(stage)
