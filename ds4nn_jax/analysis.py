@@ -51,9 +51,8 @@ def predict(times: SpikeTimes, potentials: jax.Array | None = None) -> jax.Array
         return jnp.argmin(times, axis=1).astype(jnp.int32)
     _checks.potentials(potentials, times)
     earliest = times == jnp.min(times, axis=1, keepdims=True)
-    return jnp.argmax(jnp.where(earliest, potentials, -jnp.inf), axis=1).astype(
-        jnp.int32
-    )
+    deciding = jnp.where(earliest, potentials, -jnp.inf)
+    return jnp.argmax(deciding, axis=1).astype(jnp.int32)
 
 
 def predict_by(times: SpikeTimes, potentials: jax.Array) -> jax.Array:

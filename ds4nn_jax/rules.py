@@ -242,10 +242,8 @@ class Softmax(OutputRule):
         self._within("anchor_time", num_steps)
 
     def target(self, times, labels, potentials=None, *, num_steps=100, threshold=100.0):
-        if (
-            jnp.issubdtype(jnp.result_type(labels), jnp.floating)
-            and jnp.ndim(labels) > 1
-        ):
+        floating = jnp.issubdtype(jnp.result_type(labels), jnp.floating)
+        if floating and jnp.ndim(labels) > 1:
             shares = _checks.shares(labels, *jnp.shape(times))
             times, _ = _outputs(times, jnp.argmax(shares, axis=1), num_steps)
             shares = shares.astype(times.dtype)

@@ -133,11 +133,10 @@ def _gradients(
     decision = jnp.min(activity.times, axis=1)
     steps = jnp.arange(config.num_steps, dtype=decision.dtype)
     until = steps[None, None] <= decision[:, None, None]
+    spikes = jnp.sum(jnp.where(until, activity.counts[:, 1:], 0), axis=(1, 2))
     return gradient, StepMetrics(
         loss=value,
         accuracy=jnp.mean(decided == labels),
         decision_step=jnp.mean(decision),
-        spikes=jnp.mean(
-            jnp.sum(jnp.where(until, activity.counts[:, 1:], 0), axis=(1, 2))
-        ),
+        spikes=jnp.mean(spikes),
     )
