@@ -18,7 +18,7 @@ from ds4nn_jax._engines.plan import LANES, Plan, bits
 from ds4nn_jax._engines.synapse import NO_POOL, Dense, Response, Synapse
 
 _PARTS = 16  # of a batch in the backward pass; fixed, so that sums never reorder
-_PARTIAL_SUMS = 2**24  # weights in all parts together
+_PARTIAL_SUMS = 2**23  # weights in all parts together
 _FORWARD_PARTS = 32  # of a batch in the forward pass
 
 Shape = jax.ShapeDtypeStruct

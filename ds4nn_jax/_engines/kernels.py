@@ -554,6 +554,14 @@ def _backward(kind):
         begins[places * members] = found
 
     @njit(**OPTIONS)
+    def together(plan):
+        """Images that learn block by block: a dense layer's weights, which no cache
+        holds, pass once for all of a part."""
+        dense = plan[PLAN.out_height] * plan[PLAN.out_width] == 1
+        parts, images = plan[PLAN.image_parts], plan[PLAN.images]
+        return (images + parts - 1) // parts if dense else np.intp(1)
+
+    @njit(**OPTIONS)
     def memory(plan, at):
         """What a thread needs for itself, and the address behind it."""
         places, lanes = plan[PLAN.out_height] * plan[PLAN.out_width], plan[PLAN.lanes]
@@ -561,10 +569,11 @@ def _backward(kind):
         taught = places * plan[PLAN.outputs] + 1
         size = plan[PLAN.rows] * plan[PLAN.columns] * plan[PLAN.inputs]
         padded = (size + lanes - 1) // lanes * lanes
-        begins, at = taken(at, windows + 1, np.intp, 8)
-        neurons, at = taken(at, taught, np.intp, 8)
-        deltas, at = taken(at, taught, kind, size_of)
-        limits, at = taken(at, taught, kind, size_of)
+        images = together(plan)
+        begins, at = taken(at, images * (windows + 1), np.intp, 8)
+        neurons, at = taken(at, images * taught, np.intp, 8)
+        deltas, at = taken(at, images * taught, kind, size_of)
+        limits, at = taken(at, images * taught, kind, size_of)
         t_window, at = taken(at, padded, kind, size_of)
         d_window, at = taken(at, padded, kind, size_of)
         return begins, neurons, deltas, limits, t_window, d_window, at
@@ -597,47 +606,55 @@ def _backward(kind):
         chunks = inputs // lanes if by_tap else 1
         fill(d_weights, padded * outputs, 0)
         first_image, last_image = span(index, plan[PLAN.image_parts], plan[PLAN.images])
-        for b in range(first_image, last_image):
-            fill(tail(d_times, b * image), image, 0)
-            lessons(plan, until, delta, member, b, begins, neurons, deltas, limits)
-            for chunk in range(chunks):
-                for window in range(windows):
-                    begin, end = begins[window], begins[window + 1]
-                    if begin == end:
-                        continue
-                    lesson = neurons, deltas, limits, begin, end
-                    place, index = divmod(window, members)
-                    row_out, column_out = divmod(place, out_width)
-                    y = row_out * pool_rows + index // pool_columns
-                    x = column_out * pool_columns + index % pool_columns
-                    top = y * plan[PLAN.row_stride] - plan[PLAN.top]
-                    left = x * plan[PLAN.column_stride] - plan[PLAN.left]
-                    first, last = max(left, 0), min(left + kw, width)
-                    if by_tap:
-                        for row in range(max(top, 0), min(top + kh, height)):
-                            for column in range(first, last):
-                                tap = (row - top) * kw + column - left
-                                at = ((b * height + row) * width + column) * chunks
-                                at = (at + chunk) * lanes
-                                block = (tap * chunks + chunk) * outputs * lanes
-                                heard = times, at, d_times, at
-                                teach(lanes, lesson, pair, block, rule, *heard)
-                        continue
-                    fill(t_window, padded, steps)
-                    fill(d_window, padded, 0)
+        at_once, taught = together(plan), out_height * out_width * outputs + 1
+        for group in range(first_image, last_image, at_once):
+            images = min(at_once, last_image - group)
+            for i in range(images):
+                fill(tail(d_times, (group + i) * image), image, 0)
+                found = tail(begins, i * (windows + 1)), tail(neurons, i * taught)
+                errors = tail(deltas, i * taught), tail(limits, i * taught)
+                lessons(plan, until, delta, member, group + i, *found, *errors)
+            for task in range(chunks * windows * images):
+                turn, i = divmod(task, images)
+                chunk, window = divmod(turn, windows)
+                b, begin = group + i, begins[i * (windows + 1) + window]
+                end = begins[i * (windows + 1) + window + 1]
+                if begin == end:
+                    continue
+                errors = tail(deltas, i * taught), tail(limits, i * taught)
+                lesson = tail(neurons, i * taught), *errors, begin, end
+                place, index = divmod(window, members)
+                row_out, column_out = divmod(place, out_width)
+                y = row_out * pool_rows + index // pool_columns
+                x = column_out * pool_columns + index % pool_columns
+                top = y * plan[PLAN.row_stride] - plan[PLAN.top]
+                left = x * plan[PLAN.column_stride] - plan[PLAN.left]
+                first, last = max(left, 0), min(left + kw, width)
+                if by_tap:
                     for row in range(max(top, 0), min(top + kh, height)):
-                        tap = (row - top) * kw + first - left
-                        at = ((b * height + row) * width + first) * inputs
-                        to = tail(t_window, tap * inputs)
-                        copy(to, tail(times, at), (last - first) * inputs)
-                    for block in range(0, padded, lanes):
-                        heard = t_window, block, d_window, block
-                        teach(lanes, lesson, pair, block * outputs, rule, *heard)
-                    for row in range(max(top, 0), min(top + kh, height)):
-                        tap = (row - top) * kw + first - left
-                        at = ((b * height + row) * width + first) * inputs
-                        learnt = tail(d_window, tap * inputs)
-                        _add(tail(d_times, at), learnt, (last - first) * inputs)
+                        for column in range(first, last):
+                            tap = (row - top) * kw + column - left
+                            at = ((b * height + row) * width + column) * chunks
+                            at = (at + chunk) * lanes
+                            block = (tap * chunks + chunk) * outputs * lanes
+                            heard = times, at, d_times, at
+                            teach(lanes, lesson, pair, block, rule, *heard)
+                    continue
+                fill(t_window, padded, steps)
+                fill(d_window, padded, 0)
+                for row in range(max(top, 0), min(top + kh, height)):
+                    tap = (row - top) * kw + first - left
+                    at = ((b * height + row) * width + first) * inputs
+                    to = tail(t_window, tap * inputs)
+                    copy(to, tail(times, at), (last - first) * inputs)
+                for block in range(0, padded, lanes):
+                    heard = t_window, block, d_window, block
+                    teach(lanes, lesson, pair, block * outputs, rule, *heard)
+                for row in range(max(top, 0), min(top + kh, height)):
+                    tap = (row - top) * kw + first - left
+                    at = ((b * height + row) * width + first) * inputs
+                    learnt = tail(d_window, tap * inputs)
+                    _add(tail(d_times, at), learnt, (last - first) * inputs)
 
     @njit(**OPTIONS)
     def collect(frame, plan, index, scratch, partial):
