@@ -13,7 +13,7 @@ import ds4nn_jax as ds
 from ds4nn_jax import data, energy, plots
 from ds4nn_jax.modules import PoolSpec
 
-from . import figures, options, published
+from . import figures, fronts, options, published
 from .measures import Measured
 from .page import Block, Code, Drawing, Heading, Listing, Strong, Table, Text
 
@@ -175,12 +175,12 @@ def of_dataset(dataset: str, shown: Sequence[Network]) -> Iterator[Block]:
             "whether pooling counts; ours count pooling neurons."
         )
     points = [
-        plots.Point(w.name, w.accuracy, w.spikes, w.decision_step, False)
+        fronts.Point(w.name, w.accuracy, w.spikes, w.decision_step, False)
         for w in published.ACCURACY.get(dataset, ())
         if w.spikes or w.decision_step
     ]
     points += [
-        plots.Point(
+        fronts.Point(
             f"{r.name}.cfg",
             r.mean("accuracy"),
             max(1, r.mean("spikes")),
@@ -190,14 +190,14 @@ def of_dataset(dataset: str, shown: Sequence[Network]) -> Iterator[Block]:
         for r in runs
     ]
     points += [
-        plots.Point(each.name, t.accuracy, max(1, t.spikes), t.decision_step, True)
+        fronts.Point(each.name, t.accuracy, max(1, t.spikes), t.decision_step, True)
         for each in shown
         for t in [each.measured.test]
     ]
     title = TITLES.get(dataset, dataset)
     yield Drawing(
         f"{_slug(dataset)}_fronts",
-        plots.fronts(points, title=f"{title}: accuracy and its cost"),
+        fronts.fronts(points, title=f"{title}: accuracy and its cost"),
         "Accuracy against spikes and decision step: full ours, hollow published; the "
         "grey line joins those that none beats in both.",
     )
@@ -347,7 +347,7 @@ def _urgencies(each: Network, drawing, drawn: dict) -> Iterator[Block]:
         ],
         names=0,
     )
-    drawn["urgency"] = plots.by_urgency(
+    drawn["urgency"] = fronts.by_urgency(
         [row.urgency for row in rows],
         [row.accuracy for row in rows],
         [row.decision_step for row in rows],

@@ -6,6 +6,7 @@ from matplotlib.text import Text
 from PIL import Image, ImageSequence
 
 from ds4nn_jax import plots
+from experiments import fronts
 
 NAMES = ("cat", "dog", "a longer name")
 ROWS = [
@@ -368,7 +369,7 @@ def test_accuracy_by_step_under_a_ceiling():
 
 
 def test_by_urgency_draws_a_panel_for_each_measure():
-    figure = plots.by_urgency([0, 0.1], [0.9, 0.8], [50, 30], [0.2, 0])
+    figure = fronts.by_urgency([0, 0.1], [0.9, 0.8], [50, 30], [0.2, 0])
     drawn = [axes.lines[0].get_xydata().tolist() for axes in figure.axes]
     assert drawn == [[[0, 90], [0.1, 80]], [[0, 50], [0.1, 30]], [[0, 20], [0.1, 0]]]
     assert [axes.get_title() for axes in figure.axes] == [
@@ -378,19 +379,19 @@ def test_by_urgency_draws_a_panel_for_each_measure():
     ]
     for wrong in ([0.9], []):
         with pytest.raises(ValueError, match="as many of each"):
-            plots.by_urgency(wrong, wrong, [50, 30], wrong)
+            fronts.by_urgency(wrong, wrong, [50, 30], wrong)
 
 
 POINTS = [
-    plots.Point("cheap", 0.90, 100.0, 50.0, True),
-    plots.Point("worse and dearer", 0.85, 300.0, 60.0, True),
-    plots.Point("paper", 0.99, 1000.0, None, False),
-    plots.Point("quick", 0.80, None, 10.0, False),
+    fronts.Point("cheap", 0.90, 100.0, 50.0, True),
+    fronts.Point("worse and dearer", 0.85, 300.0, 60.0, True),
+    fronts.Point("paper", 0.99, 1000.0, None, False),
+    fronts.Point("quick", 0.80, None, 10.0, False),
 ]
 
 
 def test_fronts_join_what_none_beats_in_both():
-    figure = plots.fronts(POINTS, title="Both")
+    figure = fronts.fronts(POINTS, title="Both")
     spikes, steps = figure.axes
     *dots, front = spikes.lines
     np.testing.assert_allclose(front.get_xydata(), [[100, 90], [1000, 99]])
@@ -404,20 +405,20 @@ def test_fronts_join_what_none_beats_in_both():
 
 
 def test_fronts_leave_out_a_panel_of_which_nothing_is_known():
-    (axes,) = plots.fronts(POINTS[2:3], title="").axes
+    (axes,) = fronts.fronts(POINTS[2:3], title="").axes
     assert "spikes" in axes.get_xlabel()
     for wrong in ([], [POINTS[0]._replace(spikes=0.5)]):
         with pytest.raises(ValueError, match="at least one spike"):
-            plots.fronts(wrong, title="")
+            fronts.fronts(wrong, title="")
 
 
 def test_names_of_close_points_are_apart_and_inside():
     points = [
-        plots.Point(f"network number {k}", 0.99 + 0.0001 * k, 1000 + k, 20 + k, True)
+        fronts.Point(f"network number {k}", 0.99 + 0.0001 * k, 1000 + k, 20 + k, True)
         for k in range(8)
     ]
-    points.append(plots.Point("far away", 0.9, 9000, 90, True))
-    figure = plots.fronts(points, title="")
+    points.append(fronts.Point("far away", 0.9, 9000, 90, True))
+    figure = fronts.fronts(points, title="")
     for axes in figure.axes:
         names = [text for text in axes.texts if text.get_text()]
         assert len(names) == 9

@@ -1,0 +1,160 @@
+"""What accuracy costs, of several networks or of one that is urged, as figures."""
+
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.transforms import Bbox
+
+_BLACK, _BLUE, _VERMILION, _GREEN = "#000000", "#0072B2", "#D55E00", "#009E73"
+
+# Where the name of a point may stand: right, left, above, below, corners; then farther.
+_DIRECTIONS = [(1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1)]
+_DISTANCES = (7, 16, 28, 42, 58)  # points of 1/72 inch
+
+
+class Point(NamedTuple):
+    """A network among others.
+
+    Attributes:
+      name: drawn beside it.
+      accuracy: in 0 … 1.
+      spikes: mean an image up to the decision, None where it is not known.
+      decision_step: its mean, None where it is not known.
+      ours: drawn full, others' hollow.
+    """
+
+    name: str
+    accuracy: float
+    spikes: float | None
+    decision_step: float | None
+    ours: bool
+
+
+def fronts(points: Sequence[Point], *, title: str) -> Figure:
+    """Accuracy against spikes and against the decision step, each network by its name.
+
+    A line joins those that none beats in both. A panel leaves out what is not known.
+
+    Args:
+      points: the networks.
+      title: of the figure.
+
+    Raises:
+      ValueError: no point with spikes or with a decision step, or one with less than
+        one spike.
+    """
+    panels = [
+        (label, known)
+        for label, key in (
+            ("mean spikes per image up to the decision", "spikes"),
+            ("mean decision step", "decision_step"),
+        )
+        if (known := [(getattr(p, key), p) for p in points if getattr(p, key)])
+    ]
+    if not panels or any(p.spikes is not None and p.spikes < 1 for p in points):
+        raise ValueError("expected points of at least one spike each")
+    figure = Figure(figsize=(1 + 5 * len(panels), 4.6), layout="constrained")
+    figure.suptitle(title)
+    drawn = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (label, known) in zip(drawn, panels, strict=True):
+        for cost, point in known:
+            axes.plot(
+                cost,
+                100 * point.accuracy,
+                "o",
+                color=_BLUE if point.ours else _BLACK,
+                markerfacecolor=None if point.ours else "none",
+                markersize=7,
+            )
+        front: list[tuple[float, float]] = []
+        for cost, point in sorted(known, key=lambda pair: (pair[0], -pair[1].accuracy)):
+            if not front or 100 * point.accuracy > front[-1][1]:
+                front.append((cost, 100 * point.accuracy))
+        axes.plot(*zip(*front, strict=True), color="grey", linewidth=1, zorder=0)
+        axes.set(xlabel=label, ylabel="accuracy on the test images (%)")
+        if "spikes" in label:
+            axes.set_xscale("log")
+            axes.tick_params(axis="x", labelsize="small")
+            axes.xaxis.set_major_formatter("{x:,.0f}")
+            axes.xaxis.set_minor_formatter(NullFormatter())
+            axes.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
+        axes.margins(0.2)
+        axes.set_ylim(top=min(axes.get_ylim()[1], 100.5))
+        axes.grid(alpha=0.3)
+    figure.draw_without_rendering()  # lays out: names are placed on paper
+    for axes, (_, known) in zip(drawn, panels, strict=True):
+        _name_points(axes, [(cost, 100 * p.accuracy, p.name) for cost, p in known])
+    return figure
+
+
+def by_urgency(
+    urgencies: Sequence[float],
+    accuracy: Sequence[float],
+    decision_step: Sequence[float],
+    silent: Sequence[float],
+) -> Figure:
+    """Accuracy, decision step and share decided by potentials against the urgency.
+
+    Args:
+      urgencies: u in mV a step, ascending.
+      accuracy: in 0 … 1, of each.
+      decision_step: its mean, of each.
+      silent: share in 0 … 1 of the images for which no output fires, of each.
+
+    Raises:
+      ValueError: not as many of each, or none.
+    """
+    counts = [*map(len, (urgencies, accuracy, decision_step, silent))]
+    if not counts[0] or len({*counts}) > 1:
+        raise ValueError(f"expected as many of each, and at least one, got {counts}")
+    figure = Figure(figsize=(9.6, 3), layout="constrained")
+    for axes, values, label, colour in zip(
+        figure.subplots(1, 3),
+        (100 * np.array(accuracy), decision_step, 100 * np.array(silent)),
+        ("accuracy (%)", "mean decision step", "decided by potentials (%)"),
+        (_BLUE, _VERMILION, _GREEN),
+        strict=True,
+    ):
+        axes.plot(urgencies, values, "o-", color=colour, markersize=4)
+        axes.set(xlabel="urgency u (mV a step)", title=label)
+        axes.ticklabel_format(useOffset=False)
+        axes.grid(alpha=0.3)
+    return figure
+
+
+def _name_points(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
+    """Each name in the first place near its point that is free and inside the frame."""
+    at = axes.transData.transform([(x, y) for x, y, _ in points])
+    half = 6 * axes.figure.dpi / 72
+    taken = [Bbox([spot - half, spot + half]) for spot in at]
+    frame = axes.bbox
+    for x, y, name in points:
+        text = axes.annotate(
+            name, (x, y), xytext=(0, 0), textcoords="offset points", fontsize=8
+        )
+        text.set_in_layout(False)  # names follow the layout, not the other way
+        for distance, (right, up) in itertools.product(_DISTANCES, _DIRECTIONS):
+            place = distance * right, distance * up
+            text.set(
+                position=place,
+                ha=("right", "center", "left")[right + 1],
+                va=("top", "center", "bottom")[up + 1],
+            )
+            box = text.get_window_extent().padded(1)
+            inside = np.all(frame.min <= box.min) and np.all(box.max <= frame.max)
+            if inside and not box.count_overlaps(taken):
+                break
+        taken.append(box)
+        if distance > _DISTANCES[0]:
+            axes.annotate(
+                "",
+                (x, y),
+                xytext=place,
+                textcoords="offset points",
+                arrowprops=dict(arrowstyle="-", color="grey", shrinkA=0, shrinkB=4),
+            )
