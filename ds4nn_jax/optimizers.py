@@ -137,21 +137,26 @@ class Muon(_Steps):
         is then what is validated and kept; 0: none. See `average_weights`.
       common_step: factor, in [0, 1], on the part of a step that is common to all
         weights of a neuron.
+      group: the most neurons of a layer that are made orthogonal to each other.
     """
 
     common_step: float = 0.1
+    group: int = 512
 
     def check(self) -> None:
         super().check()
         self.require("common_step", 0 <= self.common_step <= 1, "in [0, 1]")
+        self.require("group", self.group >= 1, "at least 1")
 
     def chain(self, layers, schedule) -> optax.GradientTransformation:
         def kind(path: tuple, weights: jax.Array) -> str:
-            wide = weights.size >= weights.shape[-1] ** 2
+            outputs = min(weights.shape[-1], self.group)
+            wide = weights.size // weights.shape[-1] >= outputs
             return "muon" if wide and path[1].key != layers[-1] else "adam"
 
         kinds = functools.partial(jax.tree.map_with_path, kind)
-        directions = {"adam": optax.scale_by_adam(), "muon": orthogonal_steps()}
+        orthogonal = orthogonal_steps(group=self.group)
+        directions = {"adam": optax.scale_by_adam(), "muon": orthogonal}
         return self._chain(
             layers,
             schedule,
@@ -161,7 +166,9 @@ class Muon(_Steps):
         )
 
 
-def orthogonal_steps(momentum: float = 0.9) -> optax.GradientTransformation:
+def orthogonal_steps(
+    momentum: float = 0.9, group: int = 512
+) -> optax.GradientTransformation:
     """Steps whose singular values are all the same (Muon; Jordan et al. 2024).
 
     M ← μ·M + (1 − μ)·G, and of the singular value decomposition M = U·Σ·Vᵀ the step
@@ -172,27 +179,43 @@ def orthogonal_steps(momentum: float = 0.9) -> optax.GradientTransformation:
     51 % at the end. Adam sees single weights and no directions; here each one in which
     the neurons can differ gets the same share of the step.
 
+    The work grows with the square of O: the neurons of wider layers are taken in
+    groups, each orthogonal in itself.
+
     Args:
       momentum: μ in [0, 1), Nesterov's.
+      group: the most neurons of a group; their number divides the layer's.
     """
 
-    def rows_and_columns(updates: optax.Updates) -> optax.Updates:
-        return jax.tree.map(
-            lambda u: optax.contrib.MuonDimensionNumbers(
-                tuple(range(u.ndim - 1)), u.ndim - 1
-            ),
-            updates,
-        )
+    def grouped(kernel: jax.Array) -> jax.Array:
+        """[…, O] of a wide layer as [K, groups, O/groups]."""
+        outputs = kernel.shape[-1]
+        if outputs <= group:
+            return kernel
+        size = max(n for n in range(1, group + 1) if outputs % n == 0)
+        return kernel.reshape(-1, outputs // size, size)
 
-    def rescaled(update: jax.Array) -> jax.Array:
-        rank = min(update.size // update.shape[-1], update.shape[-1])
-        return update * math.sqrt(update.size / rank)
+    def rows_and_columns(kernel: jax.Array) -> optax.contrib.MuonDimensionNumbers:
+        last = kernel.ndim - 1
+        rows = (0,) if last == 2 else tuple(range(last))  # of three axes: in groups
+        return optax.contrib.MuonDimensionNumbers(rows, last)
 
-    return optax.chain(
-        optax.contrib.scale_by_muon(
-            beta=momentum, weight_dimension_numbers=rows_and_columns
-        ),
-        optax.stateless(lambda updates, _: jax.tree.map(rescaled, updates)),
+    def rescaled(step: jax.Array, like: jax.Array) -> jax.Array:
+        inputs, outputs = like.size // like.shape[-1], step.shape[-1]
+        scale = math.sqrt(inputs * outputs / min(inputs, outputs))
+        return step.reshape(like.shape) * scale
+
+    dimensions = functools.partial(jax.tree.map, rows_and_columns)
+    muon = optax.contrib.scale_by_muon(
+        beta=momentum, weight_dimension_numbers=dimensions
+    )
+
+    def update(updates, state, params=None):
+        steps, state = muon.update(jax.tree.map(grouped, updates), state)
+        return jax.tree.map(rescaled, steps, updates), state
+
+    return optax.GradientTransformation(
+        lambda params: muon.init(jax.tree.map(grouped, params)), update
     )
 
 

@@ -78,6 +78,19 @@ _FASHION = replace(
     epochs=16,
 )
 
+# The other structures of Tables 2 and 4: wide layers of many neurons, orthogonalised in
+# groups, and a label in the middle.
+_MNIST_DEEP = replace(
+    _FASHION,
+    spec="16C5-P2-32C5-P2-800-128-10",
+    output_rule=Softmax(offset=10, horizon=50, anchor=0.5, anchor_time=50),
+    initial_weights=FiringRates(),
+    optimizer=replace(_FASHION.optimizer, average=0.0, group=128),
+    augmentation=Augmentation(shift=1),
+    epochs=10,
+)
+_FASHION_DEEP = replace(_MNIST_DEEP, augmentation=Augmentation(flip=True))
+
 # Table 1: η = 0.1, λ = 10, first weights in [0, 80] and [0, 50] mV. The output layer's
 # range is not printed; [0, 5] here. These fire everything at once (see README.md).
 _PAPER = TrainConfig(
@@ -149,8 +162,13 @@ _PRESETS = {
     "digits_paper": _DIGITS_PAPER,
     "digits_smoke": _DIGITS_SMOKE,
     "fashion_mnist": _FASHION,
+    "fashion_16c5_32c5": _FASHION_DEEP,
+    "fashion_20c5_40c5": replace(_FASHION_DEEP, spec="20C5-P2-40C5-P2-1000-10"),
+    "fashion_dense_1000": replace(_FASHION_DEEP, spec="784-1000-10"),
     "fashion_paper": _FASHION_PAPER,
     "mnist": _MNIST,
+    "mnist_16c5_32c5": _MNIST_DEEP,
+    "mnist_40c5": replace(_MNIST_DEEP, spec="40C5-P2-1000-10"),
     "mnist_dense": _MNIST_DENSE,
     "mnist_dense_340": replace(_MNIST_DENSE, spec="784-340-10"),
     "mnist_dense_350": replace(_MNIST_DENSE, spec="784-350-10"),

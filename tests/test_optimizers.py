@@ -24,6 +24,17 @@ def test_orthogonal_steps_follow_the_singular_vectors(rng):
     assert step.shape == kernel.shape
 
 
+def test_neurons_of_wide_layers_are_orthogonalised_in_groups(rng):
+    """Of six neurons in groups of up to four, each three step as if they were alone."""
+    gradient = jnp.asarray(rng.normal(size=(2, 2, 3, 6)), jnp.float32)
+    tx = optimizers.orthogonal_steps(group=4)
+    step, _ = tx.update(gradient, tx.init(gradient))
+    alone = optimizers.orthogonal_steps()
+    for own in (slice(0, 3), slice(3, 6)):
+        expected, _ = alone.update(gradient[..., own], alone.init(gradient[..., own]))
+        np.testing.assert_allclose(step[..., own], expected, atol=1e-5)
+
+
 def test_held_norms(rng):
     weights = jnp.asarray(rng.normal(size=(3, 3, 2, 5)), jnp.float32)
     update = jnp.asarray(rng.normal(size=(3, 3, 2, 5)), jnp.float32)
