@@ -26,6 +26,10 @@ _MUON = Muon(
     common_step=0.1,
 )
 
+_MUON_LEARNED = replace(
+    _MUON, learning_rate=0.006, output_rate=0.004, norms=LearnedNorms()
+)
+
 # Cross-entropy over spike times, shifted training images, hidden norms held.
 _MNIST = TrainConfig(
     spec="64C3-P2-128C3-P2-10",
@@ -67,13 +71,7 @@ _FASHION = replace(
     surrogate=Window(100.0),
     output_rule=Softmax(offset=10, horizon=50, anchor=0.5, anchor_time=85),
     initial_weights=FiringRates(conv=0.25, output=0.7),
-    optimizer=Muon(
-        learning_rate=0.006,
-        output_rate=0.004,
-        norms=LearnedNorms(),
-        average=0.998,
-        common_step=0.1,
-    ),
+    optimizer=_MUON_LEARNED,
     augmentation=Augmentation(shift=1, flip=True),
     epochs=16,
 )
@@ -85,7 +83,7 @@ _MNIST_DEEP = replace(
     spec="16C5-P2-32C5-P2-800-128-10",
     output_rule=Softmax(offset=10, horizon=50, anchor=0.5, anchor_time=50),
     initial_weights=FiringRates(),
-    optimizer=replace(_FASHION.optimizer, average=0.0, group=128),
+    optimizer=replace(_MUON_LEARNED, average=0.0, group=128),
     augmentation=Augmentation(shift=1),
     epochs=10,
 )
