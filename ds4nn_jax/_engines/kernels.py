@@ -530,8 +530,9 @@ def _backward(kind):
     teach = _by_lanes(_teaching, kind)
 
     @njit(**OPTIONS)
-    def lessons(plan, until, delta, member, b, begins, neurons, deltas, limits):
-        """Who has an error, window by window: window w is begins[w] … begins[w+1].
+    def lessons(plan, until, delta, member, b, found, begins, neurons, deltas, limits):
+        """Who has an error, from entry `found` on, window by window: window w is
+        begins[w] … begins[w+1].
 
         Windows are those of places in row order, members of a place in turn.
         """
@@ -539,7 +540,6 @@ def _backward(kind):
         outputs = plan[PLAN.outputs]
         members = plan[PLAN.pool_rows] * plan[PLAN.pool_columns]
         last = kind(plan[PLAN.steps] - 1)
-        found = np.intp(0)
         for place in range(places):
             start = (b * places + place) * outputs
             for index in range(members):
@@ -576,7 +576,7 @@ def _backward(kind):
         limits, at = taken(at, images * taught, kind, size_of)
         t_window, at = taken(at, padded, kind, size_of)
         d_window, at = taken(at, padded, kind, size_of)
-        return begins, neurons, deltas, limits, t_window, d_window, at
+        return begins, (neurons, deltas, limits), t_window, d_window, at
 
     @njit(**OPTIONS)
     def gradients(frame, plan, index, scratch, partial):
@@ -599,7 +599,7 @@ def _backward(kind):
         d_times = array_at(result(frame, 0), kind)
         mine = partial + index * room(padded * outputs, size_of)
         d_weights = array_at(mine, kind)
-        begins, neurons, deltas, limits, t_window, d_window, _ = memory(plan, scratch)
+        begins, learners, t_window, d_window, _ = memory(plan, scratch)
         pair, rule = (weights, d_weights), (steps, plan[PLAN.flag] != 0)
 
         by_tap = inputs % lanes == 0  # a block is of one pixel: taken where it lies
@@ -611,18 +611,15 @@ def _backward(kind):
             images = min(at_once, last_image - group)
             for i in range(images):
                 fill(tail(d_times, (group + i) * image), image, 0)
-                found = tail(begins, i * (windows + 1)), tail(neurons, i * taught)
-                errors = tail(deltas, i * taught), tail(limits, i * taught)
-                lessons(plan, until, delta, member, group + i, *found, *errors)
+                own = i * taught, tail(begins, i * (windows + 1))
+                lessons(plan, until, delta, member, group + i, *own, *learners)
             for task in range(chunks * windows * images):
                 turn, i = divmod(task, images)
                 chunk, window = divmod(turn, windows)
-                b, begin = group + i, begins[i * (windows + 1) + window]
-                end = begins[i * (windows + 1) + window + 1]
-                if begin == end:
+                b, own = group + i, tail(begins, i * (windows + 1) + window)
+                if own[0] == own[1]:
                     continue
-                errors = tail(deltas, i * taught), tail(limits, i * taught)
-                lesson = tail(neurons, i * taught), *errors, begin, end
+                lesson = *learners, own[0], own[1]
                 place, index = divmod(window, members)
                 row_out, column_out = divmod(place, out_width)
                 y = row_out * pool_rows + index // pool_columns
