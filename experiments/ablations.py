@@ -1,16 +1,22 @@
 """What each choice is worth where the paper is silent, or cannot be followed.
 
-    python -m experiments.ablations [--data_dir=DIR] [--write]
+    python -m experiments.ablations [--tables=mnist,…] [--data_dir=DIR] [--write]
 
-Each row changes one thing in the preset "mnist" or "mnist_relative", trains five epochs
-on the first 10,000 training images of MNIST, and is measured on the last 10,000 of
-them. Test images are not used. --write puts the tables into `experiments/results`.
+Each row of the first tables changes one thing in a preset, trains five epochs on the
+first 10,000 training images of MNIST, and is measured on the last 10,000 of them. The
+tables "recipe_…" train networks of several kinds by the recipes of several presets, on
+the first and measured on the last images of their own training images. Test images are
+not used. --write keeps the tables in `experiments/results`.
 """
 
 import argparse
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
 
 import ds4nn_jax as ds
 from ds4nn_jax import data
@@ -18,41 +24,110 @@ from ds4nn_jax.augmentation import Augmentation
 from ds4nn_jax.checkpoints import write_atomically
 from ds4nn_jax.first_weights import FiringRates as Rates
 from ds4nn_jax.first_weights import Uniform
-from ds4nn_jax.optimizers import Adam
+from ds4nn_jax.guards import RateGuard
+from ds4nn_jax.optimizers import Adam, HeldNorms, LearnedNorms, Muon
 from ds4nn_jax.rules import Relative, Softmax
 
 from . import progress
 
 _HERE = Path(__file__).parent
-_IMAGES, _EPOCHS = 10_000, 5
+
+
+class _Table(NamedTuple):
+    """Runs that differ in what their rows change."""
+
+    base: ds.TrainConfig
+    rows: tuple[tuple[str, dict[str, Any]], ...]
+    dataset: str = "mnist"
+    images: int = 10_000
+    held: int = 10_000
+    epochs: int = 5
+    halved: bool = False
+
 
 _TABLE_1 = Uniform(((0, 80), (0, 50), (0, 5)))
 _FREE = Adam(learning_rate=0.01)
-_CHANGES = {
-    "mnist": (
-        ("as it is", {}),
-        ("padding VALID", dict(padding="VALID")),
-        ("batches of 8", dict(batch_size=8)),
-        ("batches of 128", dict(batch_size=128)),
-        ("outputs start with a rate of 0.3", dict(initial_weights=Rates(0.15, 0.3))),
-        ("outputs start with a rate of 0.95", dict(initial_weights=Rates(0.15, 0.95))),
-        ("hidden layers start with 0.4", dict(initial_weights=Rates(0.4, 0.7))),
-        ("Table 1's initial weights", dict(initial_weights=_TABLE_1)),
-        ("Eq. 11 by the L2 norm", dict(output_rule=Softmax(normalization="l2"))),
-        ("all weight norms free", dict(optimizer=_FREE)),
-        ("silent neurons learn nothing", dict(surrogate="constant")),
-        ("images not shifted", dict(augmentation=Augmentation())),
-        ("horizon H = 15", dict(output_rule=Softmax(horizon=15))),
+_MNIST = (
+    ("as it is", {}),
+    ("padding VALID", dict(padding="VALID")),
+    ("batches of 8", dict(batch_size=8)),
+    ("batches of 128", dict(batch_size=128)),
+    ("outputs start with a rate of 0.3", dict(initial_weights=Rates(0.15, 0.3))),
+    ("outputs start with a rate of 0.95", dict(initial_weights=Rates(0.15, 0.95))),
+    ("hidden layers start with 0.4", dict(initial_weights=Rates(0.4, 0.7))),
+    ("Table 1's initial weights", dict(initial_weights=_TABLE_1)),
+    ("Eq. 11 by the L2 norm", dict(output_rule=Softmax(normalization="l2"))),
+    ("all weight norms free", dict(optimizer=_FREE)),
+    ("silent neurons learn nothing", dict(surrogate="constant")),
+    ("images not shifted", dict(augmentation=Augmentation())),
+    ("horizon H = 15", dict(output_rule=Softmax(horizon=15))),
+)
+_RELATIVE = (
+    ("as it is", {}),
+    ("padding VALID", dict(padding="VALID")),
+    ("batches of 16", dict(batch_size=16)),
+    ("outputs start with a rate of 0.3", dict(initial_weights=Rates(0.3, 0.3))),
+    ("Table 1's initial weights", dict(initial_weights=_TABLE_1)),
+    ("Eq. 11 as printed (Σδ)", dict(output_rule=Relative(normalization="sum"))),
+    ("Eq. 11 with Σ|δ|", dict(output_rule=Relative(normalization="l1"))),
+    ("no normalisation", dict(output_rule=Relative(normalization="none"))),
+)
+
+# Budgets fall within the 1,560 steps that these runs have.
+_GUARD = RateGuard(budgets=(0.055, 0.12), steps=1000)
+_SPARSE = dataclasses.replace(ds.presets.load("mnist_sparse"), guard=_GUARD)
+_MUON = Muon(0.01, 0.005, HeldNorms(), 0.998)
+_SPARSE_ROWS = (
+    ("as it is, budgets after 1,000 steps", {}),
+    ("no guard", dict(guard=RateGuard())),
+    ("no floor", dict(guard=dataclasses.replace(_GUARD, floor=0.0))),
+    ("pushed twice as hard", dict(guard=dataclasses.replace(_GUARD, strength=0.3))),
+    ("label not anchored", dict(output_rule=Softmax(offset=10, horizon=50))),
+    ("neither", dict(guard=RateGuard(), output_rule=Softmax(offset=10, horizon=50))),
+    ("Adam", dict(optimizer=Adam(0.01, norms=HeldNorms(), average=0.998))),
+    ("norms learned", dict(optimizer=dataclasses.replace(_MUON, norms=LearnedNorms()))),
+    ("weights not averaged", dict(optimizer=dataclasses.replace(_MUON, average=0.0))),
+    ("urgency 0.2", dict(urgency=0.2)),
+)
+
+
+def _recipe(name: str) -> dict[str, Any]:
+    """What a preset says of learning, for any network."""
+    preset = ds.presets.load(name)
+    learning = ("surrogate", "output_rule", "initial_weights", "optimizer", "schedule")
+    fields = (*learning, "augmentation", "batch_size", "guard")
+    return {field: getattr(preset, field) for field in fields}
+
+
+_RECIPES = (
+    ("default", {}),
+    ("default, urgency 0.3", dict(urgency=0.3)),
+    ("mnist", _recipe("mnist")),
+    ("mnist_dense", _recipe("mnist_dense")),
+    ("fashion_mnist", _recipe("fashion_mnist")),
+)
+_recipes = functools.partial(_Table, rows=_RECIPES, held=5000, epochs=4)
+_TABLES = {
+    "mnist": _Table(ds.presets.load("mnist"), _MNIST),
+    "mnist_relative": _Table(ds.presets.load("mnist_relative"), _RELATIVE),
+    "mnist_sparse": _Table(_SPARSE, _SPARSE_ROWS),
+    "recipe_digits": _recipes(
+        ds.TrainConfig(spec="32C3-P2-64C3-10"),
+        dataset="digits",
+        images=1200,
+        held=200,
+        epochs=8,
     ),
-    "mnist_relative": (
-        ("as it is", {}),
-        ("padding VALID", dict(padding="VALID")),
-        ("batches of 16", dict(batch_size=16)),
-        ("outputs start with a rate of 0.3", dict(initial_weights=Rates(0.3, 0.3))),
-        ("Table 1's initial weights", dict(initial_weights=_TABLE_1)),
-        ("Eq. 11 as printed (Σδ)", dict(output_rule=Relative(normalization="sum"))),
-        ("Eq. 11 with Σ|δ|", dict(output_rule=Relative(normalization="l1"))),
-        ("no normalisation", dict(output_rule=Relative(normalization="none"))),
+    "recipe_mnist": _recipes(ds.TrainConfig(spec="64C3-P2-128C3-P2-10")),
+    "recipe_dense": _recipes(ds.TrainConfig(spec="784-400-10")),
+    "recipe_small": _recipes(
+        ds.TrainConfig(spec="32C3-P2-32C3-32C3-10"),
+        dataset="fashion_mnist",
+        images=12_000,
+        halved=True,
+    ),
+    "recipe_fashion": _recipes(
+        ds.TrainConfig(spec="128C3-P2-128C3-P2-128C3-10"), dataset="fashion_mnist"
     ),
 }
 _HEADER = (
@@ -65,32 +140,48 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data_dir", help="where MNIST lies")
+    every = ",".join(_TABLES)
+    parser.add_argument("--tables", default=every, help=f"which; all are {every}")
+    parser.add_argument("--data_dir", help="where MNIST or Fashion-MNIST lies")
     parser.add_argument("--write", action="store_true", help="keep the tables")
     asked = parser.parse_args(argv)
-    images = data.load("mnist", asked.data_dir)
-    tables = []
-    for name, changes in _CHANGES.items():
-        table = _HEADER.format(name, _EPOCHS, _IMAGES)
-        print(table, end="", flush=True)
-        config = ds.presets.load(name)
-        for what, change in changes:
-            row = _row(what, _trained(config, change, images))
+    names = asked.tables.split(",")
+    if unknown := set(names) - set(_TABLES):
+        parser.error(f"no table {sorted(unknown)}: there are {every}")
+    for name in names:
+        table = _TABLES[name]
+        text = _HEADER.format(name, table.epochs, table.images)
+        print(text, end="", flush=True)
+        arrays = _images(table, asked.data_dir)
+        for what, change in table.rows:
+            row = _row(what, _trained(table, change, *arrays))
             print(row, end="", flush=True)
-            table += row
-        tables.append(table)
-    if asked.write:
-        text = "\n".join(["`python -m experiments.ablations --write`\n", *tables])
-        write_atomically(_HERE / "results" / "ablations.md", text.encode())
+            text += row
+        if asked.write:
+            command = f"`python -m experiments.ablations --tables={name} --write`\n\n"
+            where = _HERE / "results" / f"ablations-{name}.md"
+            write_atomically(where, (command + text).encode())
 
 
-def _trained(config: ds.TrainConfig, change: dict, images: data.Dataset) -> ds.Report:
-    config = dataclasses.replace(config, epochs=_EPOCHS, validation=0.0, **change)
-    first, last = slice(None, _IMAGES), slice(-_IMAGES, None)
-    training = images.train_images[first], images.train_labels[first]
-    *_, result = ds.train(config, *training)
-    held = images.train_images[last], images.train_labels[last]
-    return ds.evaluate(config.network(), result.params, *held)
+def _images(table: _Table, data_dir: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """Training images of the table's data set, and their labels."""
+    loaded = data.load(table.dataset, None if table.dataset == "digits" else data_dir)
+    images, labels = loaded.train_images, loaded.train_labels
+    if table.halved:
+        rows, columns = images.shape[1] // 2, images.shape[2] // 2
+        squares = images.reshape(len(images), rows, 2, columns, 2, -1)
+        images = squares.mean((2, 4)).round().astype(np.uint8)
+    if len(images) < table.images + table.held:
+        raise SystemExit(f"experiments.ablations: only {len(images)} images")
+    return images, labels
+
+
+def _trained(table: _Table, change: dict, images, labels) -> ds.Report:
+    change = dict(epochs=table.epochs, validation=0.0) | change
+    config = dataclasses.replace(table.base, **change)
+    first, last = slice(None, table.images), slice(-table.held, None)
+    *_, result = ds.train(config, images[first], labels[first])
+    return ds.evaluate(config.network(), result.params, images[last], labels[last])
 
 
 def _row(what: str, seen: ds.Report) -> str:
