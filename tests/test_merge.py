@@ -1,0 +1,63 @@
+import jax
+import numpy as np
+import pytest
+
+import ds4nn_jax as ds
+from experiments import merge
+
+SPECS = ["6C3-P2-5C3-3", "4C3-P2-6-3", "64-7-5-3"]
+
+
+def a_network(spec, rng):
+    """With weights that let about half of its neurons fire on small images."""
+    network = ds.SpikingNetwork.from_spec(spec)
+    given = network.init(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))
+    return network, jax.tree.map(
+        lambda kernel: rng.normal(60 / np.sqrt(len(kernel)), 40, kernel.shape), given
+    )
+
+
+def potentials(network, params, images):
+    """[T, B, C] of the outputs."""
+    times = network.apply(params, network.encode(images), method="trace").times[-2]
+    kernel = params["params"][network.weighted[-1]]["kernel"]
+    return ds.membrane_potentials(np.reshape(times, (len(images), -1)), kernel)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_merged_potentials_are_the_means(spec, rng):
+    """Of two networks and of what both make of the mirrored images."""
+    images = rng.integers(0, 256, (5, 8, 8, 1)).astype(np.uint8)
+    networks, params = zip(a_network(spec, rng), a_network(spec, rng), strict=True)
+    whole, together = merge.merged(networks, params, mirror=True)
+    seen = (images, images[:, :, ::-1])
+    alone = [potentials(networks[0], p, x) for p in params for x in seen]
+    assert np.std(alone, axis=0).mean() > 1  # they differ
+    mean = np.mean(alone, axis=0)
+    np.testing.assert_allclose(potentials(whole, together, images), mean, atol=1e-2)
+
+
+def test_merged_weights_are_written(tmp_path, rng):
+    """Weights that load; one network by itself stays as it is."""
+    network, params = a_network(SPECS[0], rng)
+    ds.save_weights(tmp_path / "a.safetensors", network, params)
+    out = tmp_path / "b.safetensors"
+    merge.main([f"{tmp_path}/a.safetensors", f"--out={out}"])
+    again, same, _ = ds.load_weights(out)
+    assert again.spec == network.spec
+    jax.tree.map(np.testing.assert_allclose, same, params)
+
+
+def test_networks_that_cannot_be_merged(tmp_path, rng):
+    first, other = a_network(SPECS[0], rng), a_network(SPECS[1], rng)
+    with pytest.raises(ValueError, match="networks differ"):
+        merge.merged(*zip(first, other, strict=True), mirror=False)
+    row = ds.SpikingNetwork.from_spec("15-3")
+    kernel = {"params": {"dense1": {"kernel": np.ones((15, 3))}}}
+    with pytest.raises(ValueError, match="no square image"):
+        merge.merged([row], [kernel], mirror=True)
+    strided = a_network("4C3s2-3", rng)
+    with pytest.raises(ValueError, match="strides"):
+        merge.merged([strided[0]], [strided[1]], mirror=True)
+    with pytest.raises(SystemExit, match=r"experiments.merge: .*nowhere"):
+        merge.main(["nowhere.safetensors", f"--out={tmp_path / 'x.safetensors'}"])
