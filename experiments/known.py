@@ -8,7 +8,8 @@ the pixels are left that spike by a step drawn anew each time; the step is a sec
 channel. Its accuracy on the test images by every fifth step is a ceiling for decisions
 that are taken by then, as good as this network and its training are. It holds out what
 a run of the same --seed holds out, and `--teach=FILE.npy` writes its softmax over all
-training images as soft labels for `--soft_labels`.
+training images as soft labels for `--soft_labels`, mixed with the labels themselves by
+`--label_share`.
 """
 
 import argparse
@@ -90,8 +91,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--learning_rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--teach", help="write soft labels into this .npy file")
+    parser.add_argument(
+        "--label_share", type=float, default=0.0, help="of the labels in them, 0 … 1"
+    )
     parser.add_argument("--out", help="write the result as JSON into this file")
     asked = parser.parse_args(argv)
+    if not 0 <= asked.label_share <= 1:
+        parser.error(f"--label_share must be in 0 … 1, got {asked.label_share}")
     try:
         return _run(asked)
     except (data.DataError, ValueError, OSError) as error:
@@ -177,7 +183,9 @@ def _run(asked: argparse.Namespace) -> dict[str, Any]:
         print(f"by step {by:3d}  {share:.2%}", flush=True)
     if asked.teach:
         shares = jax.nn.softmax(logits(pixels, num_steps - 1))
-        np.save(asked.teach, np.asarray(shares))
+        true = jax.nn.one_hot(labels, shares.shape[1])
+        mixed = optax.incremental_update(true, shares, asked.label_share)
+        np.save(asked.teach, np.asarray(mixed))
     if asked.out:
         write_atomically(Path(asked.out), (json.dumps(result) + "\n").encode())
     print(json.dumps(result))
