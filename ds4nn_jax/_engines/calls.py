@@ -99,12 +99,7 @@ def copy(array, values, size):
 
 
 @njit(**OPTIONS)
-def nothing_to_prepare(frame, plan):
-    """For kernels whose parts write all of their results."""
-
-
-@njit(**OPTIONS)
-def nothing_shared(plan):
+def _nothing_shared(plan):
     """For kernels whose parts need no memory in common."""
     return 0
 
@@ -143,13 +138,12 @@ def _release(job):
         _free(job)
 
 
-def handler(cell, version, prepare, counts, part, memory, shared_bytes):
+def handler(cell, version, counts, part, memory, shared_bytes=_nothing_shared):
     """The function that XLA calls, to be compiled. Its helping threads call it too.
 
     Args:
       cell: by this name LLVM knows the memory that holds the function's own address.
       version: (major, minor) of XLA's FFI.
-      prepare: prepare(frame, plan) before any part.
       counts: counts(plan, phase) tells how many parts a phase has; 0 ends the call.
       part: part(frame, plan, phase, index, scratch, shared) computes one part.
       memory: memory(plan, at) gives the arrays that each thread needs for itself, from
@@ -236,8 +230,6 @@ def handler(cell, version, prepare, counts, part, memory, shared_bytes):
         memory = _malloc(size + LINE) if size > 0 else 0
         shared = (memory + LINE - 1) // LINE * LINE
         complete, phase = size == 0 or memory != 0, 0
-        if complete:
-            prepare(address, plan)
         while complete:
             total = counts(plan, phase)
             if total == 0:

@@ -97,9 +97,14 @@ def _forward(
     )
     # A row of zeros behind the others fills up groups of events.
     weights = _blocks(jnp.pad(rows, ((0, 1), (0, 0))), plan.lanes)
-    flat, structure = jax.tree.flatten(shapes)
-    results = call("forward", times.dtype, flat, plan, times, weights)
-    return jax.tree.unflatten(structure, results)
+    # Each result has its place; those that were not asked for are empty.
+    empty: Any = Shape((0,), times.dtype)
+    spikes = Shape((plan.images, plan.row_parts, plan.counts, num_steps), jnp.int32)
+    results = [*(empty if x is None else x for x in shapes[:4]), spikes]
+    *found, by_part = call("forward", times.dtype, results, plan, times, weights)
+    found.append(jnp.sum(by_part, 1, jnp.int32))
+    given: Any = (x if x.size else None for x in found)
+    return Response(*given)
 
 
 def _backward(

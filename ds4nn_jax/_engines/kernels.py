@@ -16,15 +16,12 @@ from ds4nn_jax._engines.calls import (
     copy,
     fill,
     handler,
-    nothing_shared,
-    nothing_to_prepare,
     result,
     room,
     span,
     taken,
 )
 from ds4nn_jax._engines.lanes import (
-    add_int,
     array_at,
     as_float,
     bits,
@@ -150,14 +147,6 @@ def _place(events, size, tap, lanes, place, order):
         to = place[step]
         order[to] = (_offset(events[k]) + tap) * lanes
         place[step] = to + 1
-
-
-@njit(**OPTIONS)
-def _results_of(plan):
-    """Which results of a forward pass hold members and counts, if there are any."""
-    members = 1 + 2 * (plan[PLAN.flag] != 0)
-    pooled = plan[PLAN.pool_rows] * plan[PLAN.pool_columns] > 1
-    return members, members + np.intp(pooled)
 
 
 def _first_spikes(lanes, slots, kind):
@@ -359,13 +348,10 @@ def _forward(kind):
         times = array_at(argument(frame, 0), kind)
         weights = array_at(argument(frame, 1), kind)
         spike_times = array_at(result(frame, 0), kind)
-        out_potential, out_until, out_member = spike_times, spike_times, spike_times
-        if peaks:
-            out_potential = array_at(result(frame, 1), kind)
-            out_until = array_at(result(frame, 2), kind)
-        if members > 1:
-            out_member = array_at(result(frame, _results_of(plan)[0]), kind)
-        all_counts = result(frame, _results_of(plan)[1]) if kinds else 0
+        out_potential = array_at(result(frame, 1), kind)
+        out_until = array_at(result(frame, 2), kind)
+        out_member = array_at(result(frame, 3), kind)
+        all_counts = array_at(result(frame, 4), np.int32)
 
         of_pixels, of_window, of_row, of_neurons, _ = memory(plan, scratch)
         events, arrived, by_step, columns = of_pixels
@@ -471,25 +457,14 @@ def _forward(kind):
                         for o in range(to, to + outputs):
                             if spike_times[o] < steps:
                                 counts[steps + np.intp(spike_times[o])] += 1
-            for row in range(kinds):
-                for t in range(steps):
-                    n = counts[row * steps + t]
-                    if n:
-                        add_int(all_counts + 4 * ((b * kinds + row) * steps + t), n)
-
-    @njit(**OPTIONS)
-    def prepare(frame, plan):
-        """Counts start from zero: parts of an image add to them."""
-        if plan[PLAN.counts]:
-            total = plan[PLAN.images] * plan[PLAN.counts] * plan[PLAN.steps]
-            counts = array_at(result(frame, _results_of(plan)[1]), np.int32)
-            fill(counts, total, 0)
+            own = (b * plan[PLAN.row_parts] + row_part) * kinds * steps
+            copy(tail(all_counts, own), counts, kinds * steps)
 
     @njit(**OPTIONS)
     def counts_of(plan, phase):
         return plan[PLAN.image_parts] * plan[PLAN.row_parts] if phase == 0 else 0
 
-    return prepare, counts_of, part, memory, nothing_shared
+    return counts_of, part, memory
 
 
 def _teaching(lanes, kind):
@@ -694,7 +669,7 @@ def _backward(kind):
         padded = (size + plan[PLAN.lanes] - 1) // plan[PLAN.lanes] * plan[PLAN.lanes]
         return plan[PLAN.image_parts] * room(padded * plan[PLAN.outputs], size_of)
 
-    return nothing_to_prepare, counts_of, part, memory, shared_bytes
+    return counts_of, part, memory, shared_bytes
 
 
 def entry(kernel, kind, cell, version):

@@ -245,17 +245,6 @@ def fetch_add(typing, address, value):
 
 
 @intrinsic
-def add_int(typing, address, value):
-    """Adds to a C int, atomically."""
-
-    def build(context, builder, signature, args):
-        value = builder.trunc(args[1], ir.IntType(32))
-        builder.atomic_rmw("add", _at(builder, args[0], 32), value, "monotonic")
-
-    return types.void(types.intp, types.intp), build
-
-
-@intrinsic
 def call(typing, function, argument):
     """Calls the C function at an address with one word; the word it returns."""
 

@@ -16,8 +16,6 @@ from ds4nn_jax._engines.calls import (
     copy,
     fill,
     handler,
-    nothing_shared,
-    nothing_to_prepare,
     result,
     span,
     taken,
@@ -330,5 +328,4 @@ def entry(kernel, kind, cell, version):
     def counts_of(plan, phase):
         return plan[SWEEP.parts] if phase == 0 else 0
 
-    made = nothing_to_prepare, counts_of, part, memory, nothing_shared
-    return handler(cell, version, *made)
+    return handler(cell, version, counts_of, part, memory)
