@@ -33,9 +33,7 @@ _RESOURCE_EXHAUSTED = 8
 
 # Words of a job, what the threads of a call share, and XLA's arguments behind them.
 # A job's first word cannot be a frame's, which is its size.
-_KIND, _NEXT, _DONE, _PARTS, _HOLDERS, _FAILED, _FRAME, _SHARED, _PHASE = range(
-    0, 72, 8
-)
+_NEXT, _DONE, _PARTS, _HOLDERS, _FAILED, _FRAME, _SHARED, _PHASE = range(8, 72, 8)
 _TASK, _COUNT, _JOB_BYTES, _JOB = 72, 112, 256, -1
 
 
@@ -46,8 +44,10 @@ def peek(address):
 
 
 @njit(**OPTIONS)
-def poke(address, word):
-    array_at(address, np.intp)[0] = word
+def _write(address, *words):
+    """Puts words at an address, one behind the other."""
+    for k in range(len(words)):
+        array_at(address, np.intp)[k] = words[k]
 
 
 @njit(**OPTIONS)
@@ -111,10 +111,8 @@ def _out_of_memory(frame):
     arguments = _malloc(32)
     if arguments == 0:
         return 0
-    poke(arguments, 28)
-    poke(arguments + 8, 0)
-    poke(arguments + 16, text("ds4nn_jax: no memory for the event engine"))
-    poke(arguments + 24, _RESOURCE_EXHAUSTED)
+    message = text("ds4nn_jax: no memory for the event engine")
+    _write(arguments, 28, 0, message, _RESOURCE_EXHAUSTED)
     error = call(peek(api + _ERROR_CREATE), arguments)
     _free(arguments)
     return error
@@ -125,9 +123,7 @@ def _ignore(api, error, arguments):
     """Destroys an error, if it is one; whether it was none."""
     if error == 0:
         return True
-    poke(arguments, 24)
-    poke(arguments + 8, 0)
-    poke(arguments + 16, error)
+    _write(arguments, 24, 0, error)
     call(peek(api + _ERROR_DESTROY), arguments)
     return False
 
@@ -189,28 +185,13 @@ def handler(cell, version, counts, part, memory, shared_bytes=_nothing_shared):
         job = _malloc(_JOB_BYTES)
         if job == 0:
             return job
-        for word in range(0, _TASK, 8):
-            poke(job + word, 0)
-        poke(job + _KIND, _JOB)
-        poke(job + _PARTS, total)
-        poke(job + _HOLDERS, 1)
-        poke(job + _FRAME, frame)
-        poke(job + _SHARED, shared)
-        poke(job + _PHASE, phase)
+        _write(job, _JOB, 0, 0, total, 1, 0, frame, shared, phase)
         api, context = peek(frame + _API), peek(frame + _CONTEXT)
         count, task = job + _COUNT, job + _TASK
-        poke(count, 32)
-        poke(count + 8, 0)
-        poke(count + 16, context)
-        poke(count + 24, count + 32)
-        poke(count + 32, 1)
+        _write(count, 32, 0, context, count + 32, 1)
         _ignore(api, call(peek(api + _NUM_THREADS), count), count)
         helpers = min(total - 1, max(1, peek(count + 32) - 1))
-        poke(task, 40)
-        poke(task + 8, 0)
-        poke(task + 16, context)
-        poke(task + 24, peek(address_of(cell)))
-        poke(task + 32, job)
+        _write(task, 40, 0, context, peek(address_of(cell)), job)
         for _ in range(helpers):
             fetch_add(job + _HOLDERS, 1)
             if not _ignore(api, call(peek(api + _SCHEDULE), task), count):
