@@ -254,7 +254,7 @@ def _counting(lanes, kind):
         """counts[t] += spikes of step t of the first `filled` lanes."""
         one = np.uint64(1)
         fired = load(spike, 0, lanes) < kind(steps)
-        left = bits(fired, 0)
+        left = bits(fired)
         if filled < lanes:  # idle lanes look as if they had fired
             left &= (one << np.uint64(filled)) - one
         while left:

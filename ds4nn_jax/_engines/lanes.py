@@ -33,12 +33,8 @@ class _LanesModel(models.PrimitiveModel):
         super().__init__(manager, lanes, ir.VectorType(one, lanes.count))
 
 
-def _vector(context, lanes):
-    return context.get_value_type(lanes)
-
-
 def _splat(context, builder, value, lanes):
-    vector = _vector(context, lanes)
+    vector = context.get_value_type(lanes)
     one = builder.insert_element(
         ir.Constant(vector, ir.Undefined), value, ir.Constant(ir.IntType(32), 0)
     )
@@ -47,9 +43,8 @@ def _splat(context, builder, value, lanes):
 
 
 def _pointer(context, builder, lanes, array, offset):
-    return builder.bitcast(
-        builder.gep(array, [offset]), _vector(context, lanes).as_pointer()
-    )
+    vector = context.get_value_type(lanes)
+    return builder.bitcast(builder.gep(array, [offset]), vector.as_pointer())
 
 
 @intrinsic(prefer_literal=True)
@@ -105,7 +100,7 @@ def multiply_add(typing, a, b, c):
     """a·b + c, fused where the machine can."""
 
     def build(context, builder, signature, args):
-        vector = _vector(context, a)
+        vector = context.get_value_type(a)
         bits = 32 if a.scalar == types.float32 else 64
         function = builder.module.declare_intrinsic(
             f"llvm.fmuladd.v{a.count}f{bits}",
@@ -123,30 +118,22 @@ def some(typing, mask):
     def build(context, builder, signature, args):
         function = builder.module.declare_intrinsic(
             f"llvm.vector.reduce.or.v{mask.count}i1",
-            fnty=ir.FunctionType(ir.IntType(1), [_vector(context, mask)]),
+            fnty=ir.FunctionType(ir.IntType(1), [args[0].type]),
         )
         return builder.call(function, args)
 
     return types.boolean(mask), build
 
 
-@intrinsic(prefer_literal=True)
-def bits(typing, mask, word):
-    """Lanes 64·word … 64·word + 63 of the mask as a uint64, lanes past the end as 0."""
-    first = 64 * word.literal_value
+@intrinsic
+def bits(typing, mask):
+    """The mask of up to 64 lanes as a uint64, the first as its lowest bit."""
 
     def build(context, builder, signature, args):
-        integer = ir.IntType(32)
-        # Lanes past the end are taken from a second, empty vector.
-        taken = [min(first + k, mask.count) for k in range(64)]
-        part = builder.shuffle_vector(
-            args[0],
-            ir.Constant(_vector(context, mask), None),
-            ir.Constant(ir.VectorType(integer, 64), [integer(k) for k in taken]),
-        )
-        return builder.bitcast(part, ir.IntType(64))
+        narrow = builder.bitcast(args[0], ir.IntType(mask.count))
+        return builder.zext(narrow, ir.IntType(64))
 
-    return types.uint64(mask, word), build
+    return types.uint64(mask), build
 
 
 @intrinsic
@@ -219,10 +206,6 @@ def tail(typing, array, offset):
     return array(array, types.intp), build
 
 
-def _at(builder, address, bits=64):
-    return builder.inttoptr(address, ir.IntType(bits).as_pointer())
-
-
 @intrinsic
 def as_float(typing, word):
     """The float64 whose bits a word holds."""
@@ -238,7 +221,7 @@ def fetch_add(typing, address, value):
     """Adds to a word, atomically; what it was before."""
 
     def build(context, builder, signature, args):
-        where = _at(builder, args[0])
+        where = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
         return builder.atomic_rmw("add", where, args[1], "seq_cst")
 
     return types.intp(types.intp, types.intp), build

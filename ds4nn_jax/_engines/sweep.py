@@ -87,7 +87,7 @@ def _integrating(lanes, kind):
                 k += 1
             fires = v >= threshold
             if some(fires):
-                who = bits(fires, 0)
+                who = bits(fires)
                 while who:
                     fired[firing] = (step << _STEP) + tag + trailing_zeros(who)
                     firing += 1
