@@ -149,7 +149,7 @@ def _place(events, size, tap, lanes, place, order):
         place[step] = to + 1
 
 
-def _first_spikes(lanes, slots, kind):
+def _first_spikes(kind, lanes, slots):
     """Compiles the integration of a window's events by `lanes` neurons."""
 
     @njit(**OPTIONS)
@@ -181,7 +181,7 @@ def _first_spikes(lanes, slots, kind):
     return integrate
 
 
-def _highest_potentials(lanes, slots, kind):
+def _highest_potentials(kind, lanes, slots):
     """As `_first_spikes`, with the highest potential up to the spike and its step."""
 
     @njit(**OPTIONS)
@@ -215,38 +215,29 @@ def _highest_potentials(lanes, slots, kind):
     return integrate
 
 
-def _by_slots(compiled, lanes, kind):
-    """Compiles an integration for groups of one, two and four events."""
-    one, two, four = (compiled(lanes, slots, kind) for slots in (1, 2, 4))
+def _by(choices, compiled):
+    """Compiles something for each of some numbers; the first argument chooses."""
+    first, *others = choices
+    of_first = compiled(first)
+    if not others:
+        return njit(**OPTIONS)(lambda choice, *arguments: of_first(*arguments))
+    of_others = _by(others, compiled)
 
     @njit(**OPTIONS)
-    def integrate(slots, *arguments):
-        if slots == 1:
-            one(*arguments)
-        elif slots == 2:
-            two(*arguments)
+    def chosen(choice, *arguments):
+        if choice == first:
+            of_first(*arguments)
         else:
-            four(*arguments)
-
-    return integrate
-
-
-def _by_lanes(compiled, kind):
-    """Compiles something for wide and for narrow blocks, see `LANES`."""
-    wide, narrow = LANES[np.dtype(kind).name]
-    of_wide, of_narrow = compiled(wide, kind), compiled(narrow, kind)
-
-    @njit(**OPTIONS)
-    def chosen(lanes, *arguments):
-        if lanes == wide:
-            of_wide(*arguments)
-        else:
-            of_narrow(*arguments)
+            of_others(choice, *arguments)
 
     return chosen
 
 
-def _counting(lanes, kind):
+def _by_slots(compiled, kind, lanes):
+    return _by((1, 2, 4), functools.partial(compiled, kind, lanes))
+
+
+def _counting(kind, lanes):
     """Compiles the counting of the spikes of `lanes` neurons."""
 
     @njit(**OPTIONS)
@@ -266,10 +257,10 @@ def _counting(lanes, kind):
 
 def _forward(kind):
     """What `calls.handler` asks for, of spike times of a scalar type."""
-    size_of = np.dtype(kind).itemsize
-    first_spikes = _by_lanes(functools.partial(_by_slots, _first_spikes), kind)
-    highest = _by_lanes(functools.partial(_by_slots, _highest_potentials), kind)
-    count_block = _by_lanes(_counting, kind)
+    size_of, sizes = np.dtype(kind).itemsize, LANES[np.dtype(kind).name]
+    first_spikes = _by(sizes, functools.partial(_by_slots, _first_spikes, kind))
+    highest = _by(sizes, functools.partial(_by_slots, _highest_potentials, kind))
+    count_block = _by(sizes, functools.partial(_counting, kind))
 
     @njit(**OPTIONS)
     def integrate(
@@ -467,7 +458,7 @@ def _forward(kind):
     return counts_of, part, memory
 
 
-def _teaching(lanes, kind):
+def _teaching(kind, lanes):
     """Compiles what some neurons with an error teach `lanes` rows of their window."""
 
     @njit(**OPTIONS)
@@ -502,7 +493,7 @@ def _teaching(lanes, kind):
 def _backward(kind):
     """What `calls.handler` asks for, of spike times of a scalar type."""
     size_of = np.dtype(kind).itemsize
-    teach = _by_lanes(_teaching, kind)
+    teach = _by(LANES[np.dtype(kind).name], functools.partial(_teaching, kind))
 
     @njit(**OPTIONS)
     def lessons(plan, until, delta, member, b, found, begins, neurons, deltas, limits):
