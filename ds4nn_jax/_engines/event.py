@@ -49,8 +49,7 @@ def backward(
     only: bool = True,
     **asked: Any,
 ) -> tuple[jax.Array, jax.Array]:
-    """As `scan.backward`. Where this engine cannot work the scan takes over, or with
-    `only` an error is raised."""
+    """As `scan.backward`; `only` as for `forward`."""
     event = functools.partial(_backward, synapse, **asked)
     by_step = functools.partial(scan.backward, synapse, **asked)
     shapes = Shape(times.shape, times.dtype), Shape(kernel.shape, times.dtype)
