@@ -275,18 +275,18 @@ def _plan(stages: list[_Stage], batch: int, network: SpikingNetwork) -> np.ndarr
     weights = potentials = pooled = events = 0
     at = len(SWEEP) + len(stages) * len(LINE)
     for stage, behind in zip(stages, (*stages[1:], None), strict=True):
-        line = Line(rows=stage.size, columns=stage.size, order=at)
         # A dense layer has images of one pixel.
         image, after = (1, 1, *stage.shape)[-3:], (1, 1, *stage.out)[-3:]
-        line = line._replace(
-            stride=_stride(stage.out[-1]),
-            **dict(zip(("height", "width", "inputs"), image, strict=True)),
-            **dict(zip(("out_height", "out_width", "outputs"), after, strict=True)),
-        )
+        top = left = 0
+        if isinstance(stage.synapse, Conv):
+            (top, _), (left, _) = stage.synapse.pads
+        geometry = *image, stage.size, stage.size, top, left, *after
+        line = Line(stage.synapse is None, *geometry)
+        line = line._replace(stride=_stride(stage.out[-1]), order=at)
         positions = math.prod(stage.out[:-1])
         if stage.synapse is None:
             order = _windows(stage)
-            line = line._replace(pools=1, potentials=pooled)
+            line = line._replace(potentials=pooled)
             pooled += positions * stage.out[-1]
         else:
             order = np.arange(positions)
@@ -294,14 +294,11 @@ def _plan(stages: list[_Stage], batch: int, network: SpikingNetwork) -> np.ndarr
                 # Windows that are pooled together in turn, what is left over last.
                 windows = _windows(behind)
                 order = np.argsort(windows % (windows.max() + 2), kind="stable")
-            if isinstance(stage.synapse, Conv):
-                (top, _), (left, _) = stage.synapse.pads
-                line = line._replace(top=top, left=left)
             line = line._replace(weights=weights, potentials=potentials)
-            window = line.rows * line.columns * line.inputs
-            weights += window * line.stride
+            size = line.rows * line.columns * line.inputs
+            weights += size * line.stride
             potentials += positions * line.stride
-            events = max(events, positions * (window + 1))
+            events = max(events, positions * (size + 1))
         lines.append(line._replace(visits=len(order)))
         orders.append(order)
         at += len(order)
