@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ds4nn_jax import _checks, neurons
+from ds4nn_jax import _checks
 from ds4nn_jax._engines import choice
 from ds4nn_jax._engines.plan import LINE, SWEEP, SWEEP_LANES, Line, Sweep, bits
+from ds4nn_jax._engines.pool import members
 from ds4nn_jax._engines.synapse import Conv, Dense, current, explicit_pads, flat
 from ds4nn_jax.modules import ConvSpec, PoolSpec, SpikingNetwork
 from ds4nn_jax.types import SpikeTimes
@@ -187,12 +188,8 @@ def _steps(network: SpikingNetwork, times, *kernels) -> Inference:
             stages, now.potentials, now.fired, strict=True
         ):
             if stage.synapse is None:
-                fires = neurons.earliest_pool(
-                    jnp.where(spikes, 0.0, 1.0),
-                    window=(stage.size, stage.size),
-                    strides=(stage.size, stage.size),
-                )
-                fires = (fires == 0) & ~before
+                of_window = members(spikes, *[(stage.size, stage.size)] * 2)
+                fires = functools.reduce(jnp.logical_or, of_window) & ~before
             else:
                 arriving = spikes.reshape(batch, *stage.shape).astype(times.dtype)
                 potential = potential + current(stage.synapse, arriving, next(weights))
