@@ -67,7 +67,7 @@ def forward(
         some = _NEAR // max(1, _TURN_ON_CPU * math.prod(image))
         some = next((n for n in range(min(some, batch), 1, -1) if batch % n == 0), 1)
         found = lax.map(
-            lambda heard: run(_product, _TURN_ON_CPU, heard, rows),
+            lambda heard: run(jnp.dot, _TURN_ON_CPU, heard, rows),
             heard.reshape(batch // some, some, *image),
         )
         return jax.tree.map(lambda x: x.reshape(batch, *x.shape[2:]), found)
@@ -79,11 +79,6 @@ def forward(
     )
     response = lax.platform_dependent(times, kernel, cpu=on_cpu, default=elsewhere)
     return response if pool == NO_POOL else _pooled(response, pool, num_steps)
-
-
-def _product(spikes: jax.Array, rows: jax.Array) -> jax.Array:
-    """Currents [..., O] of the spikes [..., K] that each window hears."""
-    return lax.dot_general(spikes, rows, (((spikes.ndim - 1,), (0,)), ((), ())))
 
 
 def _forward(
