@@ -19,7 +19,6 @@ from ds4nn_jax._engines.synapse import (
     explicit_pads,
 )
 from ds4nn_jax.surrogates import Surrogate, resolve
-from ds4nn_jax.types import SpikeTimes
 
 Engine = Literal["auto", "scan", "event"]
 
@@ -82,30 +81,19 @@ def _forward(layer: Layer, times, kernel, **asked) -> Response:
     )
 
 
-def respond(
-    layer: Layer,
-    times: SpikeTimes,
-    kernel: jax.Array,
-    *,
-    pool: tuple[int, int] = NO_POOL,
-    counts: bool = False,
-) -> Response:
-    """Spike times, behind the pooling, and spike counts if asked for."""
-    return _first_spikes(layer, pool, counts, times, kernel)
-
-
 def divides(window: tuple[int, int], shape: tuple[int, ...]) -> bool:
     """Whether pooling windows cover images [B, H, W, O] without a rest."""
     return shape[1] % window[0] == 0 and shape[2] % window[1] == 0
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _response(layer: Layer, pool, counts: bool, times, kernel) -> Response:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4))
+def _response(layer: Layer, times, kernel, pool=NO_POOL, counts=False) -> Response:
+    """Spike times, behind the pooling, and spike counts if asked for."""
     found = _forward(layer, times, kernel, peaks=False, pool=pool, counts=counts)
     return Response(found.times, counts=found.counts)
 
 
-def _response_fwd(layer: Layer, pool, counts: bool, times, kernel):
+def _response_fwd(layer: Layer, times, kernel, pool, counts: bool):
     peaks = layer.surrogate.silent_learn
     found = _forward(layer, times, kernel, peaks=peaks, pool=pool, counts=counts)
     # A fired neuron listened until its spike, which is also where its peak is; a silent
@@ -129,7 +117,7 @@ def _response_bwd(layer: Layer, pool, counts: bool, residuals, cotangent: Respon
 _response.defvjp(_response_fwd, _response_bwd)
 
 # Compiled once per layer and shape also where the caller does not jit.
-_first_spikes = jax.jit(_response, static_argnums=(0, 1, 2))
+respond = jax.jit(_response, static_argnums=0, static_argnames=("pool", "counts"))
 compiled_forward = jax.jit(_forward, static_argnums=0, static_argnames="peaks")
 
 
