@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +12,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from ds4nn_jax._files import whole
 from ds4nn_jax.modules import SpikingNetwork
 
 FORMAT = "ds4nn_jax weights"
@@ -159,16 +159,11 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
       OSError: the directory is missing or not writable, or the disk is full.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        with temporary.open("xb") as file:  # with the permissions that umask leaves
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    # With the permissions that umask leaves.
+    with whole(path) as unfinished, unfinished.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def digest(header: str, arrays: Iterable[tuple[str, np.ndarray]]) -> str:

@@ -21,6 +21,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ds4nn_jax._files import whole
+
 DIGITS_TEST_FRACTION = 0.2
 DIGITS_SPLIT_SEED = 0
 
@@ -424,15 +426,10 @@ def _stack(rows) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _write_cache(path: Path, dataset: Dataset) -> None:
-    arrays = {key: getattr(dataset, key) for key in Dataset._fields[1:5]}
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
-        with unfinished.open("wb") as file:
-            np.savez(file, names=np.array(dataset.class_names), **arrays)
-        unfinished.replace(path)
-    except OSError:  # full or read-only: read the slow way next time
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
+    arrays: Any = {key: getattr(dataset, key) for key in Dataset._fields[1:5]}
+    # Full or read-only: read the slow way next time.
+    with contextlib.suppress(OSError), whole(path) as unfinished:
+        np.savez(unfinished, names=np.array(dataset.class_names), **arrays)
 
 
 def _from_download(name: str, root: Path) -> Dataset:

@@ -20,6 +20,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 _BLACK, _BLUE, _VERMILION, _GREEN = "#000000", "#0072B2", "#D55E00", "#009E73"
+from ds4nn_jax._files import whole
+
 _ORANGE, _SKY, _PURPLE = "#E69F00", "#56B4E9", "#CC79A7"
 _LINES = [
     (colour, line)
@@ -498,15 +500,11 @@ def save(figure: Figure | Animation, path: str | os.PathLike) -> None:
     if kind not in (("gif",) if moves else ("png", "svg")):
         what = "animations are saved as .gif" if moves else "figures as .png or .svg"
         raise ValueError(f"{what}, not as {path.name!r}")
-    unfinished = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
+    with whole(path) as unfinished:
         if isinstance(figure, Animation):
             figure.save(unfinished, writer=PillowWriter(fps=_FRAMES_A_SECOND))
         else:
             figure.savefig(unfinished, format=kind, dpi=150)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _cumulative_spikes(axes: Axes, spikes: np.ndarray, decision_step: float) -> None:

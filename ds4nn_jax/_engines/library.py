@@ -14,7 +14,6 @@ import marshal
 import os
 import re
 import stat
-import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
@@ -24,6 +23,8 @@ from typing import Any
 import jax
 import jaxlib
 import numpy as np
+
+from ds4nn_jax._files import whole
 
 SOURCES = ("calls", "kernels", "lanes", "plan", "sweep")
 _LOCK = threading.RLock()
@@ -224,14 +225,9 @@ def _write(name: str, content: bytes) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             _check_owner(folder.stat())
-            handle, path = tempfile.mkstemp(dir=folder, prefix=name)
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    file.write(hashlib.sha256(content).digest() + content)
-                os.replace(path, folder / name)
-            except BaseException:
-                os.unlink(path)
-                raise
+            with whole(folder / name) as unfinished:
+                unfinished.touch(0o600)
+                unfinished.write_bytes(hashlib.sha256(content).digest() + content)
             return
         except OSError as error:
             reasons.append(f"{what}, {folder}: {error.strerror or error}")
