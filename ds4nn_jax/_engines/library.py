@@ -60,11 +60,9 @@ def fault() -> str | None:
     try:
         numba = importlib.import_module("numba")
         importlib.import_module("ds4nn_jax._engines.lanes")
-    except ModuleNotFoundError as error:
-        if error.name == "numba":
-            return "numba is not installed (pip install numba)"
-        return _told("numba cannot be imported", error)
     except Exception as error:  # whatever a broken installation raises
+        if isinstance(error, ModuleNotFoundError) and error.name == "numba":
+            return "numba is not installed (pip install numba)"
         return _told("numba cannot be imported", error)
     if numba.config.DISABLE_JIT:
         return "numba's compiler is switched off (unset NUMBA_DISABLE_JIT)"
