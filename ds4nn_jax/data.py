@@ -415,13 +415,11 @@ def _from_prepared(name: str, root: Path) -> Dataset:
 
 
 def _stack(rows) -> tuple[np.ndarray, np.ndarray]:
-    images, labels = [], []
-    for row in rows:
-        images.append(row["image"])
-        labels.append(row["label"])
-    shapes = {image.shape for image in images}
+    pairs = [(row["image"], row["label"]) for row in rows]
+    shapes = {image.shape for image, _ in pairs}
     if len(shapes) != 1:
         raise DataError(f"images must share one shape, got {len(shapes)} shapes")
+    images, labels = zip(*pairs, strict=True)
     return np.stack(images), np.array(labels, np.int32)
 
 
