@@ -9,6 +9,7 @@ they are. A decision is marked half a step behind the spike that made it.
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.animation import Animation, FuncAnimation, PillowWriter
@@ -19,9 +20,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-_BLACK, _BLUE, _VERMILION, _GREEN = "#000000", "#0072B2", "#D55E00", "#009E73"
 from ds4nn_jax._files import whole
 
+_BLACK, _BLUE, _VERMILION, _GREEN = "#000000", "#0072B2", "#D55E00", "#009E73"
 _ORANGE, _SKY, _PURPLE = "#E69F00", "#56B4E9", "#CC79A7"
 _LINES = [
     (colour, line)
@@ -107,8 +108,9 @@ def confusion(matrix: np.ndarray, class_names: Sequence[str]) -> Figure:
         shares,
         [[f"{count:,.0f}" for count in row] for row in matrix],
         class_names,
-        colours="Blues",
-        limits=(0, 100),
+        cmap="Blues",
+        vmin=0,
+        vmax=100,
         unit="share of the true class (%)",
     )
     correct = f"{100 * np.trace(matrix) / total:.2f} %" if total else "none"
@@ -294,7 +296,7 @@ def firing_times(mean_times: np.ndarray, class_names: Sequence[str]) -> Figure:
         mean_times,
         [["–" if np.isnan(t) else f"{t:.1f}" for t in row] for row in mean_times],
         class_names,
-        colours="cividis",
+        cmap="cividis",
         unit="mean firing time (time steps)",
     )
     for k in range(len(class_names)):
@@ -599,16 +601,15 @@ def _heat_map(
     texts: Sequence[Sequence[str]],
     names: Sequence[str],
     *,
-    colours: str,
     unit: str,
-    limits: tuple[float | None, float | None] = (None, None),
+    **colours: Any,
 ) -> tuple[Figure, Axes]:
     """A square of coloured cells with a text in each, light where the cell is dark."""
     classes = len(names)
     side = max(4.0, 0.62 * classes)
     figure = Figure(figsize=(side + 1.8, side + 0.6), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(values, cmap=colours, vmin=limits[0], vmax=limits[1])
+    image = axes.imshow(values, **colours)
     brightness = image.to_rgba(values)[..., :3] @ (0.299, 0.587, 0.114)
     for row, column in np.ndindex(classes, classes):
         dark = brightness[row, column] < 0.5
