@@ -200,7 +200,7 @@ def orthogonal_steps(
         last = kernel.ndim - 1
         return optax.contrib.MuonDimensionNumbers(tuple(range(last)), last)
 
-    def in_groups(kernel: jax.Array) -> jax.Array:
+    def in_groups(kernel: jax.Array, _) -> jax.Array:
         outputs = kernel.shape[-1]
         matrix = kernel.reshape(-1, outputs)
         parts = jnp.split(matrix, outputs // width(kernel), axis=1)
@@ -208,7 +208,7 @@ def orthogonal_steps(
         steps = [part @ factor for part, factor in zip(parts, factors, strict=True)]
         return jnp.concatenate(steps, axis=1).reshape(kernel.shape)
 
-    def scaled(step: jax.Array) -> jax.Array:
+    def scaled(step: jax.Array, _) -> jax.Array:
         return step * math.sqrt(max(step.size // step.shape[-1], width(step)))
 
     narrow = optax.contrib.scale_by_muon(
@@ -216,14 +216,13 @@ def orthogonal_steps(
         weight_dimension_numbers=functools.partial(jax.tree.map, rows_and_columns),
     )
     wide = optax.chain(
-        optax.trace(momentum, nesterov=True),
-        optax.stateless(lambda updates, _: jax.tree.map(in_groups, updates)),
+        optax.trace(momentum, nesterov=True), optax.stateless_with_tree_map(in_groups)
     )
     return optax.chain(
         optax.multi_transform(
             {"narrow": narrow, "wide": wide}, functools.partial(jax.tree.map, kind)
         ),
-        optax.stateless(lambda updates, _: jax.tree.map(scaled, updates)),
+        optax.stateless_with_tree_map(scaled),
     )
 
 
@@ -249,11 +248,11 @@ def damp_common(factor: float) -> optax.GradientTransformation:
     al. 2020).
     """
 
-    def damped(update: jax.Array) -> jax.Array:
+    def damped(update: jax.Array, _) -> jax.Array:
         axes = tuple(range(update.ndim - 1))
         return update - (1 - factor) * jnp.mean(update, axes, keepdims=True)
 
-    return optax.stateless(lambda updates, _: jax.tree.map(damped, updates))
+    return optax.stateless_with_tree_map(damped)
 
 
 def hold_norms() -> optax.GradientTransformation:
@@ -269,7 +268,7 @@ def hold_norms() -> optax.GradientTransformation:
         length = norm(moved)
         return moved * (norm(weights) / jnp.where(length == 0, 1, length)) - weights
 
-    return optax.stateless(lambda updates, params: jax.tree.map(held, updates, params))
+    return optax.stateless_with_tree_map(held)
 
 
 def learn_norms() -> optax.GradientTransformation:
@@ -292,9 +291,7 @@ def learn_norms() -> optax.GradientTransformation:
         scale = jnp.maximum(wanted, 0) / jnp.where(length == 0, 1, length)
         return jnp.where(before == 0, update, moved * scale - weights)
 
-    return optax.stateless(
-        lambda updates, params: jax.tree.map(learned, updates, params)
-    )
+    return optax.stateless_with_tree_map(learned)
 
 
 class AverageState(NamedTuple):
