@@ -53,9 +53,7 @@ def _guard_bwd(strength, floor, num_steps, residuals, delta):
     budget = jnp.asarray(budget, delta.dtype)
     push = strength * jnp.sqrt(jnp.mean(delta**2))
     later = jnp.maximum(rate / budget - 1, 0)
-    earlier = jnp.zeros_like(rate)
-    if floor:
-        earlier = jnp.maximum(1 - rate / (floor * budget), 0)
+    earlier = jnp.maximum(1 - rate / (floor * budget), 0) if floor else 0
     pushed = delta + push * jnp.where(fired, -later, earlier)
     return pushed, jnp.zeros_like(budget)
 
@@ -105,8 +103,7 @@ class RateGuard(Value):
         if not self.budgets:
             return ()
         done = jnp.minimum(step / self.steps, 1)
-        missing = max(0, hidden - len(self.budgets))
-        budgets = (*self.budgets, *self.budgets[-1:] * missing)[:hidden]
+        budgets = (*self.budgets, *self.budgets[-1:] * hidden)[:hidden]
         guard = functools.partial(rate_guard, self.strength, self.floor, num_steps)
         return tuple(
             functools.partial(
