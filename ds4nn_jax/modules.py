@@ -363,7 +363,7 @@ class SpikingNetwork(nn.Module):
         super().__post_init__()
         _checks.urgency(self.urgency)
         if self.initial_weights is not None:
-            expected = sum(not isinstance(spec, PoolSpec) for spec in self.layers)
+            expected = len(self.weighted)
             if len(self.initial_weights) != expected:
                 raise ValueError(
                     f"initial_weights must give (low, high) for each of the {expected} "
@@ -385,28 +385,15 @@ class SpikingNetwork(nn.Module):
                 stack.append(SpikingPool(spec.size, name=name))
                 continue
             init = uniform_weights(*next(ranges)) if self.initial_weights else None
+            own = dict(shared, surrogate=hidden, kernel_init=init, name=name)
             if isinstance(spec, ConvSpec):
-                layer = SpikingConv(
-                    spec.features,
-                    (spec.size, spec.size),
-                    strides=spec.strides,
-                    padding=self.padding,
-                    surrogate=hidden,
-                    kernel_init=init,
-                    name=name,
-                    **shared,
-                )
-            else:
-                last = name == self.names[-1]
-                layer = SpikingDense(
-                    spec.features,
-                    surrogate=output if last else hidden,
-                    urgency=self.urgency if last else 0.0,
-                    kernel_init=init,
-                    name=name,
-                    **shared,
-                )
-            stack.append(layer)
+                own |= dict(strides=spec.strides, padding=self.padding)
+                window = (spec.size, spec.size)
+                stack.append(SpikingConv(spec.features, window, **own))
+                continue
+            if name == self.names[-1]:
+                own |= dict(surrogate=output, urgency=self.urgency)
+            stack.append(SpikingDense(spec.features, **own))
         self.stack = stack
 
     def __call__(self, times: SpikeTimes) -> SpikeTimes:
