@@ -100,17 +100,10 @@ def mean_over(mesh: Mesh, function: Callable) -> Callable:
     which only `shard_map` makes sure of.
     """
 
-    def local(params, *batches):
+    def local(params, batches):
         return jax.lax.pmean(function(params, *batches), AXIS)
 
-    def mapped(params, *batches):
-        specs = (PartitionSpec(), *[PartitionSpec(AXIS)] * len(batches))
-        return jax.shard_map(
-            local,
-            mesh=mesh,
-            in_specs=specs,
-            out_specs=PartitionSpec(),
-            check_vma=False,
-        )(params, *batches)
-
-    return mapped
+    everywhere, shared = PartitionSpec(), PartitionSpec(AXIS)
+    specs: Any = dict(in_specs=(everywhere, shared), out_specs=everywhere)
+    mapped = jax.shard_map(local, mesh=mesh, check_vma=False, **specs)
+    return lambda params, *batches: mapped(params, batches)
