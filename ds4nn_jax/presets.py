@@ -18,14 +18,7 @@ from ds4nn_jax.rules import S4NN, Fixed, Margin, Relative, Softmax
 from ds4nn_jax.schedules import Cosine, StepDecay
 from ds4nn_jax.surrogates import Constant, Window
 
-_MUON = Muon(
-    learning_rate=0.01,
-    output_rate=0.005,
-    norms=HeldNorms(),
-    average=0.998,
-    common_step=0.1,
-)
-
+_MUON = Muon(learning_rate=0.01, output_rate=0.005, norms=HeldNorms(), average=0.998)
 _MUON_LEARNED = replace(
     _MUON, learning_rate=0.006, output_rate=0.004, norms=LearnedNorms()
 )
