@@ -377,9 +377,20 @@ def _forward(kind):
                     start, right = max(left, 0), min(left + kw, width)
                     own_order = tail(order, x * 4 * size)
                     own_when = tail(when, x * (size + 1))
-                    n = 0
-                    if not small:
+                    if small:
+                        n = 0
+                        for row in range(first, bottom):
+                            for column in range(start, right):
+                                pixel = row % kh * width + column
+                                tap = ((row - top) * kw + column - left) * inputs
+                                own = tail(events, pixel * inputs)
+                                n = _insert(own, arrived[pixel], tap, n, ordered)
+                        _list_one_by_one(ordered, n, steps, lanes, own_order, own_when)
+                        listed[x] = n * 8 + 1
+                        from_0 = n > 0 and _step(ordered[0]) == 0
+                    else:
                         fill(window_count, steps, 0)
+                        n = 0
                         for column in range(start, right):
                             _add(window_count, tail(columns, column * steps), steps)
                             for row in range(first, bottom):
@@ -389,21 +400,16 @@ def _forward(kind):
                         )
                         if shift:  # a row of zeros fills up what is not full
                             fill(own_order, groups << shift, size * lanes)
+                        for row in range(first, bottom):
+                            for column in range(start, right):
+                                pixel = row % kh * width + column
+                                tap = ((row - top) * kw + column - left) * inputs
+                                own = tail(events, pixel * inputs)
+                                _place(
+                                    own, arrived[pixel], tap, lanes, place, own_order
+                                )
                         listed[x] = groups * 8 + (1 << shift)
                         from_0 = window_count[0] > 0
-                    for row in range(first, bottom):
-                        for column in range(start, right):
-                            pixel = row % kh * width + column
-                            tap = ((row - top) * kw + column - left) * inputs
-                            own = tail(events, pixel * inputs), arrived[pixel], tap
-                            if small:
-                                n = _insert(*own, n, ordered)
-                            else:
-                                _place(*own, lanes, place, own_order)
-                    if small:
-                        _list_one_by_one(ordered, n, steps, lanes, own_order, own_when)
-                        listed[x] = n * 8 + 1
-                        from_0 = n > 0 and _step(ordered[0]) == 0
                     fill(tail(spike, x * padded), padded, steps)
                     if peaks:
                         # V(0) = 0 counts as a peak where nothing arrives at t = 0.
