@@ -5,7 +5,8 @@
 The hidden layers stand side by side, without weights between them; each output neuron
 receives what those of the networks receive, divided by their number. --mirror adds to
 every network its mirror image: kernels of convolutions turned left to right, and the
-weights of the outputs likewise, which is what it makes of mirrored images.
+weights of the outputs likewise, which is what it makes of mirrored images, as long as
+pooling windows cover them.
 `--evaluate=merged.safetensors` of the experiments measures the result.
 """
 
@@ -53,8 +54,8 @@ def merged(
       mirror: adds to each what it makes of images mirrored left to right.
 
     Raises:
-      ValueError: networks that differ, or images that are not square, or convolutions
-        with a stride, to be mirrored.
+      ValueError: networks that differ; to be mirrored, images that are not square, or
+        convolutions with a stride or an even window.
     """
     network = networks[0]
     for other in networks:
@@ -113,8 +114,12 @@ def _mirrored(network: ds.SpikingNetwork, kernels: _Kernels) -> _Kernels:
         else:
             turned[name] = {"kernel": kernel}
         features = kernel.shape[-1] if kernel.ndim == 4 else 0
-    if any(isinstance(x, ConvSpec) and x.stride != 1 for x in network.layers):
-        raise ValueError(f"{network.spec}: strides see other places of a mirror image")
+    convolutions = [layer for layer in network.layers if isinstance(layer, ConvSpec)]
+    if any(conv.stride != 1 or conv.size % 2 == 0 for conv in convolutions):
+        raise ValueError(
+            f"{network.spec}: strides and even windows see other places of a mirror "
+            "image, windows must be odd and strides 1"
+        )
     return turned
 
 

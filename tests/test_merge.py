@@ -56,8 +56,9 @@ def test_networks_that_cannot_be_merged(tmp_path, rng):
     kernel = {"params": {"dense1": {"kernel": np.ones((15, 3))}}}
     with pytest.raises(ValueError, match="no square image"):
         merge.merged([row], [kernel], mirror=True)
-    strided = a_network("4C3s2-3", rng)
-    with pytest.raises(ValueError, match="strides"):
-        merge.merged([strided[0]], [strided[1]], mirror=True)
+    for spec in ("4C3s2-3", "4C2-3"):
+        network, params = a_network(spec, rng)
+        with pytest.raises(ValueError, match="windows must be odd and strides 1"):
+            merge.merged([network], [params], mirror=True)
     with pytest.raises(SystemExit, match=r"experiments.merge: .*nowhere"):
         merge.main(["nowhere.safetensors", f"--out={tmp_path / 'x.safetensors'}"])
