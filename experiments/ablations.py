@@ -131,7 +131,7 @@ _TABLES = {
     ),
 }
 _HEADER = (
-    "| {}, {} epochs of {:,} images | accuracy (%) | silent (%) | step | spikes |\n"
+    "| {}: {}, {} epochs of {:,} images | accuracy (%) | silent (%) | step | spikes |\n"
     "|---|---:|---:|---:|---:|\n"
 )
 
@@ -150,7 +150,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"no table {sorted(unknown)}: there are {every}")
     for name in names:
         table = _TABLES[name]
-        text = _HEADER.format(name, table.epochs, table.images)
+        spec = table.base.spec
+        text = _HEADER.format(name, spec, table.epochs, table.images)
         print(text, end="", flush=True)
         arrays = _images(table, asked.data_dir)
         for what, change in table.rows:
@@ -185,6 +186,7 @@ def _trained(table: _Table, change: dict, images, labels) -> ds.Report:
 
 
 def _row(what: str, seen: ds.Report) -> str:
+    what = what.replace("|", r"\|")
     return (
         f"| {what} | {100 * seen.accuracy:.2f} | {100 * seen.silent:.2f} "
         f"| {seen.decision_step:.1f} | {seen.spikes:,.0f} |\n"
