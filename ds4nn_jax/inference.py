@@ -188,7 +188,8 @@ def _steps(network: SpikingNetwork, times, *kernels) -> Inference:
             stages, now.potentials, now.fired, strict=True
         ):
             if stage.synapse is None:
-                of_window = members(spikes, *[(stage.size, stage.size)] * 2)
+                window = (stage.size, stage.size)
+                of_window = members(spikes, window, window)
                 fires = functools.reduce(jnp.logical_or, of_window) & ~before
             else:
                 arriving = spikes.reshape(batch, *stage.shape).astype(times.dtype)

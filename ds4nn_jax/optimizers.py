@@ -151,8 +151,8 @@ class Muon(_Steps):
     def chain(self, layers, schedule) -> optax.GradientTransformation:
         def kind(path: tuple, weights: jax.Array) -> str:
             outputs = min(weights.shape[-1], self.group)
-            wide = weights.size // weights.shape[-1] >= outputs
-            return "muon" if wide and path[1].key != layers[-1] else "adam"
+            room = weights.size // weights.shape[-1] >= outputs
+            return "muon" if room and path[1].key != layers[-1] else "adam"
 
         kinds = functools.partial(jax.tree.map_with_path, kind)
         orthogonal = orthogonal_steps(group=self.group)

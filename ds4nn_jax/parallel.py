@@ -104,6 +104,11 @@ def mean_over(mesh: Mesh, function: Callable) -> Callable:
         return jax.lax.pmean(function(params, *batches), AXIS)
 
     everywhere, shared = PartitionSpec(), PartitionSpec(AXIS)
-    specs: Any = dict(in_specs=(everywhere, shared), out_specs=everywhere)
-    mapped = jax.shard_map(local, mesh=mesh, check_vma=False, **specs)
+    mapped = jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(everywhere, shared),
+        out_specs=everywhere,
+        check_vma=False,
+    )
     return lambda params, *batches: mapped(params, batches)

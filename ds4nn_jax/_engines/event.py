@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from ds4nn_jax._engines import scan
 from ds4nn_jax._engines.choice import call, choose
 from ds4nn_jax._engines.plan import LANES, Plan, bits
-from ds4nn_jax._engines.synapse import NO_POOL, Response, Synapse
+from ds4nn_jax._engines.synapse import NO_POOL, Dense, Response, Synapse
 
 _PARTS = 16  # of a batch in the backward pass; fixed, so that sums never reorder
 _PARTIAL_SUMS = 2**23  # weights in all parts together
@@ -102,7 +102,8 @@ def _forward(
     results = [*(empty if x is None else x for x in shapes[:4]), spikes]
     *found, by_part = call("forward", times.dtype, results, plan, times, weights)
     found.append(jnp.sum(by_part, 1, jnp.int32))
-    given: Any = (x if x.size else None for x in found)
+    pairs = zip(shapes, found, strict=True)
+    given: Any = (None if shape is None else x for shape, x in pairs)
     return Response(*given)
 
 
@@ -139,17 +140,34 @@ def _backward(
 
 
 def _geometry(synapse: Synapse, times, kernel, out, pool) -> dict[str, int]:
-    """The first words of a plan; a dense layer is a 1×1 convolution of one pixel.
+    """Images, windows and strides; a dense layer has 1×1 images.
 
     `out` is the shape of what leaves the layer, behind the pooling.
     """
-    shapes = times.shape[1:], out[1:], kernel.shape[:-1]
-    image, after, window = ((1, 1, *shape)[-3:] for shape in shapes)
-    strides = getattr(synapse, "strides", (1, 1))
-    (top, _), (left, _) = getattr(synapse, "pads", ((0, 0), (0, 0)))
-    places = *window[:2], *strides, top, left
-    words = len(times), *image, *after, *places, *pool
-    return dict(zip(Plan._fields, words, strict=False))
+    if isinstance(synapse, Dense):
+        image = after = window = strides = (1, 1)
+        top = left = 0
+    else:
+        (top, _), (left, _) = synapse.pads
+        image, after = times.shape[1:3], out[1:3]
+        window, strides = kernel.shape[:2], synapse.strides
+    return dict(
+        images=times.shape[0],
+        height=image[0],
+        width=image[1],
+        inputs=times.shape[-1],
+        out_height=after[0],
+        out_width=after[1],
+        outputs=kernel.shape[-1],
+        rows=window[0],
+        columns=window[1],
+        row_stride=strides[0],
+        column_stride=strides[1],
+        top=top,
+        left=left,
+        pool_rows=pool[0],
+        pool_columns=pool[1],
+    )
 
 
 def _blocks(matrix: jax.Array, lanes: int) -> jax.Array:
