@@ -1,6 +1,6 @@
 """What each choice is worth where the paper is silent, or cannot be followed.
 
-    python -m experiments.ablations [--tables=mnist,…] [--data_dir=DIR] [--write]
+    python -m experiments.ablations [--tables=mnist,…] [--data_root=DIR] [--write]
 
 Each row of the first tables changes one thing in a preset, trains five epochs on the
 first 10,000 training images of MNIST, and is measured on the last 10,000 of them. The
@@ -25,7 +25,7 @@ from ds4nn_jax.checkpoints import write_atomically
 from ds4nn_jax.first_weights import FiringRates as Rates
 from ds4nn_jax.first_weights import Uniform
 from ds4nn_jax.guards import RateGuard
-from ds4nn_jax.optimizers import Adam, HeldNorms, LearnedNorms, Muon
+from ds4nn_jax.optimizers import Adam, HeldNorms, LearnedNorms
 from ds4nn_jax.rules import Relative, Softmax
 
 from . import progress
@@ -76,14 +76,15 @@ _RELATIVE = (
 # Budgets fall within the 1,560 steps that these runs have.
 _GUARD = RateGuard(budgets=(0.055, 0.12), steps=1000)
 _SPARSE = dataclasses.replace(ds.presets.load("mnist_sparse"), guard=_GUARD)
-_MUON = Muon(0.01, 0.005, HeldNorms(), 0.998)
+_MUON, _ANCHORED = _SPARSE.optimizer, _SPARSE.output_rule
+_NOT_ANCHORED = dataclasses.replace(_ANCHORED, anchor=0.0)
 _SPARSE_ROWS = (
     ("as it is, budgets after 1,000 steps", {}),
     ("no guard", dict(guard=RateGuard())),
     ("no floor", dict(guard=dataclasses.replace(_GUARD, floor=0.0))),
     ("pushed twice as hard", dict(guard=dataclasses.replace(_GUARD, strength=0.3))),
-    ("label not anchored", dict(output_rule=Softmax(offset=10, horizon=50))),
-    ("neither", dict(guard=RateGuard(), output_rule=Softmax(offset=10, horizon=50))),
+    ("label not anchored", dict(output_rule=_NOT_ANCHORED)),
+    ("neither", dict(guard=RateGuard(), output_rule=_NOT_ANCHORED)),
     ("Adam", dict(optimizer=Adam(0.01, norms=HeldNorms(), average=0.998))),
     ("norms learned", dict(optimizer=dataclasses.replace(_MUON, norms=LearnedNorms()))),
     ("weights not averaged", dict(optimizer=dataclasses.replace(_MUON, average=0.0))),
@@ -142,18 +143,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     every = ",".join(_TABLES)
     parser.add_argument("--tables", default=every, help=f"which; all are {every}")
-    parser.add_argument("--data_dir", help="where MNIST or Fashion-MNIST lies")
+    parser.add_argument("--data_root", help="folder with a folder for each data set")
     parser.add_argument("--write", action="store_true", help="keep the tables")
     asked = parser.parse_args(argv)
     names = asked.tables.split(",")
     if unknown := set(names) - set(_TABLES):
         parser.error(f"no table {sorted(unknown)}: there are {every}")
+    needed = {_TABLES[name].dataset for name in names}
+    loaded = {dataset: _loaded(dataset, asked.data_root) for dataset in needed}
     for name in names:
         table = _TABLES[name]
         spec = table.base.spec
         text = _HEADER.format(name, spec, table.epochs, table.images)
         print(text, end="", flush=True)
-        arrays = _images(table, asked.data_dir)
+        arrays = _images(table, loaded[table.dataset])
         for what, change in table.rows:
             row = _row(what, _trained(table, change, *arrays))
             print(row, end="", flush=True)
@@ -164,9 +167,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             write_atomically(where, (command + text).encode())
 
 
-def _images(table: _Table, data_dir: str | None) -> tuple[np.ndarray, np.ndarray]:
-    """Training images of the table's data set, and their labels."""
-    loaded = data.load(table.dataset, None if table.dataset == "digits" else data_dir)
+def _loaded(name: str, root: str | None) -> data.Dataset:
+    return data.load(name, Path(root) / name if root and name != "digits" else None)
+
+
+def _images(table: _Table, loaded: data.Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Training images for the table, and their labels."""
     images, labels = loaded.train_images, loaded.train_labels
     if table.halved:
         rows, columns = images.shape[1] // 2, images.shape[2] // 2
@@ -178,8 +184,9 @@ def _images(table: _Table, data_dir: str | None) -> tuple[np.ndarray, np.ndarray
 
 
 def _trained(table: _Table, change: dict, images, labels) -> ds.Report:
-    change = dict(epochs=table.epochs, validation=0.0) | change
-    config = dataclasses.replace(table.base, **change)
+    config = dataclasses.replace(
+        table.base, epochs=table.epochs, validation=0.0, **change
+    )
     first, last = slice(None, table.images), slice(-table.held, None)
     *_, result = ds.train(config, images[first], labels[first])
     return ds.evaluate(config.network(), result.params, images[last], labels[last])

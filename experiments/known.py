@@ -184,7 +184,7 @@ def _run(asked: argparse.Namespace) -> dict[str, Any]:
     if asked.teach:
         shares = jax.nn.softmax(logits(pixels, num_steps - 1))
         true = jax.nn.one_hot(labels, shares.shape[1])
-        mixed = optax.incremental_update(true, shares, asked.label_share)
+        mixed = asked.label_share * true + (1 - asked.label_share) * shares
         np.save(asked.teach, np.asarray(mixed))
     if asked.out:
         write_atomically(Path(asked.out), (json.dumps(result) + "\n").encode())
