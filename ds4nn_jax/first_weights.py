@@ -68,17 +68,21 @@ class FiringRates(FirstWeights):
       conv: share of the driven neurons of every convolution, in (0, 1).
       dense: of every hidden fully connected layer: these are small and want more.
       output: of the output layer.
+      edges: of a first convolution, whose kernels are then drawn with sums of zero, so
+        that they fire at edges and not where an image is flat; 0: as all others.
       images: how many training images it is measured on.
     """
 
     conv: float = 0.25
     dense: float = 0.7
     output: float = 0.7
+    edges: float = 0.0
     images: int = 200
 
     def check(self) -> None:
         for name in ("conv", "dense", "output"):
             self.require(name, 0 < getattr(self, name) < 1, "in (0, 1)")
+        self.require("edges", 0 <= self.edges < 1, "in [0, 1)")
         self.require("images", self.images >= 1, "at least 1")
 
     @property
@@ -88,11 +92,22 @@ class FiringRates(FirstWeights):
     def draw(self, network, key, images) -> Params:
         times = encode(images[: self.images], num_steps=network.num_steps)
         params = _init(network, key, times[:1])
-        hidden = (
+        hidden = [
             self.conv if name.startswith("conv") else self.dense
             for name in network.weighted[:-1]
-        )
+        ]
+        if self.edges:
+            first = network.weighted[0]
+            kernel = params["params"][first]["kernel"]
+            mean = jnp.mean(kernel, tuple(range(kernel.ndim - 1)), keepdims=True)
+            params = {"params": {**params["params"], first: {"kernel": kernel - mean}}}
+            hidden[0] = self.edges
         return calibrate(network, params, times, (*hidden, self.output))
+
+    def check_network(self, network: SpikingNetwork) -> None:
+        first = network.weighted[0]
+        fits = not self.edges or first.startswith("conv")
+        self.require("edges", fits, f"0 for {network.spec}: it begins densely")
 
 
 def calibrate(

@@ -73,12 +73,16 @@ class _Steps(Optimizer):
     learning_rate: float = 0.01
     output_rate: float | None = None
     norms: Norms = FreeNorms()
+    first_sum: float | None = None
     average: float = 0.0
 
     def check(self) -> None:
         for name in ("learning_rate", "output_rate"):
             rate = getattr(self, name)
             self.require(name, rate is None or 0 < rate < math.inf, "a number > 0")
+        most = self.first_sum
+        finite = most is None or math.isfinite(most)
+        self.require("first_sum", finite, "a number of mV")
         self.require("average", 0 <= self.average < 1, "in [0, 1)")
 
     def _chain(self, layers, schedule, *directions) -> optax.GradientTransformation:
@@ -91,10 +95,15 @@ class _Steps(Optimizer):
                 lambda path, update: rates[path[1].key] * update, updates
             )
 
+        limit = []
+        if self.first_sum is not None:
+            first = {name: name == layers[0] for name in layers}
+            limit = [optax.masked(limit_sums(self.first_sum), {"params": first})]
         return optax.chain(
             *directions,
             optax.stateless(by_layer),
             optax.scale_by_learning_rate(schedule),
+            *limit,
             self.norms.link(layers),
             average_weights(self.average) if self.average else optax.identity(),
         )
@@ -108,6 +117,8 @@ class Adam(_Steps):
       learning_rate: η of every layer with weights.
       output_rate: η of the output layer, where it differs.
       norms: of the neurons' weights: "free", "held" or "learned".
+      first_sum: the most that the weights of a neuron of the first layer add up to,
+        mV; None: no limit. See `limit_sums`.
       average: decay of a running average of the weights over steps, in [0, 1), which
         is then what is validated and kept; 0: none. See `average_weights`.
       unit: "rms", η is a step relative to the root mean square of the layer's weights,
@@ -133,6 +144,8 @@ class Muon(_Steps):
       learning_rate: η of every layer with weights.
       output_rate: η of the output layer, where it differs.
       norms: of the neurons' weights: "free", "held" or "learned".
+      first_sum: the most that the weights of a neuron of the first layer add up to,
+        mV; None: no limit. See `limit_sums`.
       average: decay of a running average of the weights over steps, in [0, 1), which
         is then what is validated and kept; 0: none. See `average_weights`.
       common_step: factor, in [0, 1], on the part of a step that is common to all
@@ -253,6 +266,27 @@ def damp_common(factor: float) -> optax.GradientTransformation:
         return update - (1 - factor) * jnp.mean(update, axes, keepdims=True)
 
     return optax.stateless_with_tree_map(damped)
+
+
+def limit_sums(most: float) -> optax.GradientTransformation:
+    """The weights of a neuron add up to no more than `most` mV: what is above is taken
+    from all of them alike, w + u ← w + u − (Σ(w + u) − s)₊/K.
+
+    For a first convolution. A pixel that is not black spikes sooner or later, so where
+    an image is flat the potential of a neuron ends at Σw: a channel with Σw ≥ θ fires
+    on everything, and one below θ at edges only. Where learning or a rate guard wants
+    fewer spikes, Σw is pushed down to just below θ, and then whole regions fire or stay
+    silent by a hair, from one step of training to the next. A limit of 0.8·θ keeps
+    channels at edges. In front of the links of an optax chain that hold norms.
+    """
+
+    def limited(update: jax.Array, weights: jax.Array) -> jax.Array:
+        axes = tuple(range(weights.ndim - 1))
+        inputs = math.prod(weights.shape[:-1])
+        total = jnp.sum(weights + update, axes, keepdims=True)
+        return update - jnp.maximum(total - most, 0) / inputs
+
+    return optax.stateless_with_tree_map(limited)
 
 
 def hold_norms() -> optax.GradientTransformation:

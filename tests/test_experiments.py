@@ -199,7 +199,7 @@ def test_every_flag_has_a_help_under_its_value(capsys):
         ([*UNIFORM, "--initial_weights.ranges=3:1,0:1,0:1"], "low < high"),
         (
             ["--initial_weights.ranges=0:1"],
-            "firing_rates has conv, dense, images, output",
+            "firing_rates has conv, dense, edges, images, output",
         ),
         (["--train_limit=-1"], "train_limit"),
         (["digits"], "unexpected argument 'digits'"),

@@ -1,5 +1,6 @@
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -48,6 +49,43 @@ def test_held_norms(rng):
     np.testing.assert_allclose(
         flat(moved) / norm(flat(moved)), direction / norm(direction), rtol=1e-4
     )
+
+
+def test_limit_sums_by_hand():
+    """Weights (1, 2), (3, 5), (5, −4) and a step of 1 add up to 12 and 6: what is above
+    9, a sum of 3, is taken from the three alike."""
+    weights = jnp.array([[1.0, 2.0], [3.0, 5.0], [5.0, -4.0]])
+    tx = optimizers.limit_sums(9.0)
+    step, _ = tx.update(jnp.ones_like(weights), tx.init(weights), weights)
+    np.testing.assert_allclose(step, [[0.0, 1.0], [0.0, 1.0], [0.0, 1.0]], atol=1e-6)
+
+
+@pytest.mark.parametrize("norms", ["free", "held", "learned"])
+@pytest.mark.parametrize("kind", [optimizers.Adam, optimizers.Muon])
+def test_only_the_first_layer_has_its_sums_limited(kind, norms, rng):
+    """Gradients that want every weight larger; norms held may stretch a sum, by no more
+    than the step was long."""
+    shapes = {"conv_0": (3, 3, 1, 4), "conv_1": (3, 3, 4, 5), "dense_0": (20, 10)}
+    drawn = {name: rng.normal(4, 9, shape) for name, shape in shapes.items()}
+    params = {"params": {n: {"kernel": jnp.float32(w)} for n, w in drawn.items()}}
+    up = jax.tree.map(lambda w: -jnp.ones_like(w) - 0.1 * jnp.sign(w), params)
+    ends = {}
+    for most in (None, 20.0):
+        tx = kind(0.05, norms=norms, first_sum=most).chain(
+            tuple(shapes), optax.constant_schedule(1.0)
+        )
+        moved, state = params, tx.init(params)
+        for _ in range(40):
+            steps, state = tx.update(up, state, moved)
+            moved = optax.apply_updates(moved, steps)
+        ends[most] = moved["params"]
+    first = {most: np.asarray(end["conv_0"]["kernel"]) for most, end in ends.items()}
+    assert first[None].sum((0, 1, 2)).max() > 23
+    assert first[20.0].sum((0, 1, 2)).max() < 22
+    for name in ("conv_1", "dense_0"):
+        np.testing.assert_array_equal(
+            ends[20.0][name]["kernel"], ends[None][name]["kernel"]
+        )
 
 
 def test_damp_common_by_hand():

@@ -217,6 +217,38 @@ def test_calibration_makes_the_asked_share_fire(digits, engine):
         np.testing.assert_allclose(ratio, ratio.mean(), rtol=1e-4)
 
 
+def test_edges_leave_flat_images_silent(digits):
+    """Kernels whose sums are zero: a grey image fires nothing but along its border, and
+    the asked share of the neurons that the digits drive fires. Later layers are drawn
+    as without."""
+    config = ds.TrainConfig(
+        spec="8C3-P2-6C3-10", initial_weights=FiringRates(output=0.9, edges=0.2)
+    )
+    network = config.network()
+    images = np.pad(digits[0][:64], ((0, 0), (4, 4), (4, 4), (0, 0)))
+    key = jax.random.key(0)
+    params = config.initial_weights.draw(network, key, images)["params"]
+    kernel = np.asarray(params["conv1"]["kernel"])
+    np.testing.assert_allclose(kernel.sum((0, 1, 2)), 0, atol=1e-3)
+    grey = np.full((1, 16, 16, 1), 100, np.uint8)
+    trace = network.apply({"params": params}, network.encode(grey), method="trace")
+    assert (np.asarray(trace.times[1])[:, 1:-1, 1:-1] == 100).all()
+    trace = network.apply({"params": params}, network.encode(images), method="trace")
+    inside = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0))) > 0
+    windows = np.lib.stride_tricks.sliding_window_view(inside, (3, 3), (1, 2))
+    driven = windows.any((-1, -2))[..., 0]
+    share = np.mean(np.asarray(trace.times[1] < 100)[driven])
+    assert share == pytest.approx(0.2, abs=0.03)
+    plain = FiringRates(output=0.9).draw(network, key, images)["params"]
+    ratio = params["conv2"]["kernel"] / plain["conv2"]["kernel"]
+    np.testing.assert_allclose(ratio, ratio.mean(), rtol=1e-4)
+
+
+def test_edges_want_a_convolution():
+    with pytest.raises(ValueError, match="edges must be 0 for 64-20-10"):
+        ds.TrainConfig(spec="64-20-10", initial_weights=FiringRates(edges=0.2))
+
+
 def test_calibration_refuses_what_cannot_fire(digits):
     network = ds.SpikingNetwork.from_spec("64-20-10")
     times = ds.encode(digits[0][:64])
@@ -350,6 +382,7 @@ def test_config_refuses(wrong, message):
         (StepDecay, dict(period=0), "period must be at least 1"),
         (FiringRates, dict(conv=1.5), r"conv must be in \(0, 1\)"),
         (FiringRates, dict(images=0), "images must be at least 1"),
+        (FiringRates, dict(edges=1), r"edges must be in \[0, 1\)"),
         (Augmentation, dict(shift=-1), "shift must be ≥ 0 pixels, got -1"),
     ],
 )
