@@ -166,7 +166,9 @@ _PRESETS = {
     "fashion_paper": _FASHION_PAPER,
     "mnist": _MNIST,
     "mnist_16c5_32c5": _MNIST_DEEP,
-    "mnist_40c5": replace(_MNIST_DEEP, spec="40C5-P2-1000-10"),
+    "mnist_40c5": replace(
+        _MNIST_DEEP, spec="40C5-P2-1000-10", urgency=0.1, batch_size=64
+    ),
     "mnist_dense": _MNIST_DENSE,
     "mnist_dense_340": replace(_MNIST_DENSE, spec="784-340-10"),
     "mnist_dense_350": replace(_MNIST_DENSE, spec="784-350-10"),
