@@ -68,16 +68,16 @@ class FiringRates(FirstWeights):
       conv: share of the driven neurons of every convolution, in (0, 1).
       dense: of every hidden fully connected layer: these are small and want more.
       output: of the output layer.
+      images: how many training images it is measured on.
       edges: of a first convolution, whose kernels are then drawn with sums of zero, so
         that they fire at edges and not where an image is flat; 0: as all others.
-      images: how many training images it is measured on.
     """
 
     conv: float = 0.25
     dense: float = 0.7
     output: float = 0.7
-    edges: float = 0.0
     images: int = 200
+    edges: float = 0.0
 
     def check(self) -> None:
         for name in ("conv", "dense", "output"):

@@ -73,8 +73,8 @@ class _Steps(Optimizer):
     learning_rate: float = 0.01
     output_rate: float | None = None
     norms: Norms = FreeNorms()
-    first_sum: float | None = None
     average: float = 0.0
+    first_sum: float | None = dataclasses.field(default=None, kw_only=True)
 
     def check(self) -> None:
         for name in ("learning_rate", "output_rate"):
@@ -117,10 +117,10 @@ class Adam(_Steps):
       learning_rate: η of every layer with weights.
       output_rate: η of the output layer, where it differs.
       norms: of the neurons' weights: "free", "held" or "learned".
-      first_sum: the most that the weights of a neuron of the first layer add up to,
-        mV; None: no limit. See `limit_sums`.
       average: decay of a running average of the weights over steps, in [0, 1), which
         is then what is validated and kept; 0: none. See `average_weights`.
+      first_sum: the most that the weights of a neuron of the first layer add up to,
+        mV; None: no limit. See `limit_sums`.
       unit: "rms", η is a step relative to the root mean square of the layer's weights,
         or "mV" (the paper).
     """
@@ -144,10 +144,10 @@ class Muon(_Steps):
       learning_rate: η of every layer with weights.
       output_rate: η of the output layer, where it differs.
       norms: of the neurons' weights: "free", "held" or "learned".
-      first_sum: the most that the weights of a neuron of the first layer add up to,
-        mV; None: no limit. See `limit_sums`.
       average: decay of a running average of the weights over steps, in [0, 1), which
         is then what is validated and kept; 0: none. See `average_weights`.
+      first_sum: the most that the weights of a neuron of the first layer add up to,
+        mV; None: no limit. See `limit_sums`.
       common_step: factor, in [0, 1], on the part of a step that is common to all
         weights of a neuron.
       group: the most neurons of a layer that are made orthogonal to each other.

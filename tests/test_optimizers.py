@@ -88,6 +88,17 @@ def test_only_the_first_layer_has_its_sums_limited(kind, norms, rng):
         )
 
 
+def test_the_limit_is_given_by_name():
+    """So that a number in fourth place is still the average's decay."""
+    norms = optimizers.HeldNorms()
+    by_place = optimizers.Muon(0.01, 0.005, norms, 0.998)
+    assert (by_place.average, by_place.first_sum) == (0.998, None)
+    by_place = optimizers.Adam(0.01, None, norms, 0.0, "mV")
+    assert (by_place.unit, by_place.first_sum) == ("mV", None)
+    with pytest.raises(ValueError, match="first_sum must be a number of mV"):
+        optimizers.Adam(first_sum=float("inf"))
+
+
 def test_damp_common_by_hand():
     """Each of two neurons: the mean of its three weights' steps is kept to a tenth."""
     update = jnp.array([[1.0, 2.0], [4.0, 2.0], [7.0, 2.0]])
