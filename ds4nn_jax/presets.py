@@ -48,13 +48,14 @@ _MNIST_DENSE = replace(
 )
 
 # MNIST's sparse network: labels anchored early, budgets for the rates behind pooling,
-# orthogonalised steps.
+# a first layer that fires at edges alone, orthogonalised steps.
 _MNIST_SPARSE = replace(
     _MNIST,
+    urgency=0.3,
     output_rule=Softmax(offset=10, horizon=50, anchor=0.5, anchor_time=14),
-    optimizer=_MUON,
-    guard=RateGuard(budgets=(0.055, 0.12), strength=0.15, floor=0.5, steps=20_000),
-    epochs=26,
+    initial_weights=FiringRates(conv=0.15, output=0.7, edges=0.06),
+    optimizer=replace(_MUON, first_sum=80.0),
+    guard=RateGuard(budgets=(0.048, 0.1), strength=0.15, floor=0.5, steps=20_000),
 )
 
 # The label's time anchored, orthogonalised steps, shifted and mirrored images.
