@@ -74,9 +74,13 @@ _RELATIVE = (
 )
 
 # Budgets fall within the 1,560 steps that these runs have.
-_GUARD = RateGuard(budgets=(0.055, 0.12), steps=1000)
-_SPARSE = dataclasses.replace(ds.presets.load("mnist_sparse"), guard=_GUARD)
+_SPARSE = ds.presets.load("mnist_sparse")
+_GUARD = dataclasses.replace(_SPARSE.guard, steps=1000)
+_SPARSE = dataclasses.replace(_SPARSE, guard=_GUARD)
 _MUON, _ANCHORED = _SPARSE.optimizer, _SPARSE.output_rule
+_ADAM = Adam(0.01, norms=HeldNorms(), average=0.998, first_sum=_MUON.first_sum)
+_FREE_SUMS = dataclasses.replace(_MUON, first_sum=None)
+_DRAWN = dataclasses.replace(_SPARSE.initial_weights, edges=0.0)
 _NOT_ANCHORED = dataclasses.replace(_ANCHORED, anchor=0.0)
 _SPARSE_ROWS = (
     ("as it is, budgets after 1,000 steps", {}),
@@ -85,10 +89,13 @@ _SPARSE_ROWS = (
     ("pushed twice as hard", dict(guard=dataclasses.replace(_GUARD, strength=0.3))),
     ("label not anchored", dict(output_rule=_NOT_ANCHORED)),
     ("neither", dict(guard=RateGuard(), output_rule=_NOT_ANCHORED)),
-    ("Adam", dict(optimizer=Adam(0.01, norms=HeldNorms(), average=0.998))),
+    ("Adam", dict(optimizer=_ADAM)),
     ("norms learned", dict(optimizer=dataclasses.replace(_MUON, norms=LearnedNorms()))),
     ("weights not averaged", dict(optimizer=dataclasses.replace(_MUON, average=0.0))),
-    ("urgency 0.2", dict(urgency=0.2)),
+    ("no urgency", dict(urgency=0.0)),
+    ("first sums free", dict(optimizer=_FREE_SUMS)),
+    ("first kernels as drawn", dict(initial_weights=_DRAWN)),
+    ("both", dict(optimizer=_FREE_SUMS, initial_weights=_DRAWN)),
 )
 
 
