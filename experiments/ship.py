@@ -7,10 +7,10 @@ those of the rounded weights on the test images, as `--evaluate=NAME` prints the
 """
 
 import argparse
-import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,6 +18,8 @@ import numpy as np
 import ds4nn_jax as ds
 from ds4nn_jax import data
 from ds4nn_jax.checkpoints import write_atomically
+
+from . import options
 
 _CARD = """# {name}: {spec}
 
@@ -64,7 +66,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     images = data.load(notes["dataset"], asked.data_dir)
     test = ds.evaluate(network, rounded, images.test_images, images.test_labels)
     rows = (run / "metrics.jsonl").read_text().splitlines()
-    preset = re.search(r"^--preset=(.*)$", (run / "flags.cfg").read_text(), re.M)
     module = f"experiments.{notes['dataset'].removesuffix('_mnist')}"
     threads = notes["made_by"]["threads"]
     card = {
@@ -77,8 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "epochs": len(rows) - 1,
         "commit": _commit(),
         "layer_spikes": test.layer_spikes,
-        "command": f"NPROC={threads} python -m {module} --preset={preset[1]} "
-        f"--seed={notes['seed']}",
+        "command": f"NPROC={threads} python -m {module} {_flags(run, notes)}",
         "evaluate": f"python -m {module} --evaluate={asked.name}",
     }
     by_layer = dict(zip(network.names, test.layer_spikes[1:], strict=True))
@@ -95,6 +95,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     ds.save_weights(out / f"{asked.name}.safetensors", network, halved, notes=card)
     write_atomically(out / f"{asked.name}.md", text.encode())
     print(text)
+
+
+def _flags(run: Path, notes: Mapping[str, Any]) -> str:
+    """The preset of a run, its seed, and whatever else it was told to do otherwise."""
+
+    def resolved(*flags: str) -> tuple[str, list[str]]:
+        asked = options.parse(("ship", *flags), dataset=notes["dataset"])
+        return asked.preset, asked.resolved.splitlines()
+
+    preset, given = resolved(f"--flagfile={run / 'flags.cfg'}")
+    _, usual = resolved(f"--preset={preset}", f"--seed={notes['seed']}")
+    here = ("--data_dir", "--out_dir", "--snapshot_minutes", "--compilation_cache")
+    others = [f for f in given if f not in usual and not f.startswith(here)]
+    return " ".join([f"--preset={preset}", f"--seed={notes['seed']}", *others])
 
 
 def _rounded(kernel: np.ndarray) -> np.ndarray:

@@ -1,0 +1,52 @@
+"""A shipped network's card says how it was made and what it does."""
+
+import shlex
+import subprocess
+
+import pytest
+
+import ds4nn_jax as ds
+from ds4nn_jax import data
+from experiments import options, ship
+
+
+@pytest.fixture
+def shipped(smoke_run, tmp_path, monkeypatch):
+    """(weights, card) of a run that did not do all as its preset does."""
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("best.safetensors", "metrics.jsonl", "flags.cfg"):
+        (run / name).write_bytes((smoke_run[0] / name).read_bytes())
+    with (run / "flags.cfg").open("a") as flags:
+        flags.write("--epochs=3\n--guard.budgets=0.1,0.2\n--soft_labels=teacher.npy\n")
+    commit = subprocess.CompletedProcess((), 0, stdout="abc1234\n")
+    monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: commit)
+    ship.main(["mine", f"--run_dir={run}", f"--out_dir={tmp_path / 'out'}"])
+    return tmp_path / "out/mine.safetensors", tmp_path / "out/mine.md"
+
+
+def test_its_command_is_the_run_it_was(shipped, smoke_run):
+    _, card = shipped
+    text = card.read_text()
+    command = text.partition("Trained by `")[2].partition("`")[0]
+    program, given = command.split("experiments.digits ")
+    assert program.endswith("python -m ")
+    asked = options.parse(["x", *shlex.split(given)], dataset="digits")
+    flagfile = f"--flagfile={smoke_run[0] / 'flags.cfg'}"
+    run = options.parse(["x", flagfile], dataset="digits")
+    assert asked.soft_labels == "teacher.npy"
+    assert (asked.config.epochs, asked.config.guard.budgets) == (3, (0.1, 0.2))
+    assert asked.config.spec == run.config.spec
+    assert str(smoke_run[0]) not in text
+
+
+def test_its_figures_are_those_of_its_weights(shipped):
+    weights, card = shipped
+    network, params, _ = ds.load_weights(weights)
+    digits = data.load("digits")
+    report = ds.evaluate(network, params, digits.test_images, digits.test_labels)
+    text = card.read_text()
+    assert f"| strict accuracy | {report.accuracy:.2%} |" in text
+    assert (
+        f"spikes up to the decision, pooling included | {report.spikes:,.0f} |" in text
+    )
