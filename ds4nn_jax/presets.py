@@ -55,7 +55,7 @@ _MNIST_SPARSE = replace(
     output_rule=Softmax(offset=10, horizon=50, anchor=0.5, anchor_time=14),
     initial_weights=FiringRates(conv=0.15, output=0.7, edges=0.06),
     optimizer=replace(_MUON, first_sum=80.0),
-    guard=RateGuard(budgets=(0.048, 0.1), strength=0.15, floor=0.5, steps=15_000),
+    guard=RateGuard(budgets=(0.0455, 0.096), strength=0.15, floor=0.5, steps=15_000),
     epochs=20,
 )
 
