@@ -24,9 +24,8 @@ from . import options
 _CARD = """# {name}: {spec}
 
 Trained by `{command}` (`ds4nn_jax` at {commit}; {made_by}).
-Best of {epochs} epochs on held-out training images: epoch {epoch}, {val_accuracy:.2%}
-there. The test images were used to report only. Large kernels are stored as float16;
-all are used as float32.
+{chosen} The test images were used to report only. Large
+kernels are stored as float16; all are used as float32.
 
 | on the {images:,} test images | |
 |---|---:|
@@ -85,6 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     text = _CARD.format(
         **card
         | {"made_by": ", ".join(f"{k} {v}" for k, v in notes["made_by"].items())},
+        chosen=_chosen(card),
         layers=", ".join(by_layer),
         by_layer=", ".join(f"{n:,.0f}" for n in by_layer.values()),
         without_pooling=sum(n for k, n in by_layer.items() if "pool" not in k),
@@ -109,6 +109,16 @@ def _flags(run: Path, notes: Mapping[str, Any]) -> str:
     here = ("--data_dir", "--out_dir", "--snapshot_minutes", "--compilation_cache")
     others = [f for f in given if f not in usual and not f.startswith(here)]
     return " ".join([f"--preset={preset}", f"--seed={notes['seed']}", *others])
+
+
+def _chosen(card: Mapping[str, Any]) -> str:
+    """How these weights were picked among those of the run's epochs."""
+    if "val_accuracy" not in card:
+        return f"On all training images, the last of {card['epochs']} epochs."
+    return (
+        f"Best of {card['epochs']} epochs on held-out training images: epoch "
+        f"{card['epoch']}, {card['val_accuracy']:.2%} there."
+    )
 
 
 def _rounded(kernel: np.ndarray) -> np.ndarray:

@@ -50,3 +50,10 @@ def test_its_figures_are_those_of_its_weights(shipped):
     assert (
         f"spikes up to the decision, pooling included | {report.spikes:,.0f} |" in text
     )
+
+
+def test_its_card_says_how_weights_were_picked():
+    picked = {"epochs": 20, "epoch": 16}
+    assert ship._chosen(picked) == "On all training images, the last of 20 epochs."
+    told = ship._chosen(picked | {"val_accuracy": 0.9902})
+    assert told.endswith("held-out training images: epoch 16, 99.02% there.")
