@@ -365,7 +365,7 @@ TABLE = [
         "a network never trained",
         lambda _: pretrained.load("cifar"),
         V,
-        "there are fashion_mnist, mnist",
+        "there are fashion_mnist, fashion_mnist_sparse, mnist",
     ),
     (
         "a file for snapshots",
