@@ -100,15 +100,18 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _flags(run: Path, notes: Mapping[str, Any]) -> str:
     """The preset of a run, its seed, and whatever else it was told to do otherwise."""
 
-    def resolved(*flags: str) -> tuple[str, list[str]]:
-        asked = options.parse(("ship", *flags), dataset=notes["dataset"])
-        return asked.preset, asked.resolved.splitlines()
+    def asked(*flags: str) -> options.Options:
+        return options.parse(("ship", *flags), dataset=notes["dataset"])
 
-    preset, given = resolved(f"--flagfile={run / 'flags.cfg'}")
-    _, usual = resolved(f"--preset={preset}", f"--seed={notes['seed']}")
+    made = asked(f"--flagfile={run / 'flags.cfg'}")
+    named = (f"--preset={made.preset}", f"--seed={notes['seed']}")
+    usual = asked(*named).resolved.splitlines()
     here = ("--data_dir", "--out_dir", "--snapshot_minutes", "--compilation_cache")
-    others = [f for f in given if f not in usual and not f.startswith(here)]
-    return " ".join([f"--preset={preset}", f"--seed={notes['seed']}", *others])
+    given = [f for f in made.resolved.splitlines() if not f.startswith(here)]
+    others = [flag for flag in given if flag not in usual]
+    if asked(*named, *others).config != made.config:  # another kind of a choice
+        others = [flag for flag in given if flag not in named]
+    return " ".join((*named, *others))
 
 
 def _chosen(card: Mapping[str, Any]) -> str:

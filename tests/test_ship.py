@@ -40,6 +40,14 @@ def test_its_command_is_the_run_it_was(shipped, smoke_run):
     assert str(smoke_run[0]) not in text
 
 
+def test_its_command_keeps_what_another_optimizer_shares_with_the_presets(tmp_path):
+    given = ["--preset=mnist", "--optimizer=muon", "--optimizer.norms=held"]
+    run = options.parse(["x", *given], dataset="mnist")
+    (tmp_path / "flags.cfg").write_text(run.resolved)
+    command = ship._flags(tmp_path, {"dataset": "mnist", "seed": 0})
+    assert options.parse(["x", *command.split()], dataset="mnist").config == run.config
+
+
 def test_its_figures_are_those_of_its_weights(shipped):
     weights, card = shipped
     network, params, _ = ds.load_weights(weights)
