@@ -2,22 +2,25 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from ds4nn_jax._values import Value
+from ds4nn_jax.modules import SpikingNetwork
 from ds4nn_jax.types import SpikeTimes
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 5))
 def rate_guard(
     strength: float,
     floor: float,
     num_steps: int,
     times: SpikeTimes,
     budget: jax.typing.ArrayLike,
+    axis: str | None = None,
 ) -> SpikeTimes:
     """Identity on spike times [B, …, C] that pushes channels back into their budget.
 
@@ -35,6 +38,7 @@ def rate_guard(
       num_steps: T.
       times: [B, …, C] spike times.
       budget: ρ in (0, 1].
+      axis: of devices that share the batch (`jax.shard_map`); None: all of it is here.
 
     Returns:
       times.
@@ -42,16 +46,19 @@ def rate_guard(
     return times
 
 
-def _guard_fwd(strength, floor, num_steps, times, budget):
+def _guard_fwd(strength, floor, num_steps, times, budget, axis):
     return times, (times, budget)
 
 
-def _guard_bwd(strength, floor, num_steps, residuals, delta):
+def _guard_bwd(strength, floor, num_steps, axis, residuals, delta):
     times, budget = residuals
     fired = times < num_steps
     rate = jnp.mean(fired.astype(delta.dtype), axis=tuple(range(fired.ndim - 1)))
+    square = jnp.mean(delta**2)
+    if axis is not None:
+        rate, square = jax.lax.pmean((rate, square), axis)
     budget = jnp.asarray(budget, delta.dtype)
-    push = strength * jnp.sqrt(jnp.mean(delta**2))
+    push = strength * jnp.sqrt(square)
     later = jnp.maximum(rate / budget - 1, 0)
     earlier = jnp.maximum(1 - rate / (floor * budget), 0) if floor else 0
     pushed = delta + push * jnp.where(fired, -later, earlier)
@@ -67,7 +74,8 @@ class RateGuard(Value):
 
     A budget falls geometrically from `first` to its value, ρ(n) = ρ_first·(ρ/ρ_first)^x
     with x = min(n/N, 1) after n steps: pushed harder than learning keeps up with, rates
-    fall below the budget and accuracy follows.
+    fall below the budget and accuracy follows. A budget above `first` stands from the
+    beginning.
 
     Attributes:
       budgets: ρ of each hidden layer with weights, behind its pooling, in (0, 1]; the
@@ -89,25 +97,31 @@ class RateGuard(Value):
         self.require("budgets", in_range, "in (0, 1]")
         self.require("first", 0 < self.first <= 1, "in (0, 1]")
         self.require("floor", 0 <= self.floor < 1, "in [0, 1)")
-        self.require("strength", self.strength >= 0, "≥ 0")
+        self.require("strength", 0 <= self.strength < math.inf, "≥ 0")
         self.require("steps", self.steps >= 1, "at least 1")
 
     def settled(self, step: int) -> bool:
         """Whether budgets are at their values after so many steps of training."""
         return not self.budgets or step >= self.steps
 
+    def check_network(self, network: SpikingNetwork) -> None:
+        """Refuses more budgets than there are layers for them."""
+        hidden = len(network.weighted) - 1
+        few = f"at most {hidden}: {network.spec} has so many hidden layers with weights"
+        self.require("budgets", len(self.budgets) <= hidden, few)
+
     def layers(
-        self, hidden: int, step: jax.Array, num_steps: int
+        self, hidden: int, step: jax.Array, num_steps: int, axis: str | None = None
     ) -> tuple[Callable[[SpikeTimes], SpikeTimes], ...]:
-        """The guard of each of the hidden layers after so many steps of training."""
+        """The guard of each of the hidden layers after so many steps of training; with
+        the axis of devices that share its batches."""
         if not self.budgets:
             return ()
         done = jnp.minimum(step / self.steps, 1)
         budgets = (*self.budgets, *self.budgets[-1:] * hidden)[:hidden]
         guard = functools.partial(rate_guard, self.strength, self.floor, num_steps)
+        first = (max(self.first, budget) for budget in budgets)
         return tuple(
-            functools.partial(
-                guard, budget=self.first * (min(b, self.first) / self.first) ** done
-            )
-            for b in budgets
+            functools.partial(guard, budget=f * (b / f) ** done, axis=axis)
+            for f, b in zip(first, budgets, strict=True)
         )

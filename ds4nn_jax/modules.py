@@ -442,13 +442,12 @@ class SpikingNetwork(nn.Module):
         times = entering = self._checked_input(times)
         counts = keep == "counts"
         kept = [spikes_per_step(times, self.num_steps) if counts else times]
-        guarding, merged = iter(guards), False
+        guarding, guard, merged = iter(guards), None, False
         behind = (*self.layers[1:], None)
         for spec, layer, following in zip(self.layers, self.stack, behind, strict=True):
             if merged:  # with the convolution in front
                 merged = False
-                continue
-            if isinstance(spec, PoolSpec):
+            elif isinstance(spec, PoolSpec):
                 times = layer(times)
                 if counts:
                     kept.append(spikes_per_step(times, self.num_steps))
@@ -461,14 +460,15 @@ class SpikingNetwork(nn.Module):
                     merged, asked = pool != NO_POOL, dict(pool=pool)
                 response = layer.respond(entering, counts=counts, **asked)
                 times = response.times
+                guard = next(guarding, None)
                 if counts:
                     kept += jnp.unstack(response.counts, axis=1)
             # Pooling hands every error to one input, so all norms are the same on
             # either side of it, and smaller sums give them behind it.
-            if merged or not isinstance(following, PoolSpec):
+            if not (merged or isinstance(following, PoolSpec)):
                 times = normalize_gradient(times, method=self.normalization)
-                if guards and following is not None:
-                    times = next(guarding)(times)
+                if guard is not None:
+                    times, guard = guard(times), None
             if keep == "times":
                 kept.append(times)
         return entering, times, kept

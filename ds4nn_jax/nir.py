@@ -248,7 +248,7 @@ def _linear(name: str, node: nir.Linear | nir.Affine, shape: tuple) -> _Current:
     if len(shape) == 3:
         kernel = kernel.reshape(*shape, -1).transpose(1, 2, 0, 3)
     kernel = np.ascontiguousarray(kernel.reshape(-1, kernel.shape[-1]))
-    most, urgency = _most(kernel), float(bias.flat[0])
+    most, urgency = _most(kernel), _shortest(bias.flat[0])
     return _Current("dense", str(kernel.shape[1]), kernel, most, urgency)
 
 
@@ -283,6 +283,11 @@ def _pair(value) -> tuple[int, int]:
     return first, second
 
 
+def _shortest(stored: np.float32) -> float:
+    """The shortest decimal that is stored so: 0.3 of the float32 nearest to it."""
+    return float(str(stored))
+
+
 def _threshold(name: str, node: nir.IF, most: float) -> float:
     """θ of neurons that can receive at most so much."""
     if np.any(node.r != 1):
@@ -295,7 +300,7 @@ def _threshold(name: str, node: nir.IF, most: float) -> float:
             f"{name}: neurons could fire again, their v_reset of "
             f"{np.max(node.v_reset):g} must be {-most:g} or less"
         )
-    return float(np.nextafter(below, np.float32(np.inf)))
+    return _shortest(np.nextafter(below, np.float32(np.inf)))
 
 
 def _padding(paddings: dict[str, tuple]):

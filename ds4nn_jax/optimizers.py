@@ -16,6 +16,7 @@ import optax
 import optax.contrib
 
 from ds4nn_jax._values import Value
+from ds4nn_jax.modules import SpikingNetwork
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,9 @@ class Optimizer(Value):
           schedule: factor on every step, by its number.
         """
         raise NotImplementedError
+
+    def check_network(self, network: SpikingNetwork) -> None:
+        """Refuses what does not fit the network, before anything is computed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +88,11 @@ class _Steps(Optimizer):
         finite = most is None or math.isfinite(most)
         self.require("first_sum", finite, "a number of mV")
         self.require("average", 0 <= self.average < 1, "in [0, 1)")
+
+    def check_network(self, network: SpikingNetwork) -> None:
+        fits = self.first_sum is None or network.weighted[0].startswith("conv")
+        none = f"None for {network.spec}: it begins densely"
+        self.require("first_sum", fits, none)
 
     def _chain(self, layers, schedule, *directions) -> optax.GradientTransformation:
         rates = dict.fromkeys(layers, self.learning_rate)
@@ -277,7 +286,9 @@ def limit_sums(most: float) -> optax.GradientTransformation:
     on everything, and one below θ at edges only. Where learning or a rate guard wants
     fewer spikes, Σw is pushed down to just below θ, and then whole regions fire or stay
     silent by a hair, from one step of training to the next. A limit of 0.8·θ keeps
-    channels at edges. In front of the links of an optax chain that hold norms.
+    channels at edges. In front of the links of an optax chain that hold norms: `HeldNorms`
+    stretch what is left to its norm again, so that first weights above the limit come
+    down to it over some steps.
     """
 
     def limited(update: jax.Array, weights: jax.Array) -> jax.Array:

@@ -80,7 +80,7 @@ _FASHION_SPARSE = replace(
     initial_weights=FiringRates(conv=0.25, output=0.7, edges=0.08),
     optimizer=replace(_MUON_LEARNED, first_sum=80.0),
     guard=RateGuard(
-        budgets=(0.068, 0.2, 0.28), strength=0.1, floor=0.5, first=0.25, steps=8000
+        budgets=(0.068, 0.2, 0.25), strength=0.1, floor=0.5, first=0.25, steps=8000
     ),
     augmentation=Augmentation(flip=True),
     epochs=10,

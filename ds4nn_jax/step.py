@@ -92,7 +92,8 @@ def train_step(
     key = jax.random.fold_in(state.key, state.step)
     images = config.augmentation.apply(key, images)
     times = encode(images, num_steps=config.num_steps)
-    gradients: Callable = functools.partial(_gradients, config)
+    axis = None if mesh is None else parallel.AXIS
+    gradients: Callable = functools.partial(_gradients, config, axis)
     if mesh is not None:
         gradients = parallel.mean_over(mesh, gradients)
     wanted = labels if soft_labels is None else soft_labels
@@ -106,6 +107,7 @@ def train_step(
 
 def _gradients(
     config: TrainConfig,
+    axis: str | None,
     reached: tuple[Params, jax.Array],
     times: SpikeTimes,
     labels: jax.Array,
@@ -115,7 +117,7 @@ def _gradients(
     its parameters and how many steps it has taken."""
     network, (params, step) = config.network(), reached
     hidden = len(network.weighted) - 1
-    guards = config.guard.layers(hidden, step, config.num_steps)
+    guards = config.guard.layers(hidden, step, config.num_steps, axis)
 
     def loss(params: Params):
         activity: Any = network.apply(params, times, guards, method="activity")

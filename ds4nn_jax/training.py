@@ -73,7 +73,7 @@ class EpochResult(NamedTuple):
       validation: report on the held-out images, None without any.
       best: whether it is the best epoch so far: highest strict validation accuracy, the
         later of equals, whose steps were smaller; without validation every one is.
-        While a rate guard's budgets still fall none is.
+        While a rate guard's budgets still fall none is but the last.
       snapshot: where the run stands after the epoch.
     """
 
@@ -393,8 +393,11 @@ def _epochs(config, run, start, on_step, mesh) -> Iterator[EpochResult]:
                 config.network(), params, *run.held, batch_size=config.batch_size
             )
         score = math.inf if report is None else report.accuracy
-        settled = epoch == config.epochs or config.guard.settled(int(state.step))
-        better = settled and bool(np.float32(score) >= best)
+        settled = config.guard.settled(int(state.step))
+        # The last epoch is kept even so, but a run that goes on must not compete with
+        # what it was worth before its budgets had fallen.
+        last = epoch == config.epochs
+        better = (settled or last) and bool(np.float32(score) >= best)
         best = np.maximum(best, np.float32(score if settled else -1))
         seen, done = np.zeros_like(seen), 0
         yield EpochResult(epoch, params, means, report, better, snapshot(epoch))

@@ -75,16 +75,25 @@ def test_budgets_fall_geometrically():
     np.testing.assert_allclose(budgets(100), [0.03, 0.12, 0.12], rtol=1e-6)
     np.testing.assert_allclose(budgets(900), [0.03, 0.12, 0.12], rtol=1e-6)
     assert budgets(0, hidden=1) == pytest.approx([0.3])
+    guard = RateGuard(budgets=(0.03, 0.5), first=0.3, steps=100)
+    np.testing.assert_allclose(budgets(0, hidden=2), [0.3, 0.5], rtol=1e-6)
+    np.testing.assert_allclose(budgets(100, hidden=2), [0.03, 0.5], rtol=1e-6)
     assert RateGuard().layers(3, jnp.int32(0), T) == ()
 
 
-def test_is_behind_every_hidden_layer_and_its_pooling(rng):
-    """Each guard sees the spike times that the trace has behind the pooling; with a
-    strength of zero gradients are what they are without."""
-    network = ds.SpikingNetwork.from_spec(
-        "4C3-P2-3C3-6-5", num_steps=T, threshold=3.0, surrogate="window"
-    )
-    times = rng.integers(0, T + 1, (3, 6, 6, 1)).astype(np.float32)
+@pytest.mark.parametrize(
+    "spec, behind",
+    [
+        ("4C3-P2-3C3-6-5", (2, 3, 4)),
+        ("P2-4C3-5", (2,)),
+        ("4C3-P2-P2-5", (3,)),
+        ("4C3-P5-3C3-P2-6-5", (2, 4, 5)),  # windows that do not cover the image
+    ],
+)
+def test_is_behind_every_hidden_layer_and_its_pooling(spec, behind, rng):
+    """Each guard sees the spike times that the trace has behind the pooling."""
+    network = ds.SpikingNetwork.from_spec(spec, num_steps=T, threshold=3.0)
+    times = rng.integers(0, T + 1, (3, 12, 12, 1)).astype(np.float32)
     params = network.init(jax.random.key(0), times)
     trace = network.apply(params, times, method="trace")
     seen = []
@@ -93,9 +102,18 @@ def test_is_behind_every_hidden_layer_and_its_pooling(rng):
         seen.append(x)
         return x
 
-    network.apply(params, times, [watch] * 3, method="activity")
-    for actual, expected in zip(seen, [trace.times[k] for k in (2, 3, 4)], strict=True):
+    network.apply(params, times, [watch] * len(behind), method="activity")
+    for actual, expected in zip(seen, [trace.times[k] for k in behind], strict=True):
         np.testing.assert_array_equal(actual, expected)
+
+
+def test_pushes_by_its_strength(rng):
+    """With a strength of zero gradients are what they are without a guard."""
+    network = ds.SpikingNetwork.from_spec(
+        "4C3-P2-3C3-6-5", num_steps=T, threshold=3.0, surrogate="window"
+    )
+    times = rng.integers(0, T + 1, (3, 6, 6, 1)).astype(np.float32)
+    params = network.init(jax.random.key(0), times)
 
     def gradient(guards):
         def error(params):
@@ -130,9 +148,36 @@ def test_a_run_keeps_to_its_budget():
         (dict(first=0), r"first must be in \(0, 1\]"),
         (dict(floor=1), r"floor must be in \[0, 1\)"),
         (dict(strength=-1), "strength must be ≥ 0"),
+        (dict(strength=float("inf")), "strength must be ≥ 0"),
         (dict(steps=0), "steps must be at least 1"),
     ],
 )
 def test_refuses(wrong, message):
     with pytest.raises(ValueError, match=message):
         RateGuard(**wrong)
+
+
+def test_refuses_more_budgets_than_layers():
+    guard = RateGuard(budgets=(0.1, 0.2))
+    ds.TrainConfig(spec="4C3-P2-8-10", guard=guard)
+    with pytest.raises(ValueError, match="budgets must be at most 1: 8C3-P2-10 has"):
+        ds.TrainConfig(spec="8C3-P2-10", guard=guard)
+
+
+def test_a_run_that_goes_on_forgets_what_it_was_worth_before_its_budgets():
+    """The last epoch of a run is kept even if its budgets are still falling, but does
+    not compete with those of the run that goes on from it."""
+    digits = data.load("digits")
+    images, labels = digits.train_images[:300], digits.train_labels[:300]
+    guard = RateGuard(budgets=(0.1,), steps=40)
+    config = ds.TrainConfig(
+        spec="8C3-P2-10", guard=guard, epochs=2, batch_size=20, validation=0.2
+    )
+    first, last = ds.train(config, images, labels)
+    assert (first.best, last.best) == (False, True)
+    longer = dataclasses.replace(config, epochs=5)
+    # 12 steps an epoch: from the fourth on budgets are at their values.
+    third, fourth, _ = ds.train(longer, images, labels, start=last.snapshot)
+    assert (third.best, fourth.best) == (False, True)
+    assert last.snapshot.best == third.snapshot.best < 0
+    assert fourth.snapshot.best == np.float32(fourth.validation.accuracy)

@@ -109,7 +109,7 @@ def test_the_graph_fires_as_the_network(spec, shape, padding, urgency):
     assert spikes > 30
 
 
-@pytest.mark.parametrize("urgency", [0.0, 0.25])
+@pytest.mark.parametrize("urgency", [0.0, 0.25, 0.3])
 @pytest.mark.parametrize("spec, shape, padding", CASES)
 def test_there_and_back(spec, shape, padding, urgency, tmp_path):
     network, params = network_of(spec, shape, padding)

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+import ds4nn_jax as ds
 from ds4nn_jax import optimizers
 
 
@@ -95,6 +96,9 @@ def test_the_limit_is_given_by_name():
     assert (by_place.average, by_place.first_sum) == (0.998, None)
     by_place = optimizers.Adam(0.01, None, norms, 0.0, "mV")
     assert (by_place.unit, by_place.first_sum) == ("mV", None)
+    limited = optimizers.Adam(first_sum=80.0)
+    with pytest.raises(ValueError, match="first_sum must be None for 784-10: it begins"):
+        ds.TrainConfig(spec="784-10", optimizer=limited)
     with pytest.raises(ValueError, match="first_sum must be a number of mV"):
         optimizers.Adam(first_sum=float("inf"))
 

@@ -25,6 +25,7 @@ config = ds.TrainConfig(
     spec="8C3-P2-10", initial_weights=ds.first_weights.FiringRates(conv=0.3),
     optimizer=ds.optimizers.Adam(learning_rate=0.02),
     augmentation=ds.augmentation.Augmentation(shift=1, flip=True),
+    guard=ds.guards.RateGuard((0.2,), strength=0.5, steps=5),
     batch_size=32, epochs=2, validation=0.2,
 )
 
