@@ -286,9 +286,9 @@ def limit_sums(most: float) -> optax.GradientTransformation:
     on everything, and one below θ at edges only. Where learning or a rate guard wants
     fewer spikes, Σw is pushed down to just below θ, and then whole regions fire or stay
     silent by a hair, from one step of training to the next. A limit of 0.8·θ keeps
-    channels at edges. In front of the links of an optax chain that hold norms: `HeldNorms`
-    stretch what is left to its norm again, so that first weights above the limit come
-    down to it over some steps.
+    channels at edges. In front of the links of an optax chain that hold norms:
+    `HeldNorms` stretch what is left to its norm again, so that first weights above the
+    limit come down to it over some steps.
     """
 
     def limited(update: jax.Array, weights: jax.Array) -> jax.Array:

@@ -35,7 +35,12 @@ class Point(NamedTuple):
     ours: bool
 
 
-def fronts(points: Sequence[Point], *, title: str) -> Figure:
+def fronts(
+    points: Sequence[Point],
+    *,
+    title: str,
+    ceiling: tuple[Sequence[float], Sequence[float]] | None = None,
+) -> Figure:
     """Accuracy against spikes and against the decision step, each network by its name.
 
     A line joins those that none beats in both. A panel leaves out what is not known.
@@ -43,6 +48,8 @@ def fronts(points: Sequence[Point], *, title: str) -> Figure:
     Args:
       points: the networks.
       title: of the figure.
+      ceiling: (steps, accuracy in 0 … 1): what could be known by each step, a dotted
+        line against the decision step, as far as it is among the points.
 
     Raises:
       ValueError: no point with spikes or with a decision step, or one with less than
@@ -86,6 +93,10 @@ def fronts(points: Sequence[Point], *, title: str) -> Figure:
         axes.margins(0.2)
         axes.set_ylim(top=min(axes.get_ylim()[1], 100.5))
         axes.grid(alpha=0.3)
+        if ceiling is not None and "step" in label:
+            steps, accuracy = ceiling
+            axes.autoscale(False)
+            axes.plot(steps, 100 * np.array(accuracy), ":", color=_VERMILION, zorder=0)
     figure.draw_without_rendering()  # lays out: names are placed on paper
     for axes, (_, known) in zip(drawn, panels, strict=True):
         _name_points(axes, [(cost, 100 * p.accuracy, p.name) for cost, p in known])

@@ -7,13 +7,15 @@ pooling in place of spiking ones, by cross-entropy. Of half of the training imag
 the pixels are left that spike by a step drawn anew each time; the step is a second
 channel. Its accuracy on the test images by every fifth step is a ceiling for decisions
 that are taken by then, as good as this network and its training are. It holds out what
-a run of the same --seed holds out, and `--teach=FILE.npy` writes its softmax over all
-training images as soft labels for `--soft_labels`, mixed with the labels themselves by
-`--label_share`.
+a run of the data set's preset with the same --seed holds out: a run of another seed, or
+with another --validation or --train_limit, wants a teacher of its own. And
+`--teach=FILE.npy` writes its softmax over all training images as soft labels for
+`--soft_labels`, mixed with the labels themselves by `--label_share`.
 """
 
 import argparse
 import functools
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -108,6 +110,8 @@ def _run(asked: argparse.Namespace) -> dict[str, Any]:
     known = asked.dataset in presets.names()
     config = presets.load(asked.dataset if known else "default")
     spec = asked.spec or config.spec
+    for file in filter(None, (asked.teach, asked.out)):  # before hours of work
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
     images = data.load(asked.dataset, asked.data_dir)
     pixels, labels = images.train_images, images.train_labels
     used, held = data.stratified_split(labels, config.validation, seed=asked.seed)
@@ -181,13 +185,15 @@ def _run(asked: argparse.Namespace) -> dict[str, Any]:
         share = float(np.mean(decided == images.test_labels))
         result["test_accuracy"].append(share)
         print(f"by step {by:3d}  {share:.2%}", flush=True)
+    if asked.out:
+        write_atomically(Path(asked.out), (json.dumps(result) + "\n").encode())
     if asked.teach:
         shares = jax.nn.softmax(logits(pixels, num_steps - 1))
         true = jax.nn.one_hot(labels, shares.shape[1])
         mixed = asked.label_share * true + (1 - asked.label_share) * shares
-        np.save(asked.teach, np.asarray(mixed))
-    if asked.out:
-        write_atomically(Path(asked.out), (json.dumps(result) + "\n").encode())
+        file = io.BytesIO()
+        np.save(file, np.asarray(mixed))
+        write_atomically(Path(asked.teach), file.getvalue())
     print(json.dumps(result))
     return result
 

@@ -8,6 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 
 import ds4nn_jax as ds
+from ds4nn_jax.modules import PoolSpec
+
+
+def without_pooling(network: ds.SpikingNetwork, layer_spikes: Sequence[float]) -> float:
+    """Spikes of the neurons that are not of pooling layers.
+
+    Args:
+      network: its structure.
+      layer_spikes: of the input, which is left out, and of every layer.
+    """
+    layers = zip(network.layers, layer_spikes[1:], strict=True)
+    return sum(spikes for layer, spikes in layers if not isinstance(layer, PoolSpec))
 
 
 class AtUrgency(NamedTuple):

@@ -11,9 +11,11 @@ pooling windows cover them.
 """
 
 import argparse
-import math
+import functools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import jax
 import numpy as np
 
 import ds4nn_jax as ds
@@ -35,8 +37,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     asked = parser.parse_args(argv)
     try:
         networks, params, notes = zip(*map(pretrained.find, asked.weights), strict=True)
-        network, together = merged(networks, params, mirror=asked.mirror)
-        kept = {"dataset": notes[0].get("dataset"), "merged": asked.weights}
+        shape = _shared(notes).get("input_shape")
+        network, together = merged(networks, params, mirror=asked.mirror, shape=shape)
+        kept = {"merged": asked.weights, **_shared(notes)}
         ds.save_weights(asked.out, network, together, notes=kept)
     except (ValueError, OSError) as error:
         raise SystemExit(f"experiments.merge: {error}") from error
@@ -44,7 +47,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def merged(
-    networks: Sequence[ds.SpikingNetwork], params: Sequence[dict], *, mirror: bool
+    networks: Sequence[ds.SpikingNetwork],
+    params: Sequence[dict],
+    *,
+    mirror: bool,
+    shape: Sequence[int] | None = None,
 ) -> tuple[ds.SpikingNetwork, dict]:
     """One network whose output potentials are the means of those of all.
 
@@ -52,10 +59,12 @@ def merged(
       networks: of the same layers, T, θ, padding and urgency.
       params: of each.
       mirror: adds to each what it makes of images mirrored left to right.
+      shape: of an image, [H, W, C], to be mirrored.
 
     Raises:
-      ValueError: networks that differ; to be mirrored, images that are not square, or
-        convolutions with a stride or an even window.
+      ValueError: networks that differ; to be mirrored, an unknown shape or one without
+        columns, convolutions with a stride or an even window, or pooling windows that
+        do not cover an image.
     """
     network = networks[0]
     for other in networks:
@@ -63,7 +72,7 @@ def merged(
             raise ValueError(f"networks differ: {network} and {other}")
     parts: list[_Kernels] = [each["params"] for each in params]
     if mirror:
-        parts += [_mirrored(network, part) for part in parts]
+        parts += [_mirrored(network, part, shape) for part in parts]
     layers = tuple(
         layer
         if isinstance(layer, PoolSpec)
@@ -98,29 +107,60 @@ def _by_feature(kernel: np.ndarray, features: int) -> np.ndarray:
     return np.reshape(kernel, (-1, features, np.shape(kernel)[1]))
 
 
-def _mirrored(network: ds.SpikingNetwork, kernels: _Kernels) -> _Kernels:
+def _mirrored(network: ds.SpikingNetwork, kernels: _Kernels, shape) -> _Kernels:
     """The weights that make of an image what `kernels` make of its mirror image."""
-    turned, features = {}, 1
-    for name in network.weighted:
+    if shape is None:
+        raise ValueError("no input_shape beside these weights: what is to be mirrored?")
+    turned = {}
+    for name, layer, seen in zip(
+        network.names, network.layers, _shapes(network, shape), strict=False
+    ):
+        if isinstance(layer, PoolSpec):
+            if seen[1] % layer.size:
+                raise ValueError(
+                    f"{network.spec}: windows of {layer} do not cover {seen[1]} "
+                    "columns, and leave out others of a mirror image"
+                )
+            continue
         kernel = np.asarray(kernels[name]["kernel"])
-        if kernel.ndim == 4:
-            turned[name] = {"kernel": kernel[:, ::-1]}
-        elif features:
-            side = math.isqrt(len(kernel) // features)
-            if side * side * features != len(kernel):
-                raise ValueError(f"{name} sees no square image: it has no mirror image")
-            square = kernel.reshape(side, side, features, -1)[:, ::-1]
-            turned[name] = {"kernel": square.reshape(kernel.shape)}
-        else:
-            turned[name] = {"kernel": kernel}
-        features = kernel.shape[-1] if kernel.ndim == 4 else 0
-    convolutions = [layer for layer in network.layers if isinstance(layer, ConvSpec)]
-    if any(conv.stride != 1 or conv.size % 2 == 0 for conv in convolutions):
-        raise ValueError(
-            f"{network.spec}: strides and even windows see other places of a mirror "
-            "image, windows must be odd and strides 1"
-        )
+        if isinstance(layer, ConvSpec):
+            if layer.stride != 1 or layer.size % 2 == 0:
+                raise ValueError(
+                    f"{network.spec}: strides and even windows see other places of a "
+                    "mirror image, windows must be odd and strides 1"
+                )
+            kernel = kernel[:, ::-1]
+        elif len(seen) == 3:
+            square = kernel.reshape(*seen, -1)[:, ::-1]
+            kernel = square.reshape(kernel.shape)
+        elif name == network.weighted[0]:
+            raise ValueError(f"{name} sees no image: it has no mirror image")
+        turned[name] = {"kernel": kernel}
     return turned
+
+
+def _shapes(network: ds.SpikingNetwork, shape: Sequence[int]) -> list[tuple[int, ...]]:
+    """Of the input and of what leaves every layer: [H, W, C] or [N]."""
+    image = jax.ShapeDtypeStruct((1, *shape), np.float32)
+    trace = functools.partial(network.init_with_output, method="trace")
+    out, _ = jax.eval_shape(trace, jax.random.key(0), image)
+    return [times.shape[1:] for times in out.times]
+
+
+def _shared(notes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What all weights tell of their images.
+
+    Raises:
+      ValueError: they tell different things.
+    """
+    shared: dict[str, Any] = {}
+    for name in ("dataset", "class_names", "input_shape"):
+        told = [each[name] for each in notes if name in each]
+        if any(each != told[0] for each in told):
+            raise ValueError(f"{name} differs: {' and '.join(map(str, told))}")
+        if told:
+            shared[name] = told[0]
+    return shared
 
 
 if __name__ == "__main__":

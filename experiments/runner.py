@@ -15,6 +15,7 @@ import os
 import platform
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -31,7 +32,7 @@ from ds4nn_jax import data, parallel, pretrained
 from ds4nn_jax.checkpoints import write_atomically
 from ds4nn_jax.snapshots import Snapshots
 
-from . import options, progress, tensorboard
+from . import measures, options, progress, tensorboard
 
 
 def main(
@@ -246,8 +247,9 @@ class _Record:
         _, params, notes = ds.load_weights(self._weights, network=network)
         test = _tested(network, params, images)
         last = {"best_epoch": notes["epoch"], **_prefixed("test", test.summary())}
+        last["test_layer_spikes"] = list(test.layer_spikes)
         _write_rows(self._metrics, [*self._history, last])
-        _print_report(test, f"best epoch {notes['epoch']}", network.urgency)
+        _print_report(test, f"best epoch {notes['epoch']}", network)
         _figures(
             self._out, network, params, images, test, self._history, notes["epoch"]
         )
@@ -313,7 +315,7 @@ def _evaluate(
     if asked.urgency is not None:
         network = network.clone(urgency=asked.urgency)
     test = _tested(network, params, images)
-    _print_report(test, asked.evaluate, network.urgency)
+    _print_report(test, asked.evaluate, network)
     return test
 
 
@@ -327,12 +329,26 @@ def _made_by() -> dict[str, str]:
     """What a result depends on besides its flags and data."""
     return {
         "ds4nn_jax": ds.__version__,
+        **_commit(),
         "jax": jax.__version__,
         "python": platform.python_version(),
         "platform": f"{jax.default_backend()}, {platform.machine()}",
         "threads": os.environ.get("NPROC", str(os.cpu_count())),
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def _commit() -> dict[str, str]:
+    """Where the code stands, if it is a checkout of its own."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return {}
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
+    try:
+        told = subprocess.run(command, check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+    return {"commit": told.stdout.strip()}
 
 
 def _row(result: ds.EpochResult) -> dict:
@@ -356,10 +372,14 @@ def _write_rows(path: Path, rows: list[dict]) -> None:
     write_atomically(path, text.encode())
 
 
-def _print_report(test: ds.Report, which: str, urgency: float) -> None:
+def _print_report(test: ds.Report, which: str, network: ds.SpikingNetwork) -> None:
     apart = f"{test.layer_spikes[0]:.0f} input spikes"
-    if urgency:
-        apart += f", {test.reference_spikes:.0f} reference spikes of {urgency:g} mV"
+    if network.urgency:
+        reference = f"{test.reference_spikes:.0f} reference spikes"
+        apart += f", {reference} of {network.urgency:g} mV"
+    own = measures.without_pooling(network, test.layer_spikes)
+    layers = zip(network.names, test.layer_spikes[1:], strict=True)
+    by_layer = ", ".join(f"{name} {spikes:.0f}" for name, spikes in layers)
     print(
         f"test images {test.images} ({which})\n"
         f"  strict accuracy   {test.accuracy:.2%}\n"
@@ -368,6 +388,7 @@ def _print_report(test: ds.Report, which: str, urgency: float) -> None:
         f"  decision step     {test.decision_step:.1f}\n"
         f"  spikes            {test.spikes:.0f} an image up to the decision"
         f" (and {apart})\n"
+        f"  without pooling   {own:.0f}    of all layers: {by_layer}\n"
         f"  dead neurons      {test.dead:.1%}",
         flush=True,
     )

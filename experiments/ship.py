@@ -7,7 +7,7 @@ those of the rounded weights on the test images, as `--evaluate=NAME` prints the
 """
 
 import argparse
-import subprocess
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from . import options
 
 _CARD = """# {name}: {spec}
 
-Trained by `{command}` (`ds4nn_jax` at {commit}; {made_by}).
+Trained by `{command}` ({made_by}).{teacher}
 {chosen} The test images were used to report only. Large
 kernels are stored as float16; all are used as float32.
 
@@ -43,6 +43,10 @@ kernels are stored as float16; all are used as float32.
 `{evaluate}` gives them again.
 """
 
+_TEACHER = (
+    " Its soft labels are made by what\n`experiments/flagfiles/{name}.cfg` begins with."
+)
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -58,15 +62,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     asked = parser.parse_args(argv)
     run = Path(asked.run_dir)
     network, params, notes = ds.load_weights(run / "best.safetensors")
+    trained = network.urgency
     if asked.urgency is not None:
         network = network.clone(urgency=asked.urgency)
     halved = jax.tree.map(_rounded, params)
     rounded = jax.tree.map(lambda w: w.astype(np.float32), halved)
     images = data.load(notes["dataset"], asked.data_dir)
     test = ds.evaluate(network, rounded, images.test_images, images.test_labels)
-    rows = (run / "metrics.jsonl").read_text().splitlines()
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
     module = f"experiments.{notes['dataset'].removesuffix('_mnist')}"
     threads = notes["made_by"]["threads"]
+    flags = _flags(run, notes)
     card = {
         **notes,
         **test.summary(),
@@ -74,17 +81,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         "spec": network.spec,
         "num_steps": network.num_steps,
         "urgency": network.urgency,
-        "epochs": len(rows) - 1,
-        "commit": _commit(),
+        "epochs": sum("epoch" in row for row in rows),
         "layer_spikes": test.layer_spikes,
-        "command": f"NPROC={threads} python -m {module} {_flags(run, notes)}",
+        "command": f"NPROC={threads} python -m {module} {flags}",
         "evaluate": f"python -m {module} --evaluate={asked.name}",
     }
     by_layer = dict(zip(network.names, test.layer_spikes[1:], strict=True))
     text = _CARD.format(
         **card
         | {"made_by": ", ".join(f"{k} {v}" for k, v in notes["made_by"].items())},
-        chosen=_chosen(card),
+        teacher=_TEACHER.format(name=asked.name) if "--soft_labels" in flags else "",
+        chosen=_chosen(card) + _urged(trained, network.urgency),
         layers=", ".join(by_layer),
         by_layer=", ".join(f"{n:,.0f}" for n in by_layer.values()),
         without_pooling=sum(n for k, n in by_layer.items() if "pool" not in k),
@@ -124,17 +131,20 @@ def _chosen(card: Mapping[str, Any]) -> str:
     )
 
 
+def _urged(trained: float, urgency: float) -> str:
+    """Whether the urgency is another than the run's, which those figures are of."""
+    if trained == urgency:
+        return ""
+    return (
+        f" That is with the urgency of the run, {trained:g} mV a step; the one here, "
+        f"{urgency:g}, was chosen on held-out images afterwards."
+    )
+
+
 def _rounded(kernel: np.ndarray) -> np.ndarray:
     """The first convolution's few weights stay as they are: where an image is flat, all
     spikes of a window come at once, and learning can leave a sum right at θ."""
     return kernel.astype(np.float16) if kernel.size > 10_000 else kernel
-
-
-def _commit() -> str:
-    command = ["git", "describe", "--always", "--dirty"]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout[
-        :-1
-    ]
 
 
 if __name__ == "__main__":

@@ -73,6 +73,18 @@ def test_weights_of_another_data_set_are_named(run, tmp_path, capsys):
     assert "trained on 'mnist'" in capsys.readouterr().out
 
 
+def test_an_evaluation_tells_spikes_with_and_without_pooling(run, capsys):
+    cli.main(["evaluate", "digits", f"--evaluate={run / 'best.safetensors'}"])
+    told = capsys.readouterr().out
+    whole = int(told.split("\n  spikes")[1].split()[0])
+    own, by_layer = told.split("without pooling")[1].split("of all layers: ")
+    layers = dict(part.split() for part in by_layer.splitlines()[0].split(", "))
+    counts = {name: int(count) for name, count in layers.items()}
+    assert sum(counts.values()) == pytest.approx(whole, abs=len(counts))
+    assert counts["pool1"] > 0
+    assert int(own.split()[0]) == pytest.approx(whole - counts["pool1"], abs=2)
+
+
 def test_urgency_of_an_evaluation(run, capsys):
     weights = f"--evaluate={run / 'best.safetensors'}"
     cli.main(["evaluate", "digits", weights, "--urgency=20"])

@@ -29,7 +29,7 @@ def test_merged_potentials_are_the_means(spec, rng):
     """Of two networks and of what both make of the mirrored images."""
     images = rng.integers(0, 256, (5, 8, 8, 1)).astype(np.uint8)
     networks, params = zip(a_network(spec, rng), a_network(spec, rng), strict=True)
-    whole, together = merge.merged(networks, params, mirror=True)
+    whole, together = merge.merged(networks, params, mirror=True, shape=(8, 8, 1))
     seen = (images, images[:, :, ::-1])
     alone = [potentials(networks[0], p, x) for p in params for x in seen]
     assert np.std(alone, axis=0).mean() > 1  # they differ
@@ -38,12 +38,25 @@ def test_merged_potentials_are_the_means(spec, rng):
 
 
 def test_merged_weights_are_written(tmp_path, rng):
-    """Weights that load; one network by itself stays as it is."""
+    """Weights that load and tell of their images; one network by itself stays as it
+    is. Weights of other images are refused."""
     network, params = a_network(SPECS[0], rng)
-    ds.save_weights(tmp_path / "a.safetensors", network, params)
+    notes = {
+        "dataset": "mine",
+        "class_names": ["a", "b", "c"],
+        "input_shape": [8, 8, 1],
+    }
+    ds.save_weights(tmp_path / "a.safetensors", network, params, notes=notes)
     out = tmp_path / "b.safetensors"
     merge.main([f"{tmp_path}/a.safetensors", f"--out={out}"])
-    again, same, _ = ds.load_weights(out)
+    again, same, told = ds.load_weights(out)
+    assert told == notes | {"merged": [f"{tmp_path}/a.safetensors"]}
+    notes["dataset"] = "others"
+    ds.save_weights(tmp_path / "c.safetensors", network, params, notes=notes)
+    with pytest.raises(SystemExit, match="dataset differs: mine and others"):
+        merge.main(
+            [f"{tmp_path}/a.safetensors", f"{tmp_path}/c.safetensors", f"--out={out}"]
+        )
     assert again.spec == network.spec
     jax.tree.map(np.testing.assert_allclose, same, params)
 
@@ -54,11 +67,16 @@ def test_networks_that_cannot_be_merged(tmp_path, rng):
         merge.merged(*zip(first, other, strict=True), mirror=False)
     row = ds.SpikingNetwork.from_spec("15-3")
     kernel = {"params": {"dense1": {"kernel": np.ones((15, 3))}}}
-    with pytest.raises(ValueError, match="no square image"):
-        merge.merged([row], [kernel], mirror=True)
-    for spec in ("4C3s2-3", "4C2-3"):
+    for shape, message in (((15,), "dense1 sees no image"), (None, "no input_shape")):
+        with pytest.raises(ValueError, match=message):
+            merge.merged([row], [kernel], mirror=True, shape=shape)
+    for spec, message in (
+        ("4C3s2-3", "windows must be odd and strides 1"),
+        ("4C2-3", "windows must be odd and strides 1"),
+        ("4C3-P3-3", "windows of P3 do not cover 8 columns"),
+    ):
         network, params = a_network(spec, rng)
-        with pytest.raises(ValueError, match="windows must be odd and strides 1"):
-            merge.merged([network], [params], mirror=True)
+        with pytest.raises(ValueError, match=message):
+            merge.merged([network], [params], mirror=True, shape=(8, 8, 1))
     with pytest.raises(SystemExit, match=r"experiments.merge: .*nowhere"):
         merge.main(["nowhere.safetensors", f"--out={tmp_path / 'x.safetensors'}"])

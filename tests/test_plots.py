@@ -404,6 +404,21 @@ def test_fronts_join_what_none_beats_in_both():
     assert spikes.get_xscale() == "log" and figure.get_suptitle() == "Both"
 
 
+def test_fronts_show_what_could_be_known_by_a_step():
+    """Beside the points, against the step alone, and without moving the frame."""
+    free = fronts.fronts(POINTS, title="").axes
+    spikes, steps = fronts.fronts(
+        POINTS, title="", ceiling=([0, 30, 99], [0.1, 0.95, 0.99])
+    ).axes
+    *_, ceiling = steps.lines
+    np.testing.assert_allclose(ceiling.get_xydata(), [[0, 10], [30, 95], [99, 99]])
+    assert len(spikes.lines) == len(free[0].lines)
+    assert (steps.get_xlim(), steps.get_ylim()) == (
+        free[1].get_xlim(),
+        free[1].get_ylim(),
+    )
+
+
 def test_fronts_leave_out_a_panel_of_which_nothing_is_known():
     (axes,) = fronts.fronts(POINTS[2:3], title="").axes
     assert "spikes" in axes.get_xlabel()

@@ -288,12 +288,12 @@ def test_only_the_papers_networks_bear_its_numbers():
     ours = network("mnist", mnist)
     assert ours.paper("confusion") == "Fig. 4. "
     assert ours.paper("classes") == ""  # Table 5 is Fashion-MNIST's
-    assert network("fashion_mnist", fashion).paper("classes") == "Table 5: "
+    urged = network("fashion_mnist", fashion, urgency=0.25)
+    assert urged.paper("classes") == "Table 5: "
     for other in (
         network("kmnist", mnist),
         network("mnist", "784-400-10"),
         network("mnist", mnist, num_steps=50),
-        network("mnist", mnist, urgency=0.1),
     ):
         assert other.paper("confusion") == other.paper("comparison") == ""
 
@@ -313,16 +313,20 @@ def test_a_ceiling_is_drawn_where_it_is_known(tmp_path, monkeypatch):
 
 def test_rows_of_several_seeds(tmp_path):
     for seed, accuracy in ((0, 0.99), (2, 0.98)):
-        rows = [{"epoch": 1}, {"test_accuracy": accuracy, "test_spikes": 100.0 + seed}]
+        test = {"test_accuracy": accuracy, "test_spikes": 100.0 + seed}
+        test["test_layer_spikes"] = [7, 40 + seed, 30, 20, 9, 1]
+        rows = [{"epoch": 1}, test]
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (tmp_path / f"mnist-{seed}.jsonl").write_text(text)
     (tmp_path / "fashion-0.jsonl").write_text('{"test_accuracy": 0.9}\n')
     (runs,) = chapters.reported("mnist", tmp_path)
     assert runs.spread() == "98.50 (98.00–99.00)"
     assert runs.mean("spikes") == 101
+    assert runs.own_spikes() == 41 + 20 + 1  # pooling and the input left out
     assert runs.config.spec == "64C3-P2-128C3-P2-10"
     assert runs.told() == "mnist.cfg, seeds 0, 2"
     (fashion,) = chapters.reported("fashion_mnist", tmp_path)
+    assert fashion.own_spikes() is None  # it has pooling, and tells no layers
     assert fashion.spread() == "90.00" and fashion.told() == "fashion.cfg, seed 0"
     assert chapters.reported("kmnist", tmp_path) == ()
 

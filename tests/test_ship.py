@@ -1,7 +1,6 @@
 """A shipped network's card says how it was made and what it does."""
 
 import shlex
-import subprocess
 
 import pytest
 
@@ -11,17 +10,16 @@ from experiments import options, ship
 
 
 @pytest.fixture
-def shipped(smoke_run, tmp_path, monkeypatch):
+def shipped(smoke_run, tmp_path):
     """(weights, card) of a run that did not do all as its preset does."""
     run = tmp_path / "run"
     run.mkdir()
     for name in ("best.safetensors", "metrics.jsonl", "flags.cfg"):
         (run / name).write_bytes((smoke_run[0] / name).read_bytes())
     with (run / "flags.cfg").open("a") as flags:
-        flags.write("--epochs=3\n--guard.budgets=0.1,0.2\n--soft_labels=teacher.npy\n")
-    commit = subprocess.CompletedProcess((), 0, stdout="abc1234\n")
-    monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: commit)
-    ship.main(["mine", f"--run_dir={run}", f"--out_dir={tmp_path / 'out'}"])
+        flags.write("--epochs=3\n--guard.budgets=0.1\n--soft_labels=teacher.npy\n")
+    out = f"--out_dir={tmp_path / 'out'}"
+    ship.main(["mine", f"--run_dir={run}", out, "--urgency=0.5"])
     return tmp_path / "out/mine.safetensors", tmp_path / "out/mine.md"
 
 
@@ -35,9 +33,11 @@ def test_its_command_is_the_run_it_was(shipped, smoke_run):
     flagfile = f"--flagfile={smoke_run[0] / 'flags.cfg'}"
     run = options.parse(["x", flagfile], dataset="digits")
     assert asked.soft_labels == "teacher.npy"
-    assert (asked.config.epochs, asked.config.guard.budgets) == (3, (0.1, 0.2))
+    assert (asked.config.epochs, asked.config.guard.budgets) == (3, (0.1,))
     assert asked.config.spec == run.config.spec
     assert str(smoke_run[0]) not in text
+    assert "made by what\n`experiments/flagfiles/mine.cfg` begins with." in text
+    assert "with the urgency of the run, 0 mV a step; the one here, 0.5, was" in text
 
 
 def test_its_command_keeps_what_another_optimizer_shares_with_the_presets(tmp_path):
