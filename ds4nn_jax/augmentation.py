@@ -17,8 +17,8 @@ class Augmentation(Value):
     Attributes:
       shift: images are moved by up to so many pixels in each direction.
       flip: whether images are mirrored left to right, every other one.
-      rotation: images are turned about their centre by up to so many degrees either
-        way.
+      rotation: every other image is turned about its centre by up to so many degrees
+        either way, see `rotate`.
     """
 
     shift: int = 0
@@ -83,9 +83,13 @@ def flip(key: jax.Array, images: jax.Array) -> jax.Array:
 
 
 def rotate(key: jax.Array, images: jax.Array, *, degrees: float) -> jax.Array:
-    """Turns every image about its centre, by its own angle, black coming in.
+    """Turns every other image, on average, about its centre, by its own angle, black
+    coming in.
 
-    Values between pixels are linear between their four neighbours.
+    Every pixel takes the value of the one that comes nearest to its place: a mean of
+    neighbours would be darker than the bright one and spike later, and a network that
+    learns of blurred edges decides crisp ones late. For the same reason half of the
+    images stay as they are.
 
     Args:
       key: random key.
@@ -102,6 +106,10 @@ def rotate(key: jax.Array, images: jax.Array, *, degrees: float) -> jax.Array:
     _, height, width, channels = images.shape
     limit = jnp.float32(degrees * math.pi / 180)
     angles = jax.random.uniform(key, (len(images),), jnp.float32, -limit, limit)
+    turned_too = jax.random.bernoulli(
+        jax.random.fold_in(key, 1), jnp.float32(0.5), angles.shape
+    )
+    angles = jnp.where(turned_too, angles, 0)
     y = jnp.arange(height, dtype=jnp.float32)[:, None] - (height - 1) / 2
     x = jnp.arange(width, dtype=jnp.float32)[None] - (width - 1) / 2
 
@@ -110,12 +118,10 @@ def rotate(key: jax.Array, images: jax.Array, *, degrees: float) -> jax.Array:
         rows = cosine * y - sine * x + (height - 1) / 2
         columns = sine * y + cosine * x + (width - 1) / 2
         each = [
-            jax.scipy.ndimage.map_coordinates(image[..., c], [rows, columns], order=1)
+            jax.scipy.ndimage.map_coordinates(image[..., c], [rows, columns], order=0)
             for c in range(channels)
         ]
         return jnp.stack(each, axis=-1)
 
     made = jax.vmap(turned)(jnp.asarray(images).astype(jnp.float32), angles)
-    if images.dtype == jnp.uint8:
-        made = jnp.round(made)
     return made.astype(images.dtype)
