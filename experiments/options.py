@@ -55,7 +55,8 @@ class Options:
       coordinator: host:port of process 0.
       num_processes: of the run.
       process_id: of this one.
-      evaluate: evaluate this .safetensors file, or "pretrained", instead of training.
+      evaluate: evaluate this .safetensors file, or a shipped network by its name
+        ("pretrained": that of the data set), instead of training.
     """
 
     config: TrainConfig

@@ -19,6 +19,7 @@ def test_gives_exactly_its_card_s_figures(name):
     for measure in ("accuracy", "lenient_accuracy", "tied", "silent", "decision_step"):
         assert seen[measure] == card[measure], measure
     assert report.spikes == pytest.approx(card["spikes"], rel=1e-4)
+    assert report.silent < 0.03, "images are decided by spikes"
 
 
 @pytest.mark.parametrize("name", pretrained.names())
