@@ -95,8 +95,9 @@ class TrainConfig:
         require(self, "validation", 0 <= self.validation < 1, "in [0, 1)")
         require(self, "seed", 0 <= self.seed < 2**32, "in 0 … 2³²−1")
         self.output_rule.check_steps(self.num_steps)
+        network = self.network()
         for part in (self.initial_weights, self.optimizer, self.guard):
-            part.check_network(self.network())
+            part.check_network(network)
 
     def network(self) -> SpikingNetwork:
         """The network that this configuration describes."""

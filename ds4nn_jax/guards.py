@@ -102,26 +102,32 @@ class RateGuard(Value):
 
     def settled(self, step: int) -> bool:
         """Whether budgets are at their values after so many steps of training."""
-        return not self.budgets or step >= self.steps
+        return step >= self.steps or all(b >= self.first for b in self.budgets)
 
     def check_network(self, network: SpikingNetwork) -> None:
         """Refuses more budgets than there are layers for them."""
         hidden = len(network.weighted) - 1
-        few = f"at most {hidden}: {network.spec} has so many hidden layers with weights"
+        few = f"no more than {hidden}, the hidden layers with weights of {network.spec}"
         self.require("budgets", len(self.budgets) <= hidden, few)
 
     def layers(
         self, hidden: int, step: jax.Array, num_steps: int, axis: str | None = None
     ) -> tuple[Callable[[SpikeTimes], SpikeTimes], ...]:
-        """The guard of each of the hidden layers after so many steps of training; with
-        the axis of devices that share its batches."""
+        """The guard of each of the hidden layers after so many steps of training.
+
+        Args:
+          hidden: how many layers.
+          step: n.
+          num_steps: T.
+          axis: of devices that share the batches, see `rate_guard`.
+        """
         if not self.budgets:
             return ()
         done = jnp.minimum(step / self.steps, 1)
         budgets = (*self.budgets, *self.budgets[-1:] * hidden)[:hidden]
         guard = functools.partial(rate_guard, self.strength, self.floor, num_steps)
-        first = (max(self.first, budget) for budget in budgets)
+        begins = (max(self.first, budget) for budget in budgets)
         return tuple(
-            functools.partial(guard, budget=f * (b / f) ** done, axis=axis)
-            for f, b in zip(first, budgets, strict=True)
+            functools.partial(guard, budget=begin * (b / begin) ** done, axis=axis)
+            for begin, b in zip(begins, budgets, strict=True)
         )

@@ -460,15 +460,15 @@ class SpikingNetwork(nn.Module):
                     merged, asked = pool != NO_POOL, dict(pool=pool)
                 response = layer.respond(entering, counts=counts, **asked)
                 times = response.times
-                guard = next(guarding, None)
+                guard = next(guarding) if guards and following is not None else None
                 if counts:
                     kept += jnp.unstack(response.counts, axis=1)
             # Pooling hands every error to one input, so all norms are the same on
             # either side of it, and smaller sums give them behind it.
-            if not (merged or isinstance(following, PoolSpec)):
+            if not isinstance(following, PoolSpec):
                 times = normalize_gradient(times, method=self.normalization)
                 if guard is not None:
-                    times, guard = guard(times), None
+                    times = guard(times)
             if keep == "times":
                 kept.append(times)
         return entering, times, kept

@@ -36,12 +36,11 @@ _SHIFTED = TrainConfig(
     epochs=30,
 )
 
-# Turned images, too, and averaged weights: what is learnt by heart comes late.
+# Turned images, too, and averaged weights.
 _MNIST = replace(
     _SHIFTED,
     optimizer=Adam(learning_rate=0.01, norms=HeldNorms(), average=0.998),
     augmentation=Augmentation(shift=1, rotation=10.0),
-    epochs=60,
 )
 
 # S4NN's network, trained as above but for what a dense layer needs: more neurons that

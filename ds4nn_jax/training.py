@@ -36,7 +36,8 @@ class Snapshot(NamedTuple):
       epoch: int32, how many epochs are complete, validation and all.
       seen: [steps of an epoch, 4] `StepMetrics` of the epoch under way, a row a step;
         the steps still to come are zero.
-      best: float32, highest validation accuracy so far, −1 before the first.
+      best: float32, highest validation accuracy of the epochs after a rate guard's
+        budgets had fallen, −1 before the first.
       data: uint8 [32], a digest of the training images and labels in their order.
     """
 
@@ -398,7 +399,8 @@ def _epochs(config, run, start, on_step, mesh) -> Iterator[EpochResult]:
         # what it was worth before its budgets had fallen.
         last = epoch == config.epochs
         better = (settled or last) and bool(np.float32(score) >= best)
-        best = np.maximum(best, np.float32(score if settled else -1))
+        if settled:
+            best = np.maximum(best, np.float32(score))
         seen, done = np.zeros_like(seen), 0
         yield EpochResult(epoch, params, means, report, better, snapshot(epoch))
 

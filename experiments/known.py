@@ -7,8 +7,9 @@ pooling in place of spiking ones, by cross-entropy. Of half of the training imag
 the pixels are left that spike by a step drawn anew each time; the step is a second
 channel. Its accuracy on the test images by every fifth step is a ceiling for decisions
 that are taken by then, as good as this network and its training are. It holds out what
-a run of the data set's preset with the same --seed holds out: a run of another seed, or
-with another --validation or --train_limit, wants a teacher of its own. And
+a run of the data set's preset with the same --seed holds out, and changes images as
+that preset does: a run of another seed wants a teacher of its own, and one with another
+--validation or --train_limit can have none that knows nothing of what it holds out.
 `--teach=FILE.npy` writes its softmax over all training images as soft labels for
 `--soft_labels`, mixed with the labels themselves by `--label_share`.
 """

@@ -37,9 +37,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     asked = parser.parse_args(argv)
     try:
         networks, params, notes = zip(*map(pretrained.find, asked.weights), strict=True)
-        shape = _shared(notes).get("input_shape")
-        network, together = merged(networks, params, mirror=asked.mirror, shape=shape)
         kept = {"merged": asked.weights, **_shared(notes)}
+        shape = kept.get("input_shape")
+        network, together = merged(networks, params, mirror=asked.mirror, shape=shape)
         ds.save_weights(asked.out, network, together, notes=kept)
     except (ValueError, OSError) as error:
         raise SystemExit(f"experiments.merge: {error}") from error
@@ -107,18 +107,25 @@ def _by_feature(kernel: np.ndarray, features: int) -> np.ndarray:
     return np.reshape(kernel, (-1, features, np.shape(kernel)[1]))
 
 
-def _mirrored(network: ds.SpikingNetwork, kernels: _Kernels, shape) -> _Kernels:
+def _mirrored(
+    network: ds.SpikingNetwork, kernels: _Kernels, shape: Sequence[int] | None
+) -> _Kernels:
     """The weights that make of an image what `kernels` make of its mirror image."""
     if shape is None:
         raise ValueError("no input_shape beside these weights: what is to be mirrored?")
+    padding = network.padding
+    if not isinstance(padding, str) and len({*padding[1]}) > 1:
+        raise ValueError(
+            f"a padding of {padding[1]} columns is not that of mirror images"
+        )
     turned = {}
-    for name, layer, seen in zip(
-        network.names, network.layers, _shapes(network, shape), strict=False
-    ):
+    entering = _entering(network, shape)
+    for name, layer, seen in zip(network.names, network.layers, entering, strict=True):
         if isinstance(layer, PoolSpec):
-            if seen[1] % layer.size:
+            _, columns, _ = seen
+            if columns % layer.size:
                 raise ValueError(
-                    f"{network.spec}: windows of {layer} do not cover {seen[1]} "
+                    f"{network.spec}: windows of {layer} do not cover {columns} "
                     "columns, and leave out others of a mirror image"
                 )
             continue
@@ -131,24 +138,26 @@ def _mirrored(network: ds.SpikingNetwork, kernels: _Kernels, shape) -> _Kernels:
                 )
             kernel = kernel[:, ::-1]
         elif len(seen) == 3:
-            square = kernel.reshape(*seen, -1)[:, ::-1]
-            kernel = square.reshape(kernel.shape)
+            by_place = kernel.reshape(*seen, -1)[:, ::-1]
+            kernel = by_place.reshape(kernel.shape)
         elif name == network.weighted[0]:
             raise ValueError(f"{name} sees no image: it has no mirror image")
         turned[name] = {"kernel": kernel}
     return turned
 
 
-def _shapes(network: ds.SpikingNetwork, shape: Sequence[int]) -> list[tuple[int, ...]]:
-    """Of the input and of what leaves every layer: [H, W, C] or [N]."""
+def _entering(
+    network: ds.SpikingNetwork, shape: Sequence[int]
+) -> list[tuple[int, ...]]:
+    """The shape of what enters each layer: [H, W, C] or [N]."""
     image = jax.ShapeDtypeStruct((1, *shape), np.float32)
     trace = functools.partial(network.init_with_output, method="trace")
     out, _ = jax.eval_shape(trace, jax.random.key(0), image)
-    return [times.shape[1:] for times in out.times]
+    return [times.shape[1:] for times in out.times[:-1]]
 
 
 def _shared(notes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What all weights tell of their images.
+    """What those weights that tell of their images agree on.
 
     Raises:
       ValueError: they tell different things.

@@ -9,6 +9,7 @@ Under `out_dir`:
 """
 
 import contextlib
+import functools
 import importlib.util
 import json
 import os
@@ -329,7 +330,7 @@ def _made_by() -> dict[str, str]:
     """What a result depends on besides its flags and data."""
     return {
         "ds4nn_jax": ds.__version__,
-        **_commit(),
+        **commit(),
         "jax": jax.__version__,
         "python": platform.python_version(),
         "platform": f"{jax.default_backend()}, {platform.machine()}",
@@ -338,8 +339,9 @@ def _made_by() -> dict[str, str]:
     }
 
 
-def _commit() -> dict[str, str]:
-    """Where the code stands, if it is a checkout of its own."""
+@functools.cache
+def commit() -> dict[str, str]:
+    """Where the code stood at first, if it is a checkout of its own."""
     root = Path(__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return {}
@@ -373,10 +375,10 @@ def _write_rows(path: Path, rows: list[dict]) -> None:
 
 
 def _print_report(test: ds.Report, which: str, network: ds.SpikingNetwork) -> None:
-    apart = f"{test.layer_spikes[0]:.0f} input spikes"
+    apart = [f"{test.layer_spikes[0]:.0f} input spikes"]
     if network.urgency:
-        reference = f"{test.reference_spikes:.0f} reference spikes"
-        apart += f", {reference} of {network.urgency:g} mV"
+        apart += [f"{test.reference_spikes:.0f} reference spikes"]
+        apart[-1] += f" of {network.urgency:g} mV"
     own = measures.without_pooling(network, test.layer_spikes)
     layers = zip(network.names, test.layer_spikes[1:], strict=True)
     by_layer = ", ".join(f"{name} {spikes:.0f}" for name, spikes in layers)
@@ -387,7 +389,7 @@ def _print_report(test: ds.Report, which: str, network: ds.SpikingNetwork) -> No
         f"  ties              {test.tied:.2%}    all outputs silent {test.silent:.2%}\n"
         f"  decision step     {test.decision_step:.1f}\n"
         f"  spikes            {test.spikes:.0f} an image up to the decision"
-        f" (and {apart})\n"
+        f" (and {', '.join(apart)})\n"
         f"  without pooling   {own:.0f}    of all layers: {by_layer}\n"
         f"  dead neurons      {test.dead:.1%}",
         flush=True,

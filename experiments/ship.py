@@ -19,11 +19,12 @@ import ds4nn_jax as ds
 from ds4nn_jax import data
 from ds4nn_jax.checkpoints import write_atomically
 
-from . import options
+from . import measures, options, runner
 
 _CARD = """# {name}: {spec}
 
-Trained by `{command}` ({made_by}).{teacher}
+Trained by `{command}` ({made_by};
+presets of {presets}).{teacher}
 {chosen} The test images were used to report only. Large
 kernels are stored as float16; all are used as float32.
 
@@ -44,7 +45,7 @@ kernels are stored as float16; all are used as float32.
 """
 
 _TEACHER = (
-    " Its soft labels are made by what\n`experiments/flagfiles/{name}.cfg` begins with."
+    " Its soft labels are made by\nwhat `experiments/flagfiles/{name}.cfg` begins with."
 )
 
 
@@ -90,11 +91,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     text = _CARD.format(
         **card
         | {"made_by": ", ".join(f"{k} {v}" for k, v in notes["made_by"].items())},
+        presets=runner.commit().get("commit", "this version"),
         teacher=_TEACHER.format(name=asked.name) if "--soft_labels" in flags else "",
-        chosen=_chosen(card) + _urged(trained, network.urgency),
+        chosen=_chosen(card, trained),
         layers=", ".join(by_layer),
         by_layer=", ".join(f"{n:,.0f}" for n in by_layer.values()),
-        without_pooling=sum(n for k, n in by_layer.items() if "pool" not in k),
+        without_pooling=measures.without_pooling(network, test.layer_spikes),
         reference=test.reference_spikes if network.urgency else 0,
     )
     out = Path(asked.out_dir)
@@ -121,24 +123,25 @@ def _flags(run: Path, notes: Mapping[str, Any]) -> str:
     return " ".join((*named, *others))
 
 
-def _chosen(card: Mapping[str, Any]) -> str:
-    """How these weights were picked among those of the run's epochs."""
+def _chosen(card: Mapping[str, Any], urgency: float) -> str:
+    """How these weights were picked among those of the run's epochs, and whether the
+    urgency is another than the run's."""
+    other = urgency != card["urgency"]
     if "val_accuracy" not in card:
-        return f"On all training images, the last of {card['epochs']} epochs."
-    return (
+        picked = f"On all training images, the last of {card['epochs']} epochs."
+        if other:
+            picked += f" Trained with an urgency of {urgency:g} mV a step."
+        return picked
+    picked = (
         f"Best of {card['epochs']} epochs on held-out training images: epoch "
         f"{card['epoch']}, {card['val_accuracy']:.2%} there."
     )
-
-
-def _urged(trained: float, urgency: float) -> str:
-    """Whether the urgency is another than the run's, which those figures are of."""
-    if trained == urgency:
-        return ""
-    return (
-        f" That is with the urgency of the run, {trained:g} mV a step; the one here, "
-        f"{urgency:g}, was chosen on held-out images afterwards."
-    )
+    if other:
+        picked += (
+            f" That is with the urgency of the run, {urgency:g} mV a step; "
+            f"{card['urgency']:g} was chosen on held-out images afterwards."
+        )
+    return picked
 
 
 def _rounded(kernel: np.ndarray) -> np.ndarray:

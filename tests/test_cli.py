@@ -5,7 +5,7 @@ import sys
 import pytest
 
 import ds4nn_jax as ds
-from experiments import cli
+from experiments import cli, runner
 
 
 @pytest.fixture
@@ -67,6 +67,7 @@ def test_a_missing_package_is_named(monkeypatch):
 def test_weights_of_another_data_set_are_named(run, tmp_path, capsys):
     network, params, notes = ds.load_weights(run / "best.safetensors")
     assert notes["made_by"]["ds4nn_jax"] == ds.__version__
+    assert notes["made_by"].get("commit") == runner.commit().get("commit")
     path = tmp_path / "w.safetensors"
     ds.save_weights(path, network, params, notes=notes | {"dataset": "mnist"})
     cli.main(["evaluate", "digits", f"--evaluate={path}"])

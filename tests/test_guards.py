@@ -157,10 +157,19 @@ def test_refuses(wrong, message):
         RateGuard(**wrong)
 
 
+def test_budgets_that_do_not_fall_are_settled():
+    assert RateGuard().settled(0)
+    assert RateGuard((0.5, 0.3), first=0.3, steps=100).settled(0)
+    falling = RateGuard((0.5, 0.1), first=0.3, steps=100)
+    assert [falling.settled(step) for step in (0, 99, 100)] == [False, False, True]
+
+
 def test_refuses_more_budgets_than_layers():
     guard = RateGuard(budgets=(0.1, 0.2))
     ds.TrainConfig(spec="4C3-P2-8-10", guard=guard)
-    with pytest.raises(ValueError, match="budgets must be at most 1: 8C3-P2-10 has"):
+    with pytest.raises(
+        ValueError, match="budgets must be no more than 1, the hidden layers"
+    ):
         ds.TrainConfig(spec="8C3-P2-10", guard=guard)
 
 

@@ -8,10 +8,10 @@ from experiments import merge
 SPECS = ["6C3-P2-5C3-3", "4C3-P2-6-3", "64-7-5-3"]
 
 
-def a_network(spec, rng):
+def a_network(spec, rng, shape=(8, 8, 1), padding="SAME"):
     """With weights that let about half of its neurons fire on small images."""
-    network = ds.SpikingNetwork.from_spec(spec)
-    given = network.init(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))
+    network = ds.SpikingNetwork.from_spec(spec, padding=padding)
+    given = network.init(jax.random.key(0), np.zeros((1, *shape), np.float32))
     return network, jax.tree.map(
         lambda kernel: rng.normal(60 / np.sqrt(len(kernel)), 40, kernel.shape), given
     )
@@ -24,12 +24,21 @@ def potentials(network, params, images):
     return ds.membrane_potentials(np.reshape(times, (len(images), -1)), kernel)
 
 
-@pytest.mark.parametrize("spec", SPECS)
-def test_merged_potentials_are_the_means(spec, rng):
+@pytest.mark.parametrize(
+    "spec, shape, padding",
+    [
+        *((spec, (8, 8, 1), "SAME") for spec in SPECS),
+        ("4C3-P2-5C3-3", (8, 6, 2), "SAME"),
+        ("4C3-P2-6-3", (8, 10, 1), "VALID"),
+        ("96-7-3", (8, 6, 2), "SAME"),
+    ],
+)
+def test_merged_potentials_are_the_means(spec, shape, padding, rng):
     """Of two networks and of what both make of the mirrored images."""
-    images = rng.integers(0, 256, (5, 8, 8, 1)).astype(np.uint8)
-    networks, params = zip(a_network(spec, rng), a_network(spec, rng), strict=True)
-    whole, together = merge.merged(networks, params, mirror=True, shape=(8, 8, 1))
+    images = rng.integers(0, 256, (5, *shape)).astype(np.uint8)
+    made = [a_network(spec, rng, shape, padding) for _ in range(2)]
+    networks, params = zip(*made, strict=True)
+    whole, together = merge.merged(networks, params, mirror=True, shape=shape)
     seen = (images, images[:, :, ::-1])
     alone = [potentials(networks[0], p, x) for p in params for x in seen]
     assert np.std(alone, axis=0).mean() > 1  # they differ
@@ -70,12 +79,14 @@ def test_networks_that_cannot_be_merged(tmp_path, rng):
     for shape, message in (((15,), "dense1 sees no image"), (None, "no input_shape")):
         with pytest.raises(ValueError, match=message):
             merge.merged([row], [kernel], mirror=True, shape=shape)
-    for spec, message in (
-        ("4C3s2-3", "windows must be odd and strides 1"),
-        ("4C2-3", "windows must be odd and strides 1"),
-        ("4C3-P3-3", "windows of P3 do not cover 8 columns"),
+    uneven = ((1, 1), (2, 0))
+    for spec, padding, message in (
+        ("4C3-3", uneven, r"padding of \(2, 0\) columns is not that of mirror images"),
+        ("4C3s2-3", "SAME", "windows must be odd and strides 1"),
+        ("4C2-3", "SAME", "windows must be odd and strides 1"),
+        ("4C3-P3-3", "SAME", "windows of P3 do not cover 8 columns"),
     ):
-        network, params = a_network(spec, rng)
+        network, params = a_network(spec, rng, padding=padding)
         with pytest.raises(ValueError, match=message):
             merge.merged([network], [params], mirror=True, shape=(8, 8, 1))
     with pytest.raises(SystemExit, match=r"experiments.merge: .*nowhere"):

@@ -36,8 +36,8 @@ def test_its_command_is_the_run_it_was(shipped, smoke_run):
     assert (asked.config.epochs, asked.config.guard.budgets) == (3, (0.1,))
     assert asked.config.spec == run.config.spec
     assert str(smoke_run[0]) not in text
-    assert "made by what\n`experiments/flagfiles/mine.cfg` begins with." in text
-    assert "with the urgency of the run, 0 mV a step; the one here, 0.5, was" in text
+    assert "made by\nwhat `experiments/flagfiles/mine.cfg` begins with." in text
+    assert "with the urgency of the run, 0 mV a step; 0.5 was chosen on held" in text
 
 
 def test_its_command_keeps_what_another_optimizer_shares_with_the_presets(tmp_path):
@@ -61,7 +61,11 @@ def test_its_figures_are_those_of_its_weights(shipped):
 
 
 def test_its_card_says_how_weights_were_picked():
-    picked = {"epochs": 20, "epoch": 16}
-    assert ship._chosen(picked) == "On all training images, the last of 20 epochs."
-    told = ship._chosen(picked | {"val_accuracy": 0.9902})
+    picked = {"epochs": 20, "epoch": 16, "urgency": 0.3}
+    told = ship._chosen(picked, 0.3)
+    assert told == "On all training images, the last of 20 epochs."
+    assert (
+        ship._chosen(picked, 0.2) == f"{told} Trained with an urgency of 0.2 mV a step."
+    )
+    told = ship._chosen(picked | {"val_accuracy": 0.9902}, 0.3)
     assert told.endswith("held-out training images: epoch 16, 99.02% there.")
