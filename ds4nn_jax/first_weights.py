@@ -59,7 +59,7 @@ class Uniform(FirstWeights):
             network.clone(initial_weights=self.ranges)  # refuses what does not fit
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class FiringRates(FirstWeights):
     """By fan-in, then scaled layer by layer until a set share of the driven neurons
     fires on training images, see `calibrate`. An urgency comes on top of it.
