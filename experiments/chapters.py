@@ -224,10 +224,11 @@ def of_dataset(dataset: str, shown: Sequence[Network]) -> Iterator[Block]:
             f" Dotted: what a plain CNN of {known['spec']} knows of all images by a "
             "step; a mean of steps may lie above it, early for some, late for others."
         )
-    ceiling = known and (known["steps"], known["test_accuracy"])
     yield Drawing(
         f"{_slug(dataset)}_fronts",
-        fronts.fronts(points, title=f"{title}: accuracy and its cost", ceiling=ceiling),
+        fronts.fronts(
+            points, title=f"{title}: accuracy and its cost", ceiling=_ceiling(known)
+        ),
         told,
     )
     if any(each.paper("comparison") for each in shown) and dataset == "mnist":
@@ -281,7 +282,7 @@ def of_network(each: Network) -> Iterator[Block]:
         by_step,
         decided,
         decision_step=test.decision_step,
-        ceiling=known and (known["steps"], known["test_accuracy"]),
+        ceiling=_ceiling(known),
     )
     told = (
         "What is known if one stops at step t: the decision where an output has fired, "
@@ -469,6 +470,11 @@ def _known(dataset: str, num_steps: int) -> dict | None:
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not what experiments.known writes") from error
     return known if fits else None
+
+
+def _ceiling(known: dict | None) -> tuple[list[int], list[float]] | None:
+    """Its steps and accuracies, for a figure."""
+    return known and (known["steps"], known["test_accuracy"])
 
 
 def _slug(name: str) -> str:
