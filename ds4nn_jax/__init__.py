@@ -14,7 +14,7 @@ imported by name.
 # Spike times and layers: pure functions.
 from ds4nn_jax.types import SpikeTimes
 from ds4nn_jax.encoding import decode, encode, raster
-from ds4nn_jax.losses import normalize_gradient, temporal_loss
+from ds4nn_jax.losses import centre_errors, normalize_gradient, temporal_loss
 from ds4nn_jax.neurons import (
     conv,
     conv_pool,
@@ -78,6 +78,7 @@ __version__ = "0.1.0"
 __all__ = [
     # layers
     "SpikeTimes",
+    "centre_errors",
     "conv",
     "conv_pool",
     "decision_potentials",

@@ -48,6 +48,29 @@ def urgency(value: float) -> float:
     return value
 
 
+def pulses(values: jax.Array, outputs: int, steps: int) -> jax.Array:
+    """Weights [P, O] of reference neurons, of which no two spike at once."""
+    values = jnp.asarray(values)
+    if not jnp.issubdtype(values.dtype, jnp.floating):
+        raise TypeError(f"pulses must be floating, got {values.dtype}")
+    if values.ndim != 2 or values.shape[1] != outputs or len(values) > steps:
+        raise ValueError(
+            f"pulses must have shape [P, O] with P ≤ T = {steps} and O = {outputs}, "
+            f"got {values.shape}"
+        )
+    finite("pulses", values)
+    return values
+
+
+def pulse_counts(counts: tuple[int, ...], layers: int, steps: int) -> None:
+    whole = all(isinstance(n, int) and not isinstance(n, bool) for n in counts)
+    if not whole or not all(0 <= n <= steps for n in counts) or len(counts) > layers:
+        raise ValueError(
+            f"pulses must be whole numbers in 0 … T = {steps}, no more than one for "
+            f"each of the {layers} layers with weights, got {counts!r}"
+        )
+
+
 def rank(name: str, x: jax.Array, axes: str) -> None:
     """`axes` names the axes, as in "[B, H, W, I]"."""
     expected = axes.count(",") + 1

@@ -17,6 +17,7 @@ from ds4nn_jax._engines.synapse import (
     Response,
     Synapse,
     explicit_pads,
+    pulse_currents,
 )
 from ds4nn_jax.surrogates import Surrogate, resolve
 
@@ -34,29 +35,53 @@ class Layer(NamedTuple):
 
 
 def dense_layer(
-    times, kernel, threshold, num_steps, engine, surrogate="constant", urgency=0.0
-) -> tuple[Layer, jax.Array, jax.Array]:
+    times,
+    kernel,
+    pulses,
+    threshold,
+    num_steps,
+    engine,
+    surrogate="constant",
+    urgency=0.0,
+) -> tuple[Layer, jax.Array, jax.Array, jax.Array]:
     times, kernel = checked(times, kernel, num_steps, "[B, I]", "[I, O]")
     layer = _layer(Dense(), threshold, num_steps, engine, surrogate)
-    if urgency := _checks.urgency(urgency):
-        # The reference neurons: one spikes at each step, all with weight u.
-        reference = jnp.arange(num_steps, dtype=times.dtype)
-        reference = jnp.broadcast_to(reference, (times.shape[0], num_steps))
-        current = jnp.full((num_steps, kernel.shape[1]), urgency, kernel.dtype)
-        times = jnp.concatenate([times, reference], axis=1)
-        kernel = jnp.concatenate([kernel, current])
-    return layer, times, kernel
+    return layer, times, kernel, reference(pulses, kernel, num_steps, urgency)
 
 
 def conv_layer(
-    times, kernel, threshold, num_steps, engine, strides, padding, surrogate="constant"
-) -> tuple[Layer, jax.Array, jax.Array]:
+    times,
+    kernel,
+    pulses,
+    threshold,
+    num_steps,
+    engine,
+    strides,
+    padding,
+    surrogate="constant",
+) -> tuple[Layer, jax.Array, jax.Array, jax.Array]:
     axes = "[B, H, W, I]", "[kh, kw, I, O]"
     times, kernel = checked(times, kernel, num_steps, *axes)
     strides = pair("strides", strides)
     pads = explicit_pads(padding, times.shape[1:3], kernel.shape[:2], strides)
     layer = _layer(Conv(strides, pads), threshold, num_steps, engine, surrogate)
-    return layer, times, kernel
+    return layer, times, kernel, reference(pulses, kernel, num_steps)
+
+
+def reference(
+    pulses: jax.Array | None, kernel: jax.Array, num_steps: int, urgency: float = 0.0
+) -> jax.Array:
+    """Weights [P, O] of the reference neurons of a layer with this kernel.
+
+    An urgency is T of them, one spike at each step, all with weight u.
+    """
+    outputs = kernel.shape[-1]
+    if pulses is None:
+        pulses = jnp.zeros((0, outputs), kernel.dtype)
+    pulses = _checks.pulses(pulses, outputs, num_steps).astype(kernel.dtype)
+    if urgency := _checks.urgency(urgency):
+        pulses = pulse_currents(pulses, num_steps) + jnp.asarray(urgency, kernel.dtype)
+    return pulses
 
 
 def _layer(synapse, threshold, num_steps, engine, surrogate) -> Layer:
@@ -75,10 +100,9 @@ def _dispatch(layer: Layer, function: str, *arrays: jax.Array, **static):
     return getattr(event, function)(layer.synapse, *arrays, **static)
 
 
-def _forward(layer: Layer, times, kernel, **asked) -> Response:
-    return _dispatch(
-        layer, "forward", times, kernel, threshold=layer.threshold, **asked
-    )
+def _forward(layer: Layer, times, kernel, pulses, **asked) -> Response:
+    arrays = times, kernel, pulses
+    return _dispatch(layer, "forward", *arrays, threshold=layer.threshold, **asked)
 
 
 def divides(window: tuple[int, int], shape: tuple[int, ...]) -> bool:
@@ -86,31 +110,34 @@ def divides(window: tuple[int, int], shape: tuple[int, ...]) -> bool:
     return shape[1] % window[0] == 0 and shape[2] % window[1] == 0
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4))
-def _response(layer: Layer, times, kernel, pool=NO_POOL, counts=False) -> Response:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 4, 5))
+def _response(
+    layer: Layer, times, kernel, pulses, pool=NO_POOL, counts=False
+) -> Response:
     """Spike times, behind the pooling, and spike counts if asked for."""
-    found = _forward(layer, times, kernel, peaks=False, pool=pool, counts=counts)
+    arrays = times, kernel, pulses
+    found = _forward(layer, *arrays, peaks=False, pool=pool, counts=counts)
     return Response(found.times, counts=found.counts)
 
 
-def _response_fwd(layer: Layer, times, kernel, pool, counts: bool):
-    peaks = layer.surrogate.silent_learn
-    found = _forward(layer, times, kernel, peaks=peaks, pool=pool, counts=counts)
+def _response_fwd(layer: Layer, times, kernel, pulses, pool, counts: bool):
+    peaks, arrays = layer.surrogate.silent_learn, (times, kernel, pulses)
+    found = _forward(layer, *arrays, peaks=peaks, pool=pool, counts=counts)
     # A fired neuron listened until its spike, which is also where its peak is; a silent
     # one until T (its time) by the constant rule, until its peak by the window rule.
     until = found.until if peaks else found.times
-    residuals = (times, kernel, until, found.potential, found.member)
+    residuals = (*arrays, until, found.potential, found.member)
     return Response(found.times, counts=found.counts), residuals
 
 
 def _response_bwd(layer: Layer, pool, counts: bool, residuals, cotangent: Response):
     del counts
-    times, kernel, until, potential, member = residuals
+    *operands, until, potential, member = residuals
     silent_inputs, delta = False, cotangent.times
     if layer.surrogate.silent_learn:
         silent_inputs = True
         delta = delta * layer.surrogate.slope(potential, layer.threshold)
-    arrays = (times, kernel, until, delta) + (() if member is None else (member,))
+    arrays = (*operands, until, delta) + (() if member is None else (member,))
     return _dispatch(layer, "backward", *arrays, silent_inputs=silent_inputs, pool=pool)
 
 

@@ -51,7 +51,8 @@ def save_weights(
 
     Args:
       path: the file, by custom `*.safetensors`; replaced if it exists.
-      network: stored as spec, T, θ, padding and urgency: what decides spike times.
+      network: stored as spec, T, θ, padding, urgency and pulses: what decides
+        spike times.
       params: {"params": {layer: {"kernel": array}}} with finite weights.
       notes: anything JSON can hold: seed, command, accuracy.
 
@@ -65,7 +66,9 @@ def save_weights(
         for layer, arrays in jax.device_get(params["params"]).items()
         for name, array in arrays.items()
     }
-    expected = {f"{layer}/kernel" for layer in network.weighted}
+    counts = network.pulse_counts
+    expected = {f"{layer}/kernel" for layer in counts}
+    expected |= {f"{layer}/pulses" for layer, count in counts.items() if count}
     if set(tensors) != expected:
         raise ValueError(
             f"parameters {sorted(tensors)} are not those of the network "
@@ -82,6 +85,7 @@ def save_weights(
         "threshold": network.threshold,
         "padding": network.padding,
         "urgency": network.urgency,
+        "pulses": list(network.pulses),
         "notes": dict(notes or {}),
     }
     text = json.dumps(header, sort_keys=True)
@@ -99,8 +103,9 @@ def load_weights(
 
     Args:
       path: the file.
-      network: if given, the one the weights must fit: same spec, T, θ, padding and
-        urgency. It is returned as it is, so it also chooses surrogate and engine.
+      network: if given, the one the weights must fit: same spec, T, θ, padding,
+        urgency and pulses. It is returned as it is, so it also chooses surrogate and
+        engine.
 
     Raises:
       FileNotFoundError: no such file.
@@ -137,6 +142,7 @@ def load_weights(
         raise CheckpointError(f"{path} is damaged: its checksum does not match")
     stored = {name: header[name] for name in ("num_steps", "threshold", "padding")}
     stored["urgency"] = header.get("urgency", 0.0)
+    stored["pulses"] = tuple(header.get("pulses", ()))
     own = SpikingNetwork.from_spec(header["spec"], **stored)
     network = own if network is None else network
     for name in ("spec", *stored):

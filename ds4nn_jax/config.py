@@ -31,6 +31,8 @@ class TrainConfig:
       padding: of the convolutions (the paper does not say; "SAME").
       urgency: u ≥ 0, mV a step into every output neuron (the paper: 0), see
         `neurons.dense`.
+      pulses: P, how many reference neurons each layer with weights has, the last number
+        for the layers that are left; (): none (the paper), see `neurons.dense`.
       engine: "auto", "scan" or "event".
       surrogate: of the hidden layers, see `surrogates`.
       output_rule: what the outputs should do, and the norm of the errors, see `rules`.
@@ -38,6 +40,8 @@ class TrainConfig:
         stand for `Uniform`.
       optimizer: how gradients become steps, see `optimizers`.
       guard: budgets for how often neurons fire, see `guards`.
+      centring: how much is taken off the errors of hidden layers of what they have in
+        common, in [0, 1], see `losses.centre_errors`.
       schedule: how steps shrink, see `schedules`.
       augmentation: what is done to the training images.
       batch_size: images a step; what is left of an epoch is left out.
@@ -63,12 +67,14 @@ class TrainConfig:
     threshold: float = 100.0
     padding: Literal["SAME", "VALID"] = "SAME"
     urgency: float = 0.0
+    pulses: tuple[int, ...] = ()
     engine: neurons.Engine = "auto"
     surrogate: Surrogate = Window()
     output_rule: OutputRule = Softmax()
     initial_weights: FirstWeights = FiringRates()
     optimizer: Optimizer = Adam(0.03, norms=HeldNorms())
     guard: RateGuard = RateGuard()
+    centring: float = 0.0
     schedule: Schedule = Cosine()
     augmentation: Augmentation = Augmentation()
     batch_size: int = 16
@@ -92,6 +98,7 @@ class TrainConfig:
             require(self, name, getattr(self, name) >= 1, "at least 1")
         require(self, "threshold", 0 < self.threshold < float("inf"), "> 0 mV")
         require(self, "urgency", 0 <= self.urgency < float("inf"), "≥ 0 mV a step")
+        require(self, "centring", 0 <= self.centring <= 1, "in [0, 1]")
         require(self, "validation", 0 <= self.validation < 1, "in [0, 1)")
         require(self, "seed", 0 <= self.seed < 2**32, "in 0 … 2³²−1")
         self.output_rule.check_steps(self.num_steps)
@@ -107,6 +114,7 @@ class TrainConfig:
             threshold=self.threshold,
             padding=self.padding,
             urgency=self.urgency,
+            pulses=self.pulses,
             surrogate=self.surrogate,
             normalization=self.output_rule.normalization,
             engine=self.engine,

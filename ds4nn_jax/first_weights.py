@@ -100,7 +100,8 @@ class FiringRates(FirstWeights):
             first = network.weighted[0]
             kernel = params["params"][first]["kernel"]
             mean = jnp.mean(kernel, tuple(range(kernel.ndim - 1)), keepdims=True)
-            params = {"params": {**params["params"], first: {"kernel": kernel - mean}}}
+            centred = {**params["params"][first], "kernel": kernel - mean}
+            params = {"params": {**params["params"], first: centred}}
             hidden[0] = self.edges
         return calibrate(network, params, times, (*hidden, self.output))
 
@@ -116,7 +117,7 @@ def calibrate(
     times: SpikeTimes,
     firing_rates: tuple[float, ...],
 ) -> Params:
-    """Scales each layer's weights until a set share of its driven neurons fires.
+    """Scales each layer's kernel until a set share of its driven neurons fires.
 
     A neuron is driven by an image if at least one spike reaches it; on MNIST most of
     the first layer sees black and is not. Without a reset V is linear in the weights,
@@ -155,7 +156,7 @@ def calibrate(
                     "positive"
                 )
             scale = jnp.where(reached > 0, network.threshold / reached, 1)
-            scaled[name] = {"kernel": kernel * scale}
+            scaled[name] = {**params["params"][name], "kernel": kernel * scale}
         own = {name: scaled[name]} if name in scaled else {}
         times = _passed(network, index, own, times)
     return {"params": scaled}

@@ -14,7 +14,14 @@ from ds4nn_jax import _checks
 from ds4nn_jax._engines import choice
 from ds4nn_jax._engines.plan import LINE, SWEEP, SWEEP_LANES, Line, Sweep, bits
 from ds4nn_jax._engines.pool import members
-from ds4nn_jax._engines.synapse import Conv, Dense, current, explicit_pads, flat
+from ds4nn_jax._engines.synapse import (
+    Conv,
+    Dense,
+    current,
+    explicit_pads,
+    flat,
+    pulse_currents,
+)
 from ds4nn_jax.modules import ConvSpec, PoolSpec, SpikingNetwork
 from ds4nn_jax.types import SpikeTimes
 
@@ -58,8 +65,9 @@ def infer(network: SpikingNetwork, params: dict, times: SpikeTimes) -> Inference
     kernels = [params["params"][name]["kernel"] for name in network.weighted]
     for name, kernel in zip(network.weighted, kernels, strict=True):
         _checks.finite(f"kernel of {name}", kernel)
+    pulses = network.reference_weights(params)
     dtype = jnp.result_type(times, *kernels)
-    arrays = [x.astype(dtype) for x in (times, *kernels)]
+    arrays = [x.astype(dtype) for x in (times, *kernels, *pulses)]
     return _infer(network, *arrays)
 
 
@@ -112,15 +120,17 @@ def batches_of(images: Any, size: int) -> Iterator[tuple[int, Any, int]]:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _infer(network: SpikingNetwork, times, *kernels) -> Inference:
+def _infer(network: SpikingNetwork, times, *weights) -> Inference:
+    """`weights` are the kernels of all layers, then those of reference neurons."""
     by_step = functools.partial(_steps, network)
     sweep = functools.partial(_swept, network)
+    kernels = weights[: len(network.weighted)]
     if network.engine == "scan":
-        return by_step(times, *kernels)
+        return by_step(times, *weights)
     if not _fits(network, _stages(network, times.shape[1:], kernels)):
-        return by_step(times, *kernels)
+        return by_step(times, *weights)
     shapes, only = _shapes(network, len(times)), network.engine == "event"
-    return choice.choose("sweep", sweep, by_step, shapes, times, *kernels, only=only)
+    return choice.choose("sweep", sweep, by_step, shapes, times, *weights, only=only)
 
 
 def _shapes(network: SpikingNetwork, batch: int) -> Inference:
@@ -174,14 +184,16 @@ class _Progress(NamedTuple):
     spikes: jax.Array
 
 
-def _steps(network: SpikingNetwork, times, *kernels) -> Inference:
+def _steps(network: SpikingNetwork, times, *weights) -> Inference:
     """All images together, all layers a step at a time, while one is undecided."""
     batch, *shape = times.shape
-    num_steps = network.num_steps
-    stages = _stages(network, tuple(shape), kernels)
+    num_steps, layers = network.num_steps, len(network.weighted)
+    stages = _stages(network, tuple(shape), weights[:layers])
+    currents = [pulse_currents(pulses, num_steps) for pulses in weights[layers:]]
 
     def advance(now: _Progress) -> _Progress:
-        spikes, weights = times == now.t.astype(times.dtype), iter(kernels)
+        spikes = times == now.t.astype(times.dtype)
+        of_layers = zip(weights[:layers], currents, strict=True)
         counts = [spikes]
         potentials, fired = [], []
         for stage, potential, before in zip(
@@ -193,9 +205,9 @@ def _steps(network: SpikingNetwork, times, *kernels) -> Inference:
                 fires = functools.reduce(jnp.logical_or, of_window) & ~before
             else:
                 arriving = spikes.reshape(batch, *stage.shape).astype(times.dtype)
-                potential = potential + current(stage.synapse, arriving, next(weights))
-                if network.urgency and stage is stages[-1]:
-                    potential = potential + network.urgency
+                kernel, reference = next(of_layers)
+                arrived = current(stage.synapse, arriving, kernel)
+                potential = potential + arrived + reference[now.t]
                 fires = (potential >= network.threshold) & ~before
             potentials.append(potential)
             fired.append(before | fires)
@@ -236,13 +248,17 @@ def _steps(network: SpikingNetwork, times, *kernels) -> Inference:
     return Inference(label, end.step, end.spikes)
 
 
-def _swept(network: SpikingNetwork, times, *kernels) -> Inference:
+def _swept(network: SpikingNetwork, times, *weights) -> Inference:
     """Each image by itself: `_engines.sweep`, on the CPU's cores."""
+    layers = len(network.weighted)
+    kernels, pulses = weights[:layers], weights[layers:]
     stages = _stages(network, times.shape[1:], kernels)
-    plan = _plan(stages, len(times), network)
-    weights = jnp.concatenate([_padded(kernel) for kernel in kernels])
+    plan = _plan(stages, [len(p) for p in pulses], len(times), network)
+    rows = jnp.concatenate(
+        [_padded(*pair) for pair in zip(kernels, pulses, strict=True)]
+    )
     results = _shapes(network, len(times))
-    return Inference(*choice.call("sweep", times.dtype, results, plan, times, weights))
+    return Inference(*choice.call("sweep", times.dtype, results, plan, times, rows))
 
 
 _PARTS = 64  # of a batch; images differ in how soon they are decided
@@ -261,17 +277,20 @@ def _stride(outputs: int) -> int:
     return -(-outputs // SWEEP_LANES) * SWEEP_LANES
 
 
-def _padded(kernel: jax.Array) -> jax.Array:
-    rows = kernel.reshape(-1, kernel.shape[-1])
+def _padded(kernel: jax.Array, pulses: jax.Array) -> jax.Array:
+    rows = jnp.concatenate([kernel.reshape(-1, kernel.shape[-1]), pulses])
     return jnp.pad(rows, ((0, 0), (0, _stride(rows.shape[1]) - rows.shape[1]))).ravel()
 
 
-def _plan(stages: list[_Stage], batch: int, network: SpikingNetwork) -> np.ndarray:
+def _plan(
+    stages: list[_Stage], pulses: list[int], batch: int, network: SpikingNetwork
+) -> np.ndarray:
     """The words that `_engines.sweep` reads: sizes, layers, orders of windows."""
     lines: list[Line] = []
     orders: list[np.ndarray] = []
     weights = potentials = pooled = events = 0
     at = len(SWEEP) + len(stages) * len(LINE)
+    references = iter(pulses)
     for stage, behind in zip(stages, (*stages[1:], None), strict=True):
         # A dense layer has images of one pixel.
         image, after = (1, 1, *stage.shape)[-3:], (1, 1, *stage.out)[-3:]
@@ -293,7 +312,8 @@ def _plan(stages: list[_Stage], batch: int, network: SpikingNetwork) -> np.ndarr
                 windows = _windows(behind)
                 order = np.argsort(windows % (windows.max() + 2), kind="stable")
             line = line._replace(weights=weights, potentials=potentials)
-            size = line.rows * line.columns * line.inputs
+            line = line._replace(pulses=next(references))
+            size = line.rows * line.columns * line.inputs + line.pulses
             weights += size * line.stride
             potentials += positions * line.stride
             events = max(events, positions * (size + 1))
@@ -305,7 +325,6 @@ def _plan(stages: list[_Stage], batch: int, network: SpikingNetwork) -> np.ndarr
         layers=len(stages),
         steps=network.num_steps,
         threshold=bits(network.threshold),
-        urgency=bits(network.urgency),
         parts=min(batch, _PARTS),
         potentials=potentials,
         pooled=pooled,

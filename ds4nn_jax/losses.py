@@ -65,6 +65,48 @@ def normalize_gradient(x: jax.Array, *, method: Normalization = "l2") -> jax.Arr
     return x if method == "none" else _normalized(method, x)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def centre_errors(
+    times: SpikeTimes, num_steps: int = 100, share: float = 1.0
+) -> SpikeTimes:
+    """Identity on spike times whose backward pass takes off what errors have in common.
+
+    δ_j ← δ_j − c·[j fired]·Σ_k δ_k·[k fired]/Σ_k [k fired], image by image, sums over
+    all neurons of the layer. The common part says that everything should fire earlier,
+    or later, which is how rates and decision times drift.
+
+    Args:
+      times: [B, …] spike times.
+      num_steps: T.
+      share: c in [0, 1], how much of it is taken off.
+
+    Returns:
+      times.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, ds4nn_jax as ds
+      >>> times = jnp.array([[3.0, 5.0, 100.0]])  # the third is silent
+      >>> jax.grad(lambda t: jnp.sum(
+      ...     ds.centre_errors(t) * jnp.array([[1.0, 4.0, 2.0]])))(times)
+      Array([[-1.5,  1.5,  2. ]], dtype=float32)
+    """
+    return times
+
+
+def _centred_fwd(times: SpikeTimes, num_steps: int, share: float):
+    return times, times < num_steps
+
+
+def _centred_bwd(num_steps: int, share: float, fired: jax.Array, delta: jax.Array):
+    axes = tuple(range(1, delta.ndim))
+    count = jnp.sum(fired, axes, delta.dtype, keepdims=True)
+    total = jnp.sum(jnp.where(fired, delta, 0), axes, keepdims=True)
+    return (delta - jnp.where(fired, share * total / jnp.maximum(count, 1), 0),)
+
+
+centre_errors.defvjp(_centred_fwd, _centred_bwd)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _normalized(method: Normalization, x: jax.Array) -> jax.Array:
     return x

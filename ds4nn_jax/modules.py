@@ -57,8 +57,17 @@ def scaled_weights(threshold: float = 100.0) -> Initializer:
     return init
 
 
+def _own_pulses(layer: "SpikingDense | SpikingConv", times: SpikeTimes):
+    """The parameter [P, O] of a layer that has reference neurons, else None."""
+    if not layer.pulses:
+        return None
+    shape = layer.pulses, layer.features
+    return layer.param("pulses", nn.initializers.zeros, shape, times.dtype)
+
+
 class SpikingDense(nn.Module):
-    """`neurons.dense` that owns its kernel [I, O]. Arguments as there."""
+    """`neurons.dense` that owns its kernel [I, O] and, where `pulses` says how many,
+    the weights [P, O] of reference neurons, 0 at first. Arguments as there."""
 
     features: int
     threshold: float = 100.0
@@ -66,6 +75,7 @@ class SpikingDense(nn.Module):
     engine: neurons.Engine = "auto"
     surrogate: str | Surrogate = "constant"
     urgency: float = 0.0
+    pulses: int = 0
     kernel_init: Initializer | None = None
 
     def __call__(self, times: SpikeTimes) -> SpikeTimes:
@@ -79,6 +89,7 @@ class SpikingDense(nn.Module):
         layer, *arrays = _layers.dense_layer(
             times,
             self.param("kernel", init, shape, times.dtype),
+            _own_pulses(self, times),
             threshold=self.threshold,
             num_steps=self.num_steps,
             engine=self.engine,
@@ -89,7 +100,8 @@ class SpikingDense(nn.Module):
 
 
 class SpikingConv(nn.Module):
-    """`neurons.conv` that owns its kernel [kh, kw, I, O]. Arguments as there."""
+    """`neurons.conv` that owns its kernel [kh, kw, I, O] and, where `pulses` says how
+    many, the weights [P, O] of reference neurons, 0 at first. Arguments as there."""
 
     features: int
     window: tuple[int, int]
@@ -99,6 +111,7 @@ class SpikingConv(nn.Module):
     num_steps: int = 100
     engine: neurons.Engine = "auto"
     surrogate: str | Surrogate = "constant"
+    pulses: int = 0
     kernel_init: Initializer | None = None
 
     def __call__(self, times: SpikeTimes) -> SpikeTimes:
@@ -118,6 +131,7 @@ class SpikingConv(nn.Module):
         layer, *arrays = _layers.conv_layer(
             times,
             self.param("kernel", init, shape, times.dtype),
+            _own_pulses(self, times),
             threshold=self.threshold,
             num_steps=self.num_steps,
             strides=self.strides,
@@ -284,6 +298,8 @@ class SpikingNetwork(nn.Module):
       urgency: u ≥ 0 mV a step into every output neuron, see `neurons.dense`: the later
         it gets, the less evidence is asked for. It may be chosen after training:
         `network.clone(urgency=0.2)` decides sooner, at a price in accuracy.
+      pulses: P, how many reference neurons each layer with weights has, see
+        `neurons.dense`; the last number stands for the layers that are left; (): none.
       surrogate: of the hidden layers.
       normalization: of the errors, see `normalize_gradient`.
       engine: "auto", "scan" or "event".
@@ -297,6 +313,7 @@ class SpikingNetwork(nn.Module):
     threshold: float = 100.0
     padding: neurons.Padding = "SAME"
     urgency: float = 0.0
+    pulses: tuple[int, ...] = ()
     surrogate: str | Surrogate = "constant"
     normalization: Normalization = "l2"
     engine: neurons.Engine = "auto"
@@ -329,6 +346,26 @@ class SpikingNetwork(nn.Module):
         )
 
     @property
+    def pulse_counts(self) -> dict[str, int]:
+        """P of each layer with weights."""
+        names = self.weighted
+        counts = (*self.pulses, *self.pulses[-1:] * len(names), *(0 for _ in names))
+        return dict(zip(names, counts, strict=False))
+
+    @nn.nowrap
+    def reference_weights(self, params: dict) -> tuple[jax.Array, ...]:
+        """Weights [P, O] of the reference neurons of each layer with weights, those of
+        an urgency among them."""
+        layers = params["params"]
+        urgencies = dict.fromkeys(self.weighted, 0.0) | {self.names[-1]: self.urgency}
+        return tuple(
+            _layers.reference(
+                layers[name].get("pulses"), layers[name]["kernel"], self.num_steps, u
+            )
+            for name, u in urgencies.items()
+        )
+
+    @property
     def num_classes(self) -> int:
         """C, the number of output neurons."""
         output = self.layers[-1]
@@ -358,10 +395,11 @@ class SpikingNetwork(nn.Module):
 
     def __post_init__(self):
         # Tuples, whatever JSON or a user makes of them: a network is a static argument.
-        for name in ("layers", "padding", "initial_weights"):
+        for name in ("layers", "padding", "pulses", "initial_weights"):
             object.__setattr__(self, name, _tuples(getattr(self, name)))
         super().__post_init__()
         _checks.urgency(self.urgency)
+        _checks.pulse_counts(self.pulses, len(self.weighted), self.num_steps)
         if self.initial_weights is not None:
             expected = len(self.weighted)
             if len(self.initial_weights) != expected:
@@ -386,6 +424,7 @@ class SpikingNetwork(nn.Module):
                 continue
             init = uniform_weights(*next(ranges)) if self.initial_weights else None
             own = dict(shared, surrogate=hidden, kernel_init=init, name=name)
+            own["pulses"] = self.pulse_counts[name]
             if isinstance(spec, ConvSpec):
                 own |= dict(strides=spec.strides, padding=self.padding)
                 window = (spec.size, spec.size)
@@ -424,6 +463,7 @@ class SpikingNetwork(nn.Module):
         return neurons.decision_potentials(
             entering,
             self.stack[-1].variables["params"]["kernel"],
+            pulses=self.stack[-1].variables["params"].get("pulses"),
             threshold=self.threshold,
             num_steps=self.num_steps,
             engine=self.engine,

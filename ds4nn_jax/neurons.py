@@ -9,7 +9,7 @@ from jax import lax
 
 from ds4nn_jax import _checks, _layers
 from ds4nn_jax._engines import pool as pooling
-from ds4nn_jax._engines.synapse import Dense, Padding
+from ds4nn_jax._engines.synapse import Dense, Padding, pulse_currents
 from ds4nn_jax._layers import Engine
 from ds4nn_jax.surrogates import Surrogate
 from ds4nn_jax.types import SpikeTimes
@@ -24,15 +24,21 @@ def dense(
     engine: Engine = "auto",
     surrogate: str | Surrogate = "constant",
     urgency: float = 0.0,
+    pulses: jax.Array | None = None,
 ) -> SpikeTimes:
     """First spike times of a fully connected layer of non-leaky IF neurons.
 
-    V_j(t) = V_j(t−1) + Σ_i w_ij·[t_i = t] + u    (Eq. 2; in the paper u = 0)
-    t_j = first t with V_j(t) ≥ θ, else T         (Eq. 3)
+    V_j(t) = V_j(t−1) + Σ_i w_ij·[t_i = t] + Σ_p r_pj·[t_p = t]    (Eq. 2)
+    t_j = first t with V_j(t) ≥ θ, else T                          (Eq. 3)
+
+    The second sum, zero in the paper, is of P reference neurons that spike once each
+    at t_p = ⌊p·T/P⌋, whatever the input (synchronization pulses; Comsa et al. 2020).
+    With weights of either sign a neuron can fire unless, or not before.
 
     The cotangent of `times` is δ = ∂E/∂t. With the constant surrogate
     ∂E/∂w_ij = −δ_j·[t_i ≤ t_j, i fired] (Eq. 8, 12) and δ_i = Σ_j δ_j·w_ij·[t_i ≤ t_j]
-    (Eq. 10), a silent t_j counting as T, a silent input having δ_i = 0.
+    (Eq. 10), a silent t_j counting as T, a silent input having δ_i = 0; ∂E/∂r_pj is
+    that of a weight whose input fires at t_p.
 
     Args:
       times: [B, I] spike times of the inputs, whole steps 0 … T; T is silent.
@@ -42,8 +48,9 @@ def dense(
       engine: "scan", "event" (CPU), or "auto": event where the computation is compiled
         for a CPU, scan elsewhere, and where numba cannot work, with one warning.
       surrogate: "constant", "window", or a value of `ds4nn_jax.surrogates`.
-      urgency: u ≥ 0, mV a step: a current that every neuron gets besides its inputs,
-        as from T reference inputs that spike once each with weight u.
+      urgency: u ≥ 0, mV a step: a current that every neuron gets besides its inputs:
+        T pulses, all of weight u.
+      pulses: [P, O] weights r of the reference neurons, mV, P ≤ T; None: no such.
 
     Returns:
       [B, O] spike times of the neurons.
@@ -66,7 +73,7 @@ def dense(
              [ 0.,  0.]], dtype=float32)
     """
     layer, *arrays = _layers.dense_layer(
-        times, kernel, threshold, num_steps, engine, surrogate, urgency
+        times, kernel, pulses, threshold, num_steps, engine, surrogate, urgency
     )
     return _layers.respond(layer, *arrays).times
 
@@ -81,11 +88,13 @@ def conv(
     padding: Padding = "SAME",
     engine: Engine = "auto",
     surrogate: str | Surrogate = "constant",
+    pulses: jax.Array | None = None,
 ) -> SpikeTimes:
     """First spike times of a convolution of non-leaky IF neurons.
 
     As `dense`, with weights shared over positions: each gradient of a weight is the sum
-    over the positions that share it. What lies outside the image is silent.
+    over the positions that share it. What lies outside the image is silent; reference
+    neurons reach all positions.
 
     Args:
       times: [B, H, W, I] spike times of the inputs, whole steps 0 … T; T is silent.
@@ -96,6 +105,7 @@ def conv(
       padding: "SAME", "VALID" or ((top, bottom), (left, right)).
       engine: as for `dense`.
       surrogate: as for `dense`.
+      pulses: [P, O] weights of the reference neurons, as for `dense`.
 
     Returns:
       [B, H', W', O] spike times of the neurons.
@@ -111,7 +121,7 @@ def conv(
       Array([7., 9.], dtype=float32)
     """
     layer, *arrays = _layers.conv_layer(
-        times, kernel, threshold, num_steps, engine, strides, padding, surrogate
+        times, kernel, pulses, threshold, num_steps, engine, strides, padding, surrogate
     )
     return _layers.respond(layer, *arrays).times
 
@@ -127,6 +137,7 @@ def conv_pool(
     padding: Padding = "SAME",
     engine: Engine = "auto",
     surrogate: str | Surrogate = "constant",
+    pulses: jax.Array | None = None,
 ) -> SpikeTimes:
     """A convolution and the earliest-spike pooling behind it, as one layer.
 
@@ -139,7 +150,8 @@ def conv_pool(
       kernel: [kh, kw, I, O] weights, mV.
       window: rows and columns of the pooling windows, side by side; the convolution's
         output must divide into them.
-      threshold, num_steps, strides, padding, engine, surrogate: as for `conv`.
+      threshold, num_steps, strides, padding, engine, surrogate, pulses: as for
+        `conv`.
 
     Returns:
       [B, H'/rows, W'/columns, O] spike times of the pooling neurons.
@@ -149,9 +161,9 @@ def conv_pool(
     """
     window = _layers.pair("window", window)
     layer, *arrays = _layers.conv_layer(
-        times, kernel, threshold, num_steps, engine, strides, padding, surrogate
+        times, kernel, pulses, threshold, num_steps, engine, strides, padding, surrogate
     )
-    shape = jax.eval_shape(layer.synapse.current, *arrays).shape
+    shape = jax.eval_shape(layer.synapse.current, *arrays[:2]).shape
     if not _layers.divides(window, shape):
         raise ValueError(
             f"window {window} does not divide the convolution's output {shape[1:3]}: "
@@ -206,6 +218,7 @@ def membrane_potentials(
     *,
     num_steps: int = 100,
     urgency: float = 0.0,
+    pulses: jax.Array | None = None,
 ) -> jax.Array:
     """Potential of every neuron of a dense layer at every step, unreset (Eq. 2).
 
@@ -214,20 +227,23 @@ def membrane_potentials(
       kernel: [I, O] weights, mV.
       num_steps: T.
       urgency: u ≥ 0, mV a step.
+      pulses: [P, O], as for `dense`.
 
     Returns:
       [T, B, O] potentials V_j(t), mV, as they would run on after a spike.
     """
     times, kernel = _layers.checked(times, kernel, num_steps, "[B, I]", "[I, O]")
-    urgency = _checks.urgency(urgency)
+    pulses = _layers.reference(pulses, kernel, num_steps, urgency)
 
-    def step(potential: jax.Array, t: jax.Array):
+    def step(potential: jax.Array, now: tuple[jax.Array, jax.Array]):
+        t, reference = now
         arriving = (times == t).astype(times.dtype)
-        potential = potential + Dense().current(arriving, kernel) + urgency
+        potential = potential + Dense().current(arriving, kernel) + reference
         return potential, potential
 
     rest = jnp.zeros((times.shape[0], kernel.shape[1]), times.dtype)
-    return lax.scan(step, rest, jnp.arange(num_steps, dtype=times.dtype))[1]
+    steps = jnp.arange(num_steps, dtype=times.dtype)
+    return lax.scan(step, rest, (steps, pulse_currents(pulses, num_steps)))[1]
 
 
 def decision_potentials(
@@ -238,6 +254,7 @@ def decision_potentials(
     num_steps: int = 100,
     engine: Engine = "auto",
     urgency: float = 0.0,
+    pulses: jax.Array | None = None,
 ) -> jax.Array:
     """What breaks ties: V_j(t_j) of a neuron that fires, V_j(T − 1) of a silent one.
 
@@ -246,12 +263,13 @@ def decision_potentials(
     Returns:
       [B, O] potentials, mV.
     """
-    layer, times, kernel = _layers.dense_layer(
-        times, kernel, threshold, num_steps, engine, urgency=urgency
+    layer, *arrays = _layers.dense_layer(
+        times, kernel, pulses, threshold, num_steps, engine, urgency=urgency
     )
-    times, kernel = lax.stop_gradient((times, kernel))
-    response = _layers.compiled_forward(layer, times, kernel, peaks=True)
-    final = Dense().current((times < num_steps).astype(times.dtype), kernel)
+    times, kernel, pulses = lax.stop_gradient(arrays)
+    response = _layers.compiled_forward(layer, times, kernel, pulses, peaks=True)
+    fired = (times < num_steps).astype(times.dtype)
+    final = Dense().current(fired, kernel) + jnp.sum(pulses, axis=0)
     return jnp.where(response.times < num_steps, response.potential, final)
 
 
@@ -282,9 +300,11 @@ def peak_potentials(
     """
     never = 1e30  # mV: finite, as every threshold, and out of reach
     if jnp.ndim(kernel) == 2:
-        layer, *arrays = _layers.dense_layer(times, kernel, never, num_steps, engine)
+        layer, *arrays = _layers.dense_layer(
+            times, kernel, None, never, num_steps, engine
+        )
     else:
         layer, *arrays = _layers.conv_layer(
-            times, kernel, never, num_steps, engine, strides, padding
+            times, kernel, None, never, num_steps, engine, strides, padding
         )
     return _layers.compiled_forward(layer, *arrays, peaks=True).potential

@@ -1,6 +1,7 @@
 """Optimizers as values, and the links of their optax chains for spiking layers.
 
 A layer's weights are a kernel [..., O]; those of one neuron are all but the last axis.
+Weights of reference neurons, "pulses" [P, O], have steps of their own.
 One of your own is a frozen dataclass that extends `Optimizer`; its `chain` may be any
 optax transformation.
 """
@@ -26,7 +27,7 @@ class Optimizer(Value):
     def chain(
         self, layers: tuple[str, ...], schedule: optax.Schedule
     ) -> optax.GradientTransformation:
-        """What optax applies to {"params": {layer: {"kernel": …}}}.
+        """What optax applies to {"params": {layer: {"kernel": …, "pulses": …}}}.
 
         Args:
           layers: names of the layers with weights, the output's last.
@@ -79,11 +80,13 @@ class _Steps(Optimizer):
     norms: Norms = FreeNorms()
     average: float = 0.0
     first_sum: float | None = dataclasses.field(default=None, kw_only=True)
+    pulse_rate: float = dataclasses.field(default=0.1, kw_only=True)
 
     def check(self) -> None:
         for name in ("learning_rate", "output_rate"):
             rate = getattr(self, name)
             self.require(name, rate is None or 0 < rate < math.inf, "a number > 0")
+        self.require("pulse_rate", 0 <= self.pulse_rate < math.inf, "≥ 0 mV")
         most = self.first_sum
         finite = most is None or math.isfinite(most)
         self.require("first_sum", finite, "a number of mV")
@@ -108,12 +111,18 @@ class _Steps(Optimizer):
         if self.first_sum is not None:
             first = {name: name == layers[0] for name in layers}
             limit = [optax.masked(limit_sums(self.first_sum), {"params": first})]
-        return optax.chain(
+        steps = optax.scale_by_learning_rate(schedule)
+        kernels = optax.chain(
             *directions,
             optax.stateless(by_layer),
-            optax.scale_by_learning_rate(schedule),
+            steps,
             *limit,
             self.norms.link(layers),
+        )
+        pulses = optax.chain(optax.scale_by_adam(), optax.scale(self.pulse_rate), steps)
+        kind = functools.partial(jax.tree.map_with_path, lambda path, _: path[-1].key)
+        return optax.chain(
+            optax.multi_transform({"kernel": kernels, "pulses": pulses}, kind),
             average_weights(self.average) if self.average else optax.identity(),
         )
 
@@ -130,6 +139,7 @@ class Adam(_Steps):
         is then what is validated and kept; 0: none. See `average_weights`.
       first_sum: the most that the weights of a neuron of the first layer add up to,
         mV; None: no limit. See `limit_sums`.
+      pulse_rate: step of the weights of reference neurons, by Adam, mV.
       unit: "rms", η is a step relative to the root mean square of the layer's weights,
         or "mV" (the paper).
     """
@@ -157,6 +167,7 @@ class Muon(_Steps):
         is then what is validated and kept; 0: none. See `average_weights`.
       first_sum: the most that the weights of a neuron of the first layer add up to,
         mV; None: no limit. See `limit_sums`.
+      pulse_rate: step of the weights of reference neurons, by Adam, mV.
       common_step: factor, in [0, 1], on the part of a step that is common to all
         weights of a neuron.
       group: the most neurons of a layer that are made orthogonal to each other.

@@ -105,6 +105,16 @@ def train_step(
     ), metrics
 
 
+def _centred(config: TrainConfig, guard: Callable | None) -> Callable:
+    """Centres the errors of a layer, then lets its guard push."""
+
+    def identity(times: SpikeTimes) -> SpikeTimes:
+        times = times if guard is None else guard(times)
+        return losses.centre_errors(times, config.num_steps, config.centring)
+
+    return identity
+
+
 def _gradients(
     config: TrainConfig,
     axis: str | None,
@@ -117,7 +127,9 @@ def _gradients(
     its parameters and how many steps it has taken."""
     network, (params, step) = config.network(), reached
     hidden = len(network.weighted) - 1
-    guards = config.guard.layers(hidden, step, config.num_steps, axis)
+    guards: Any = config.guard.layers(hidden, step, config.num_steps, axis)
+    if config.centring:
+        guards = [_centred(config, guard) for guard in guards or [None] * hidden]
 
     def loss(params: Params):
         activity: Any = network.apply(params, times, guards, method="activity")

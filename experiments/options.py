@@ -226,12 +226,14 @@ def _choice(values: flags.FlagValues, path: str, choice: type, base: Value) -> V
 def _several(name: str, kind: Any, given: list[str]) -> tuple:
     """Numbers, or ranges low:high, as `kind` says."""
     try:
-        parts = [tuple(map(float, text.split(":"))) for text in given]
-        pairs = [(low, high) for low, high in parts] if kind is not float else parts
+        if kind in (int, float):
+            return tuple(map(kind, given))
+        pairs = (text.split(":") for text in given)
+        return tuple((float(low), float(high)) for low, high in pairs)
     except ValueError:
-        told = "numbers" if kind is float else "ranges low:high, as in -15:30"
+        kinds = {int: "whole numbers", float: "numbers"}
+        told = kinds.get(kind, "ranges low:high, as in -15:30")
         raise ValueError(f"--{name}={','.join(given)}: not {told}") from None
-    return tuple(pair if kind is not float else pair[0] for pair in pairs)
 
 
 def _lines(path: str, value: Any, fields: list) -> Iterator[str]:

@@ -137,17 +137,14 @@ def test_currents_on_matrix_units_are_float32_s(layer):
 def test_spike_times_on_matrix_units_are_equal_on_dyadic_weights(layer):
     synapse, t_shape, k_shape = layer
     rng = np.random.default_rng(2)
-    times, kernel = spikes(rng, t_shape, 12), dyadic(rng, k_shape)
+    arrays = spikes(rng, t_shape, 12), dyadic(rng, k_shape)
+    arrays += (dyadic(rng, (5, k_shape[-1])),)
     options = dict(threshold=3.0, num_steps=12, peaks=True, counts=True)
-    expected = jax.jit(functools.partial(scan.forward, synapse, **options))(
-        times, kernel
-    )
+    expected = jax.jit(functools.partial(scan.forward, synapse, **options))(*arrays)
     for turn in (1, 5, 12, 20):  # of any number of steps
         units = functools.partial(current_on_matrix_units, synapse)
         run = functools.partial(scan._forward, units, turn, **options)
-        assert_equal(
-            jax.tree.leaves(jax.jit(run)(times, kernel)), jax.tree.leaves(expected)
-        )
+        assert_equal(jax.tree.leaves(jax.jit(run)(*arrays)), jax.tree.leaves(expected))
 
 
 @pytest.mark.parametrize("silent_inputs", [False, True])
@@ -159,7 +156,8 @@ def test_the_backward_pass_in_turns_of_any_size(turn, silent_inputs):
         times, kernel = spikes(rng, t_shape, 12), dyadic(rng, k_shape)
         shape = jax.eval_shape(synapse.current, times, kernel).shape
         until = rng.integers(0, 12, shape).astype(np.float32)
-        arrays = times, kernel, until, dyadic(rng, shape)
+        pulses = dyadic(rng, (5, k_shape[-1]))
+        arrays = times, kernel, pulses, until, dyadic(rng, shape)
         options = dict(num_steps=12, silent_inputs=silent_inputs)
         expected = jax.jit(functools.partial(scan.backward, synapse, **options))(
             *arrays

@@ -128,14 +128,21 @@ def forward(synapse, times, kernel, *, threshold=3.0, num_steps=12, peaks=True):
         num_steps=num_steps,
         peaks=peaks,
     )
-    return jax.jit(run)(times, kernel)[:3]
+    return jax.jit(run)(times, kernel, none(kernel))[:3]
 
 
-def backward(synapse, *arrays, num_steps=12, silent_inputs=False, engine=event):
+def none(kernel):
+    """Weights of no reference neurons."""
+    return jnp.zeros((0, kernel.shape[-1]), kernel.dtype)
+
+
+def backward(
+    synapse, times, kernel, *arrays, num_steps=12, silent_inputs=False, engine=event
+):
     run = functools.partial(
         engine.backward, synapse, num_steps=num_steps, silent_inputs=silent_inputs
     )
-    return jax.jit(run)(*arrays)
+    return jax.jit(run)(times, kernel, none(kernel), *arrays)[:2]
 
 
 def assert_equal(actual, expected):
@@ -175,13 +182,15 @@ def test_backward_is_the_loop_over_neurons(layer, silent_inputs):
 
 @pytest.mark.parametrize("batch", [1, 5])  # 1: rows of an image in parallel
 @pytest.mark.parametrize("peaks", [False, True])
-def test_pooling_and_counts_are_those_of_the_scan(batch, peaks):
+@pytest.mark.parametrize("pulses", [0, 3, 12])
+def test_pooling_and_counts_are_those_of_the_scan(batch, peaks, pulses):
     rng = np.random.default_rng(6)
     synapse = Conv((1, 1), SAME3)
-    times, kernel = spikes(rng, (batch, 12, 6, 3), 12), dyadic(rng, (3, 3, 3, 150))
+    arrays = spikes(rng, (batch, 12, 6, 3), 12), dyadic(rng, (3, 3, 3, 150))
+    arrays += (dyadic(rng, (pulses, 150)),)
     options = dict(threshold=3.0, num_steps=12, peaks=peaks, pool=(2, 3), counts=True)
     by_event, by_scan = (
-        jax.jit(functools.partial(engine.forward, synapse, **options))(times, kernel)
+        jax.jit(functools.partial(engine.forward, synapse, **options))(*arrays)
         for engine in (event, scan)
     )
     assert by_event.counts.shape == (batch, 2, 12)
@@ -200,7 +209,7 @@ def test_counts_over_seeds_and_images():
 
     def run(times, kernel):
         options = dict(threshold=3.0, num_steps=12, peaks=False, counts=True)
-        return event.forward(Dense(), times, kernel, **options)
+        return event.forward(Dense(), times, kernel, none(kernel), **options)
 
     both = jax.vmap(jax.vmap(run, (None, 0)), (0, None))(times, kernels)
     fired = np.asarray(both.times)[..., None] == np.arange(12)
@@ -374,12 +383,15 @@ SMALL_RUN = """
     times = rng.integers(0, 101, (64, 14, 14, 16)).astype(np.float32)
     kernel = (rng.integers(-8, 12, (3, 3, 16, 32)) / 8).astype(np.float32)
 
+    pulses = np.zeros((0, 32), np.float32)
+
     def run(times, kernel):
+        arrays = times, kernel, pulses
         spike, peak, until, *_ = event.forward(
-            synapse, times, kernel, threshold=3.0, num_steps=100, peaks=True
+            synapse, *arrays, threshold=3.0, num_steps=100, peaks=True
         )
-        d_times, d_kernel = event.backward(
-            synapse, times, kernel, until, spike, num_steps=100, silent_inputs=True
+        d_times, d_kernel, _ = event.backward(
+            synapse, *arrays, until, spike, num_steps=100, silent_inputs=True
         )
         return spike, peak, d_times, d_kernel
 
@@ -487,7 +499,7 @@ def test_memory_that_cannot_be_had_is_an_error_and_nothing_else():
     import resource
     wide = jnp.zeros((1, 3, 40000, 64)), jnp.zeros((3, 3, 64, 2))
     layer = jax.jit(lambda t, k: event.forward(
-        synapse, t, k, threshold=3.0, num_steps=100, peaks=False
+        synapse, t, k, jnp.zeros((0, 2)), threshold=3.0, num_steps=100, peaks=False
     ).times)
     compiled = layer.lower(*wide).compile()
     used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()

@@ -105,12 +105,13 @@ def test_kernels_are_found_again_beside_new_ones(tmp_path):
     run(
         program
         + """
-        arrays = times, kernel, np.full((1, 2), 9.0), np.ones((1, 2))
+        none = np.zeros((0, 2))
+        arrays = times, kernel, none, np.full((1, 2), 9.0), np.ones((1, 2))
         arrays = [np.asarray(x, np.float32) for x in arrays]
         options = dict(num_steps=100, silent_inputs=True)
         for engine in (event, scan):
             back = jax.jit(lambda *a: engine.backward(Dense(), *a, **options))
-            d_times, d_kernel = back(*arrays)
+            d_times, d_kernel, _ = back(*arrays)
             assert d_times.tolist() == [[120.0, 80.0, 180.0]], d_times
             assert d_kernel.tolist() == [[-1.0, -1.0], [-1.0, -1.0], [0.0, 0.0]]
         """,

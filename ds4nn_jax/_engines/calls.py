@@ -87,6 +87,12 @@ def span(index, count, length):
 
 
 @njit(**OPTIONS)
+def pulses_before(step, pulses, steps):
+    """How many of P reference neurons have spiked before a step: t_p = ⌊p·T/P⌋."""
+    return (step * pulses + steps - 1) // steps
+
+
+@njit(**OPTIONS)
 def fill(array, size, value):
     for k in range(size):
         array[k] = value

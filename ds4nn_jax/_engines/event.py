@@ -28,6 +28,7 @@ def forward(
     synapse: Synapse,
     times: jax.Array,
     kernel: jax.Array,
+    pulses: jax.Array,
     *,
     threshold: float,
     only: bool = True,
@@ -38,22 +39,21 @@ def forward(
     event = functools.partial(_forward, synapse, threshold=threshold, **asked)
     by_step = functools.partial(scan.forward, synapse, threshold=threshold, **asked)
     shapes = _response(synapse, times, kernel, **asked)
-    return choose("forward", event, by_step, shapes, times, kernel, only=only)
+    return choose("forward", event, by_step, shapes, times, kernel, pulses, only=only)
 
 
 def backward(
     synapse: Synapse,
     times: jax.Array,
-    kernel: jax.Array,
     *others: jax.Array,
     only: bool = True,
     **asked: Any,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """As `scan.backward`; `only` as for `forward`."""
     event = functools.partial(_backward, synapse, **asked)
     by_step = functools.partial(scan.backward, synapse, **asked)
-    shapes = Shape(times.shape, times.dtype), Shape(kernel.shape, times.dtype)
-    return choose("backward", event, by_step, shapes, times, kernel, *others, only=only)
+    shapes = tuple(Shape(x.shape, times.dtype) for x in (times, *others[:2]))
+    return choose("backward", event, by_step, shapes, times, *others, only=only)
 
 
 def _response(
@@ -76,16 +76,26 @@ def _response(
 
 
 def _forward(
-    synapse, times, kernel, *, threshold, num_steps, peaks, pool=NO_POOL, counts=False
+    synapse,
+    times,
+    kernel,
+    pulses,
+    *,
+    threshold,
+    num_steps,
+    peaks,
+    pool=NO_POOL,
+    counts=False,
 ) -> Response:
     asked = dict(num_steps=num_steps, peaks=peaks, pool=pool, counts=counts)
     shapes = _response(synapse, times, kernel, **asked)
     geometry = _geometry(synapse, times, kernel, shapes.times.shape, pool)
-    rows = kernel.reshape(-1, kernel.shape[-1])
+    rows = jnp.concatenate([kernel.reshape(-1, kernel.shape[-1]), pulses])
     wide, narrow = LANES[times.dtype.name]
     images = min(geometry["images"], _FORWARD_PARTS)
     plan = Plan(
         **geometry,
+        pulses=len(pulses),
         steps=num_steps,
         threshold=bits(threshold),
         lanes=narrow if rows.shape[1] <= narrow else wide,
@@ -111,6 +121,7 @@ def _backward(
     synapse,
     times,
     kernel,
+    pulses,
     until,
     delta,
     member=None,
@@ -118,7 +129,7 @@ def _backward(
     num_steps,
     silent_inputs,
     pool=NO_POOL,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     geometry = _geometry(synapse, times, kernel, delta.shape, pool)
     rows = kernel.reshape(-1, kernel.shape[-1])
     inputs, size = geometry["inputs"], rows.shape[0]
@@ -127,16 +138,17 @@ def _backward(
     narrower = inputs % wide and (inputs % narrow == 0 or size <= narrow)
     plan = Plan(
         **geometry,
+        pulses=len(pulses),
         steps=num_steps,
         lanes=narrow if narrower else wide,
         image_parts=min(geometry["images"], _PARTS, max(1, _PARTIAL_SUMS // rows.size)),
         flag=silent_inputs,
     )
-    results = [Shape(times.shape, times.dtype), Shape(kernel.shape, times.dtype)]
+    results = [Shape(x.shape, times.dtype) for x in (times, kernel, pulses)]
     member = until if member is None else member
     arrays = times, _blocks(rows.T, plan.lanes), until, delta, member
-    d_times, d_kernel = call("backward", times.dtype, results, plan, *arrays)
-    return d_times, d_kernel
+    d_times, d_kernel, d_pulses = call("backward", times.dtype, results, plan, *arrays)
+    return d_times, d_kernel, d_pulses
 
 
 def _geometry(synapse: Synapse, times, kernel, out, pool) -> dict[str, int]:

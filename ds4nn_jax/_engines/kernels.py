@@ -16,6 +16,7 @@ from ds4nn_jax._engines.calls import (
     copy,
     fill,
     handler,
+    pulses_before,
     result,
     room,
     span,
@@ -93,6 +94,27 @@ def _insert(events, size, tap, found, ordered):
         ordered[to] = event
         found += 1
     return found
+
+
+@njit(**OPTIONS)
+def _pulse_events(plan, size, events):
+    """The reference spikes, as events whose rows follow the `size` rows of a window."""
+    for p in range(plan[PLAN.pulses]):
+        events[p] = _event(p * plan[PLAN.steps] // plan[PLAN.pulses], size + p)
+
+
+@njit(**OPTIONS)
+def _merge(events, size, found, ordered):
+    """Merges events in order into the first `found` of `ordered`, behind equals."""
+    to = found + size
+    while size > 0:
+        to -= 1
+        if found > 0 and _step(ordered[found - 1]) > _step(events[size - 1]):
+            found -= 1
+            ordered[to] = ordered[found]
+        else:
+            size -= 1
+            ordered[to] = events[size]
 
 
 @njit(**OPTIONS)
@@ -263,20 +285,20 @@ def _forward(kind):
     count_block = _by(sizes, functools.partial(_counting, kind))
 
     @njit(**OPTIONS)
-    def integrate(
-        plan, windows, listed, order, when, weights, threshold, spike, potential, until
-    ):
+    def integrate(plan, windows, of_row, weights, threshold, spike, potential, until):
         """All neurons of a row of windows, block by block: the weights of a block stay
         near while the events of all windows stream past."""
+        listed, twin, order, when = of_row
         lanes, outputs, steps = plan[PLAN.lanes], plan[PLAN.outputs], plan[PLAN.steps]
         size = plan[PLAN.rows] * plan[PLAN.columns] * plan[PLAN.inputs]
+        size += plan[PLAN.pulses]
         padded = (outputs + lanes - 1) // lanes * lanes
         start = 0
         for block in range(0, outputs, lanes):
             filled = min(lanes, outputs - block)
             for x in range(windows):
                 groups, slots = listed[x] >> 3, listed[x] & 7
-                if groups == 0:
+                if groups == 0 or twin[x] != x:
                     continue
                 events = tail(order, x * 4 * size), tail(when, x * (size + 1)), groups
                 neurons = weights, start, threshold, steps, filled, spike
@@ -300,26 +322,31 @@ def _forward(kind):
         kh, width, inputs = plan[PLAN.rows], plan[PLAN.width], plan[PLAN.inputs]
         steps, lanes = plan[PLAN.steps], plan[PLAN.lanes]
         windows = plan[PLAN.out_width] * plan[PLAN.pool_columns]
-        size = kh * plan[PLAN.columns] * inputs
+        size = kh * plan[PLAN.columns] * inputs + plan[PLAN.pulses]
         neurons = windows * ((plan[PLAN.outputs] + lanes - 1) // lanes * lanes)
         events, at = taken(at, kh * width * inputs + 1, np.uint64, 8)
         arrived, at = taken(at, kh * width, np.intp, 8)
         by_step, at = taken(at, kh * width * steps, np.int32, 4)  # events of a pixel
         columns, at = taken(at, width * steps, np.int32, 4)  # sums over a window's rows
         window_count, at = taken(at, steps, np.int32, 4)
+        pulses, at = taken(at, plan[PLAN.pulses], np.uint64, 8)
+        pulse_count, at = taken(at, steps, np.int32, 4)
         place, at = taken(at, steps, np.intp, 8)
         ordered, at = taken(at, size + 1, np.uint64, 8)
         counts, at = taken(at, 2 * steps, np.intp, 8)
         # Groups of a window · 8 + events of a group.
         listed, at = taken(at, windows, np.intp, 8)
+        # The window of a row whose neurons do the same: itself, or the first without
+        # an input spike.
+        twin, at = taken(at, windows, np.intp, 8)
         order, at = taken(at, windows * 4 * size, np.uint32, 4)
         when, at = taken(at, windows * (size + 1), kind, size_of)
         spike, at = taken(at, neurons, kind, size_of)
         potential, at = taken(at, neurons, kind, size_of)
         until, at = taken(at, neurons, kind, size_of)
         of_pixels = events, arrived, by_step, columns
-        of_window = window_count, place, ordered, counts
-        of_row, of_neurons = (listed, order, when), (spike, potential, until)
+        of_window = window_count, (pulses, pulse_count), place, ordered, counts
+        of_row, of_neurons = (listed, twin, order, when), (spike, potential, until)
         return of_pixels, of_window, of_row, of_neurons, at
 
     @njit(**OPTIONS)
@@ -333,8 +360,9 @@ def _forward(kind):
         kinds, threshold = plan[PLAN.counts], kind(as_float(plan[PLAN.threshold]))
         members, windows = pool_rows * pool_columns, out_width * pool_columns
         size = kh * kw * inputs
+        total = size + plan[PLAN.pulses]
         padded = (outputs + lanes - 1) // lanes * lanes
-        small = size <= _SMALL
+        small = total <= _SMALL
 
         times = array_at(argument(frame, 0), kind)
         weights = array_at(argument(frame, 1), kind)
@@ -346,8 +374,12 @@ def _forward(kind):
 
         of_pixels, of_window, of_row, of_neurons, _ = memory(plan, scratch)
         events, arrived, by_step, columns = of_pixels
-        window_count, place, ordered, counts = of_window
-        (listed, order, when), (spike, potential, until) = of_row, of_neurons
+        window_count, (pulses, pulse_count), place, ordered, counts = of_window
+        (listed, twin, order, when), (spike, potential, until) = of_row, of_neurons
+        _pulse_events(plan, size, pulses)
+        fill(pulse_count, steps, 0)
+        for p in range(plan[PLAN.pulses]):
+            pulse_count[_step(pulses[p])] += 1
 
         image_part, row_part = divmod(index, plan[PLAN.row_parts])
         first_image, last_image = span(
@@ -370,36 +402,45 @@ def _forward(kind):
                 if not small:
                     fill(columns, width * steps, 0)
                     for row in range(first, bottom):
-                        of_row = tail(by_step, row % kh * width * steps)
-                        _add(columns, of_row, width * steps)
+                        of_pixels = tail(by_step, row % kh * width * steps)
+                        _add(columns, of_pixels, width * steps)
+                quiet = -1
                 for x in range(windows):
                     left = x * plan[PLAN.column_stride] - plan[PLAN.left]
                     start, right = max(left, 0), min(left + kw, width)
-                    own_order = tail(order, x * 4 * size)
-                    own_when = tail(when, x * (size + 1))
+                    own_order = tail(order, x * 4 * total)
+                    own_when = tail(when, x * (total + 1))
+                    twin[x] = x
                     if small:
-                        n = 0
+                        n = np.intp(0)
                         for row in range(first, bottom):
                             for column in range(start, right):
                                 pixel = row % kh * width + column
                                 tap = ((row - top) * kw + column - left) * inputs
                                 own = tail(events, pixel * inputs)
                                 n = _insert(own, arrived[pixel], tap, n, ordered)
+                        if n == 0:
+                            quiet = twin[x] = quiet if quiet >= 0 else x
+                        _merge(pulses, plan[PLAN.pulses], n, ordered)
+                        n += plan[PLAN.pulses]
                         _list_one_by_one(ordered, n, steps, lanes, own_order, own_when)
                         listed[x] = n * 8 + 1
                         from_0 = n > 0 and _step(ordered[0]) == 0
                     else:
-                        fill(window_count, steps, 0)
-                        n = 0
+                        copy(window_count, pulse_count, steps)
+                        n = np.intp(0)
                         for column in range(start, right):
                             _add(window_count, tail(columns, column * steps), steps)
                             for row in range(first, bottom):
                                 n += arrived[row % kh * width + column]
+                        if n == 0:
+                            quiet = twin[x] = quiet if quiet >= 0 else x
+                        n += plan[PLAN.pulses]
                         groups, shift = _lay_out(
                             window_count, n, steps, peaks, own_when, place
                         )
                         if shift:  # a row of zeros fills up what is not full
-                            fill(own_order, groups << shift, size * lanes)
+                            fill(own_order, groups << shift, total * lanes)
                         for row in range(first, bottom):
                             for column in range(start, right):
                                 pixel = row % kh * width + column
@@ -408,6 +449,7 @@ def _forward(kind):
                                 _place(
                                     own, arrived[pixel], tap, lanes, place, own_order
                                 )
+                        _place(pulses, plan[PLAN.pulses], 0, lanes, place, own_order)
                         listed[x] = groups * 8 + (1 << shift)
                         from_0 = window_count[0] > 0
                     fill(tail(spike, x * padded), padded, steps)
@@ -420,9 +462,14 @@ def _forward(kind):
                         )
                         fill(tail(until, x * padded), padded, 0)
                 neurons = weights, threshold, spike, potential, until
-                integrate(plan, windows, listed, order, when, *neurons)
+                integrate(plan, windows, of_row, *neurons)
                 for x in range(windows):
-                    own = x * padded
+                    own, same = x * padded, twin[x] * padded
+                    if own != same:
+                        copy(tail(spike, own), tail(spike, same), padded)
+                        if peaks:
+                            copy(tail(potential, own), tail(potential, same), padded)
+                            copy(tail(until, own), tail(until, same), padded)
                     member = y % pool_rows * pool_columns + x % pool_columns
                     to = (b * out_height + y // pool_rows) * out_width
                     to = (to + x // pool_columns) * outputs
@@ -520,6 +567,24 @@ def _backward(kind):
         begins[places * members] = found
 
     @njit(**OPTIONS)
+    def pulse_lessons(plan, first, last, neurons, deltas, limits, bins):
+        """bins[c, j] −= δ of neurons j that heard c reference spikes."""
+        for k in range(first, last):
+            count = pulses_before(
+                np.intp(limits[k]) + 1, plan[PLAN.pulses], plan[PLAN.steps]
+            )
+            bins[count * plan[PLAN.outputs] + neurons[k]] -= deltas[k]
+
+    @njit(**OPTIONS)
+    def part_bytes(plan):
+        """Of a part's sums: those of the weights, behind them the bins of pulses."""
+        lanes = plan[PLAN.lanes]
+        size = plan[PLAN.rows] * plan[PLAN.columns] * plan[PLAN.inputs]
+        padded = (size + lanes - 1) // lanes * lanes
+        bins = plan[PLAN.pulses] + 1 if plan[PLAN.pulses] else 0
+        return room((padded + bins) * plan[PLAN.outputs], size_of)
+
+    @njit(**OPTIONS)
     def together(plan):
         """Images that learn block by block: a dense layer's weights, which no cache
         holds, pass once for all of a part."""
@@ -563,14 +628,16 @@ def _backward(kind):
         delta = array_at(argument(frame, 3), kind)
         member = array_at(argument(frame, 4), kind)
         d_times = array_at(result(frame, 0), kind)
-        mine = partial + index * room(padded * outputs, size_of)
-        d_weights = array_at(mine, kind)
+        d_weights = array_at(partial + index * part_bytes(plan), kind)
+        bins, pulses = tail(d_weights, padded * outputs), plan[PLAN.pulses]
         begins, learners, t_window, d_window, _ = memory(plan, scratch)
         pair, rule = (weights, d_weights), (steps, plan[PLAN.flag] != 0)
 
         by_tap = inputs % lanes == 0  # a block is of one pixel: taken where it lies
         chunks = inputs // lanes if by_tap else 1
         fill(d_weights, padded * outputs, 0)
+        if pulses:
+            fill(bins, (pulses + 1) * outputs, 0)
         first_image, last_image = span(index, plan[PLAN.image_parts], plan[PLAN.images])
         at_once, taught = together(plan), out_height * out_width * outputs + 1
         for group in range(first_image, last_image, at_once):
@@ -579,6 +646,9 @@ def _backward(kind):
                 fill(tail(d_times, (group + i) * image), image, 0)
                 own = i * taught, tail(begins, i * (windows + 1))
                 lessons(plan, until, delta, member, group + i, *own, *learners)
+                if pulses:
+                    begin, end = own[1][0], own[1][windows]
+                    pulse_lessons(plan, begin, end, *learners, bins)
             for task in range(chunks * windows * images):
                 turn, i = divmod(task, images)
                 chunk, window = divmod(turn, windows)
@@ -621,12 +691,24 @@ def _backward(kind):
 
     @njit(**OPTIONS)
     def collect(frame, plan, index, scratch, partial):
-        """Sums the parts in their order, for some blocks of the weights."""
+        """Sums the parts in their order, for some blocks of the weights; the first
+        part of this phase sums what pulses learn."""
         outputs, lanes = plan[PLAN.outputs], plan[PLAN.lanes]
         size = plan[PLAN.rows] * plan[PLAN.columns] * plan[PLAN.inputs]
         blocks = (size + lanes - 1) // lanes
-        stride = room(blocks * lanes * outputs, size_of) // size_of
+        stride = part_bytes(plan) // size_of
         d_weights = array_at(partial, kind)
+        d_pulses, pulses = array_at(result(frame, 2), kind), plan[PLAN.pulses]
+        if pulses and index == 0:
+            bins = tail(d_weights, blocks * lanes * outputs)
+            for k in range(1, plan[PLAN.image_parts]):
+                _add(bins, tail(bins, k * stride), (pulses + 1) * outputs)
+            # A neuron that heard c of them heard pulses 0 … c − 1.
+            for p in range(pulses - 1, -1, -1):
+                of_pulse = tail(d_pulses, p * outputs)
+                copy(of_pulse, tail(bins, (p + 1) * outputs), outputs)
+                if p + 1 < pulses:
+                    _add(of_pulse, tail(of_pulse, outputs), outputs)
         d_kernel = array_at(result(frame, 1), kind)
         sums = array_at(scratch, kind)
         first, last = span(index, min(blocks, _COLLECTED), blocks)
@@ -656,9 +738,7 @@ def _backward(kind):
 
     @njit(**OPTIONS)
     def shared_bytes(plan):
-        size = plan[PLAN.rows] * plan[PLAN.columns] * plan[PLAN.inputs]
-        padded = (size + plan[PLAN.lanes] - 1) // plan[PLAN.lanes] * plan[PLAN.lanes]
-        return plan[PLAN.image_parts] * room(padded * plan[PLAN.outputs], size_of)
+        return plan[PLAN.image_parts] * part_bytes(plan)
 
     return counts_of, part, memory, shared_bytes
 

@@ -28,6 +28,7 @@ class Plan(NamedTuple):
     left: int
     pool_rows: int
     pool_columns: int
+    pulses: int  # P reference neurons, whose weights are rows behind the kernel's
     steps: int
     lanes: int
     image_parts: int
@@ -45,7 +46,6 @@ class Sweep(NamedTuple):
     layers: int
     steps: int
     threshold: int  # the bits of a float64
-    urgency: int  # likewise
     parts: int
     potentials: int  # padded, of all layers with weights
     pooled: int  # neurons of all pooling layers
@@ -73,6 +73,7 @@ class Line(NamedTuple):
     out_height: int = 1
     out_width: int = 1
     outputs: int = 1
+    pulses: int = 0  # P, rows of weights behind the kernel's
     weights: int = 0
     potentials: int = 0
     stride: int = 1

@@ -9,7 +9,7 @@ needs no time steps at all.
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,8 @@ from ds4nn_jax._engines.synapse import (
     Synapse,
     current_on_matrix_units,
     flat,
+    pulse_currents,
+    pulse_steps,
     spikes_per_step,
 )
 
@@ -42,6 +44,7 @@ def forward(
     synapse: Synapse,
     times: jax.Array,
     kernel: jax.Array,
+    pulses: jax.Array,
     *,
     threshold: float,
     num_steps: int,
@@ -51,15 +54,16 @@ def forward(
 ) -> Response:
     """Spike times and, if `peaks`, the peaks up to them: potential and step.
 
-    V(t) = V(t−1) + Σ_i w_i·[t_i = t] (Eq. 2), one spike, at the first V(t) ≥ θ (Eq. 3).
+    V(t) = V(t−1) + Σ_i w_i·[t_i = t] + Σ_p r_p·[t_p = t] (Eq. 2, and P reference
+    neurons), one spike, at the first V(t) ≥ θ (Eq. 3).
     A neuron that fires has its peak at its spike; a silent one where V is highest.
     """
     out = jax.eval_shape(synapse.current, times, kernel)
-    run = functools.partial(
-        _forward, threshold=threshold, num_steps=num_steps, peaks=peaks, counts=counts
+    settings: Any = dict(
+        threshold=threshold, num_steps=num_steps, peaks=peaks, counts=counts
     )
 
-    def on_cpu(times: jax.Array, kernel: jax.Array) -> Response:
+    def on_cpu(times: jax.Array, kernel: jax.Array, pulses: jax.Array) -> Response:
         # Faster than XLA's convolutions of a CPU; a few images at a time stay near.
         heard = synapse.windows(times, kernel, num_steps)
         rows = kernel.reshape(-1, kernel.shape[-1])
@@ -67,17 +71,22 @@ def forward(
         some = _NEAR // max(1, _TURN_ON_CPU * math.prod(image))
         some = next((n for n in range(min(some, batch), 1, -1) if batch % n == 0), 1)
         found = lax.map(
-            lambda heard: run(jnp.dot, _TURN_ON_CPU, heard, rows),
+            lambda heard: _forward(
+                jnp.dot, _TURN_ON_CPU, heard, rows, pulses, **settings
+            ),
             heard.reshape(batch // some, some, *image),
         )
         return jax.tree.map(lambda x: x.reshape(batch, *x.shape[2:]), found)
 
     elsewhere = functools.partial(
-        run,
+        _forward,
         functools.partial(current_on_matrix_units, synapse),
         min(_TURN, max(1, _CURRENTS // max(1, out.size))),
+        **settings,
     )
-    response = lax.platform_dependent(times, kernel, cpu=on_cpu, default=elsewhere)
+    response = lax.platform_dependent(
+        times, kernel, pulses, cpu=on_cpu, default=elsewhere
+    )
     return response if pool == NO_POOL else _pooled(response, pool, num_steps)
 
 
@@ -86,6 +95,7 @@ def _forward(
     turn: int,
     times: jax.Array,
     kernel: jax.Array,
+    pulses: jax.Array,
     *,
     threshold: float,
     num_steps: int,
@@ -97,6 +107,8 @@ def _forward(
     out = jax.eval_shape(current, times, kernel)
     silent = jnp.full(out.shape, num_steps, out.dtype)
     rest = jnp.zeros(out.shape, out.dtype)
+    # Nothing arrives at the steps that fill up the last turn.
+    reference = jnp.pad(pulse_currents(pulses, num_steps), ((0, 1), (0, 0)))
 
     def several(membrane: _Membrane, steps: jax.Array):
         column = steps.reshape(turn, *[1] * times.ndim)
@@ -104,6 +116,9 @@ def _forward(
         currents = current(arriving.reshape(turn * batch, *image), kernel)
         currents = currents.reshape(turn, *out.shape)
         fired = []
+        if len(pulses):
+            added = reference[steps.astype(jnp.int32)]
+            currents += added.reshape(turn, *[1] * (len(out.shape) - 1), -1)
         for index in range(turn):
             membrane, fires = step(membrane, currents[index], steps[index])
             if counts:
@@ -158,6 +173,7 @@ def backward(
     synapse: Synapse,
     times: jax.Array,
     kernel: jax.Array,
+    pulses: jax.Array,
     until: jax.Array,
     delta: jax.Array,
     member: jax.Array | None = None,
@@ -165,10 +181,11 @@ def backward(
     num_steps: int,
     silent_inputs: bool,
     pool: tuple[int, int] = NO_POOL,
-) -> tuple[jax.Array, jax.Array]:
-    """∂E/∂t_i and ∂E/∂w for neurons that listened up to and including `until`.
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """∂E/∂t_i, ∂E/∂w and ∂E/∂r for neurons that listened up to and including `until`.
 
     ∂E/∂w_ji = −Σ δ_j·[t_i ≤ until_j, i fired]  (Eq. 8, 12)
+    ∂E/∂r_jp = −Σ δ_j·[t_p ≤ until_j]           (likewise: a reference neuron fires)
     δ_i      =  Σ_j δ_j·w_ji·[t_i ≤ until_j]    (Eq. 10)
     A silent input has δ_i = 0, or with `silent_inputs` Σ_j δ_j·w_ji: what its spike
     would have been worth to every neuron it reaches. With pooling `until` and `delta`
@@ -185,6 +202,7 @@ def backward(
     return lax.platform_dependent(
         times,
         kernel,
+        pulses,
         jnp.minimum(until, num_steps - 1),
         delta,
         cpu=functools.partial(run, 1),
@@ -197,18 +215,21 @@ def _backward(
     turn: int,
     times: jax.Array,
     kernel: jax.Array,
+    pulses: jax.Array,
     until: jax.Array,
     delta: jax.Array,
     *,
     num_steps: int,
     silent_inputs: bool,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """A scan over the places of all neurons, `turn` of them at a time."""
+    reference = jnp.asarray(pulse_steps(len(pulses), num_steps), times.dtype)
     heard_in = functools.partial(synapse.windows, kernel=kernel, fill=num_steps)
     windows, gather = jax.vjp(heard_in, times)
     weights = kernel.reshape(-1, kernel.shape[-1]).T  # [O, K]
 
-    def several(d_weights: jax.Array, some: tuple[jax.Array, ...]):
+    def several(learnt: tuple[jax.Array, ...], some: tuple[jax.Array, ...]):
+        d_weights, d_pulses = learnt  # [O, K], [O, P]
         t, limit, error = some  # [turn, K], [turn, O], [turn, O]
         t, error = t[:, None, :], error[:, :, None]
         heard = t <= limit[:, :, None]
@@ -216,7 +237,9 @@ def _backward(
         if silent_inputs:
             heard |= t == num_steps
         d_t = jnp.sum(jnp.where(heard, error * weights[None], 0), axis=1)
-        return d_weights - taught, d_t
+        reached = reference <= limit[:, :, None]
+        pulsed = jnp.sum(jnp.where(reached, error, 0), axis=0)
+        return (d_weights - taught, d_pulses - pulsed), d_t
 
     def in_turns(x: jax.Array) -> jax.Array:
         """[turns, turn, features], filled up with places that have no error."""
@@ -225,12 +248,12 @@ def _backward(
         x = jnp.pad(x, ((0, turns * turn - len(x)), (0, 0)))
         return x.reshape(turns, turn, x.shape[-1])
 
-    d_weights, d_windows = lax.scan(
+    (d_weights, d_pulses), d_windows = lax.scan(
         several,
-        jnp.zeros_like(weights),
+        (jnp.zeros_like(weights), jnp.zeros_like(pulses.T)),
         tuple(map(in_turns, (windows, until, delta))),
     )
     d_windows = d_windows.reshape(-1, weights.shape[1])
     d_windows = d_windows[: math.prod(windows.shape[:-1])].reshape(windows.shape)
     (d_times,) = gather(d_windows)
-    return d_times, d_weights.T.reshape(kernel.shape)
+    return d_times, d_weights.T.reshape(kernel.shape), d_pulses.T

@@ -16,6 +16,7 @@ from ds4nn_jax._engines.calls import (
     copy,
     fill,
     handler,
+    pulses_before,
     result,
     span,
     taken,
@@ -99,14 +100,21 @@ def _integrating(lanes, kind):
     return integrate
 
 
+@njit(inline="always", **OPTIONS)
+def _most_events(layer):
+    """Of a window, with a stop behind them."""
+    size = layer[LINE.rows] * layer[LINE.columns] * layer[LINE.inputs]
+    return size + layer[LINE.pulses] + 1
+
+
 @njit(**OPTIONS)
 def _spread(layer, spikes, count, found, events):
-    """Lists the events of every window, those of p at p·(K + 1), found[p] of them."""
+    """Lists the events of every window, found[p] of them at window p's place."""
     width, inputs = layer[LINE.width], layer[LINE.inputs]
     rows, columns = layer[LINE.rows], layer[LINE.columns]
     top, left = layer[LINE.top], layer[LINE.left]
     out_height, out_width = layer[LINE.out_height], layer[LINE.out_width]
-    stride, most = layer[LINE.stride], rows * columns * inputs + 1
+    stride, most = layer[LINE.stride], _most_events(layer)
     fill(found, out_height * out_width, 0)
     for k in range(count):
         pixel = np.uint32(_pixel(spikes[k]))
@@ -122,6 +130,25 @@ def _spread(layer, spikes, count, found, events):
                 offset = ((row * columns + column) * inputs + source) * stride
                 events[place * most + found[place]] = step | np.uint64(offset)
                 found[place] += 1
+
+
+@njit(**OPTIONS)
+def _merge(layer, steps, begin, end, events, count):
+    """Merges reference spikes begin … end − 1 into a window's `count` events, behind
+    the inputs of their steps; how many events that makes."""
+    size = layer[LINE.rows] * layer[LINE.columns] * layer[LINE.inputs]
+    to, total = count + end - begin, count + end - begin
+    while end > begin:
+        to -= 1
+        step = np.uint64((end - 1) * steps // layer[LINE.pulses])
+        if count > 0 and _step(events[count - 1]) > step:
+            count -= 1
+            events[to] = events[count]
+        else:
+            end -= 1
+            offset = (size + end) * layer[LINE.stride]
+            events[to] = (step << _STEP) | np.uint64(offset)
+    return total
 
 
 @njit(**OPTIONS)
@@ -181,22 +208,27 @@ def entry(kernel, kind, cell, version):
     wide, narrow = _integrating(_WIDE, kind), _integrating(SWEEP_LANES, kind)
 
     @njit(**OPTIONS)
-    def conv(layer, order, spikes, count, listed, neurons, fired):
+    def conv(layer, order, chunk, spikes, count, listed, neurons, fired):
         """Takes a chunk's spikes to the windows they reach; how many neurons fire.
 
         `spikes` are in order; `fired` is in the `order` in which windows are visited.
         """
         (found, events), (weights, potentials, threshold) = listed, neurons
-        stride = layer[LINE.stride]
-        most = layer[LINE.rows] * layer[LINE.columns] * layer[LINE.inputs] + 1
+        stride, most = layer[LINE.stride], _most_events(layer)
+        steps, start, end = chunk
+        begin = pulses_before(start, layer[LINE.pulses], steps)
+        end = pulses_before(end, layer[LINE.pulses], steps)
+        if count == 0 and begin == end:
+            return 0
         _spread(layer, spikes, count, found, events)
         firing = 0
         for visit in range(layer[LINE.visits]):
             place = order[visit]
-            if found[place] == 0:
+            if found[place] == 0 and begin == end:
                 continue
             first = place * most
-            last = first + found[place]
+            own = tail(events, first)
+            last = first + _merge(layer, steps, begin, end, own, found[place])
             events[last] = ~np.uint64(0)
             block = 0
             while block < stride:
@@ -233,11 +265,11 @@ def entry(kernel, kind, cell, version):
     def part(frame, plan, phase, index, scratch, shared):
         num_steps, layers = plan[SWEEP.steps], plan[SWEEP.layers]
         threshold = kind(as_float(plan[SWEEP.threshold]))
-        urgency = kind(as_float(plan[SWEEP.urgency]))
         table = tail(plan, len(SWEEP))
         last = tail(table, (layers - 1) * len(LINE))
         classes, stride = last[LINE.outputs], last[LINE.stride]
-        output = last[LINE.potentials]
+        output, pulses = last[LINE.potentials], last[LINE.pulses]
+        reference = last[LINE.weights] + last[LINE.inputs] * stride
         pixels, features = table[LINE.height] * table[LINE.width], table[LINE.inputs]
         inputs = pixels * features
         weights = array_at(argument(frame, 1), kind)
@@ -276,7 +308,7 @@ def entry(kernel, kind, cell, version):
                 for k in range(layers):
                     for n in range(count):
                         counts[k * _CHUNK + np.intp(_step(arriving[n])) - start] += 1
-                    if count == 0 or k == layers - 1:
+                    if k == layers - 1:
                         break
                     layer = tail(table, k * len(LINE))
                     if layer[LINE.height] * layer[LINE.width] == 1:  # one pixel
@@ -288,27 +320,31 @@ def entry(kernel, kind, cell, version):
                         count = _pool(layer, order, arriving, count, spent, leaving)
                         arriving, leaving = leaving, arriving
                     else:
-                        reached = layer, order, arriving, count
+                        chunk = num_steps, start, end
+                        reached = layer, order, chunk, arriving, count
                         count = conv(*reached, (found, events), neurons, leaving)
                         _sort(leaving, count, start, starts, arriving)
                 _flatten(arriving, count, width)
                 decided = end
                 k = 0
                 step = np.intp(start)
+                p = pulses_before(step, pulses, num_steps)
                 while step < end and decided == end:
-                    if urgency == 0:  # on to where something arrives
-                        step = np.intp(_step(arriving[k])) if k < count else end
                     while k < count and np.intp(_step(arriving[k])) == step:
                         source = last[LINE.weights] + _feature(arriving[k]) * stride
                         for o in range(classes):
                             potentials[output + o] += weights[source + o]
                         k += 1
-                    if step < end:
+                    if p < pulses and p * num_steps // pulses == step:
                         for o in range(classes):
-                            potentials[output + o] += urgency
-                            if potentials[output + o] >= threshold:
-                                spikes[layers] += 1
-                                decided = step
+                            potentials[output + o] += weights[
+                                reference + p * stride + o
+                            ]
+                        p += 1
+                    for o in range(classes):
+                        if potentials[output + o] >= threshold:
+                            spikes[layers] += 1
+                            decided = step
                     step += 1
                 for k in range(layers):
                     for t in range(start, min(decided + 1, end)):

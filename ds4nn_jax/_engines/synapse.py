@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from ds4nn_jax._engines.pool import members
@@ -50,6 +51,20 @@ class Conv(NamedTuple):
 
 
 Synapse = Dense | Conv
+
+
+def pulse_steps(count: int, num_steps: int) -> np.ndarray:
+    """[P] steps t_p = ⌊p·T/P⌋ at which the reference neurons of a layer spike."""
+    return np.arange(count) * num_steps // max(count, 1)
+
+
+def pulse_currents(pulses: jax.Array, num_steps: int) -> jax.Array:
+    """Weights [P, O] of reference neurons → their current at each step [T, O]."""
+    count, outputs = pulses.shape
+    if count == num_steps:
+        return pulses
+    none = jnp.zeros((num_steps, outputs), pulses.dtype)
+    return none.at[pulse_steps(count, num_steps)].add(pulses)
 
 
 def _exact(kernel: jax.Array) -> dict[str, Any]:
