@@ -419,8 +419,10 @@ def _forward(kind):
                                 tap = ((row - top) * kw + column - left) * inputs
                                 own = tail(events, pixel * inputs)
                                 n = _insert(own, arrived[pixel], tap, n, ordered)
-                        if n == 0:
-                            quiet = twin[x] = quiet if quiet >= 0 else x
+                        if n == 0 and quiet >= 0:
+                            twin[x], listed[x] = quiet, listed[quiet]
+                            continue
+                        quiet = x if n == 0 else quiet
                         _merge(pulses, plan[PLAN.pulses], n, ordered)
                         n += plan[PLAN.pulses]
                         _list_one_by_one(ordered, n, steps, lanes, own_order, own_when)
@@ -433,8 +435,10 @@ def _forward(kind):
                             _add(window_count, tail(columns, column * steps), steps)
                             for row in range(first, bottom):
                                 n += arrived[row % kh * width + column]
-                        if n == 0:
-                            quiet = twin[x] = quiet if quiet >= 0 else x
+                        if n == 0 and quiet >= 0:
+                            twin[x], listed[x] = quiet, listed[quiet]
+                            continue
+                        quiet = x if n == 0 else quiet
                         n += plan[PLAN.pulses]
                         groups, shift = _lay_out(
                             window_count, n, steps, peaks, own_when, place
