@@ -1,8 +1,8 @@
 """The choice between the engines, taken where a computation is lowered.
 
-The event engine computes on CPUs, if its kernels can be had; elsewhere, and where a
-program is to be exported (machine code of this process is of no use to another), the
-scan does. Both mean the same.
+The event engine computes on CPUs and on NVIDIA GPUs, if its kernels can be had;
+elsewhere, and where a program is to be exported (machine code of this process is of no
+use to another), the scan does. All mean the same.
 """
 
 import functools
@@ -15,6 +15,7 @@ import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
+from ds4nn_jax._engines import cuda as gpu
 from ds4nn_jax._engines import library
 
 
@@ -37,10 +38,12 @@ def choose(
     shapes: Any,
     *arrays: jax.Array,
     only: bool = False,
+    cuda: Callable | None = None,
 ) -> Any:
     """event(*arrays) on a CPU where its `kernel` can be had, else scan(*arrays).
 
-    Both mean the same and give arrays like `shapes`. With `only`, the event engine is
+    Where there is a `cuda`, it takes the place of `event` on an NVIDIA GPU. All mean
+    the same and give arrays like `shapes`. With `only`, the event engine is
     asked for by name: no other will do.
     """
     leaves, structure = jax.tree.flatten(shapes)
@@ -55,6 +58,7 @@ def choose(
         kernel=kernel,
         event=functools.partial(_leaves, event),
         scan=functools.partial(_leaves, scan),
+        cuda=cuda and functools.partial(_leaves, cuda),
         shapes=static,
         by_image=kernel != "backward",
         only=only,
@@ -84,7 +88,7 @@ def _eager(*arrays, **static):
         return jax.jit(functools.partial(engine_p.bind, **static))(*arrays)
 
 
-def _mapped(arrays, axes, *, event, scan, shapes, by_image, **static):
+def _mapped(arrays, axes, *, event, scan, cuda, shapes, by_image, **static):
     """A mapped axis of images makes a larger batch, any other is a loop over calls.
 
     `by_image`: results have an axis of images in front, as the first array has.
@@ -101,6 +105,7 @@ def _mapped(arrays, axes, *, event, scan, shapes, by_image, **static):
         *arrays,
         event=functools.partial(over, event, moving),
         scan=jax.vmap(scan, tuple(0 if m else None for m in moving)),
+        cuda=cuda and functools.partial(over, cuda, moving),
         shapes=tuple(((size, *shape), dtype) for shape, dtype in shapes),
         by_image=by_image,
         **static,
@@ -134,6 +139,14 @@ def _lower_for_cpu(ctx, *operands, kernel, event, scan, **static):
     return mlir.lower_fun(chosen, multiple_results=True)(ctx, *operands)
 
 
+def _lower_for_cuda(ctx, *operands, cuda, **static):
+    exporting = ctx.module_context.lowering_parameters.for_export
+    dtypes = {aval.dtype.name for aval in ctx.avals_in}
+    if cuda is None or exporting or not all(map(gpu.usable, dtypes)):
+        return _lower_elsewhere(ctx, *operands, **static)
+    return mlir.lower_fun(cuda, multiple_results=True)(ctx, *operands)
+
+
 def _lower_elsewhere(ctx, *operands, scan, only, **static):
     if only:
         platforms = ", ".join(ctx.module_context.platforms)
@@ -145,3 +158,4 @@ def _lower_elsewhere(ctx, *operands, scan, only, **static):
 
 mlir.register_lowering(engine_p, _lower_elsewhere)
 mlir.register_lowering(engine_p, _lower_for_cpu, platform="cpu")
+mlir.register_lowering(engine_p, _lower_for_cuda, platform="cuda")

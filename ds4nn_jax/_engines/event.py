@@ -12,16 +12,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ds4nn_jax._engines import scan
+from ds4nn_jax._engines import cuda, scan
 from ds4nn_jax._engines.choice import call, choose
 from ds4nn_jax._engines.plan import LANES, Plan, bits
-from ds4nn_jax._engines.synapse import NO_POOL, Dense, Response, Synapse
+from ds4nn_jax._engines.shapes import Shape, geometry, response
+from ds4nn_jax._engines.synapse import NO_POOL, Response, Synapse
 
 _PARTS = 16  # of a batch in the backward pass; fixed, so that sums never reorder
 _PARTIAL_SUMS = 2**23  # weights in all parts together
 _FORWARD_PARTS = 32  # of a batch in the forward pass
-
-Shape = jax.ShapeDtypeStruct
 
 
 def forward(
@@ -38,8 +37,10 @@ def forward(
     `only` an error is raised."""
     event = functools.partial(_forward, synapse, threshold=threshold, **asked)
     by_step = functools.partial(scan.forward, synapse, threshold=threshold, **asked)
-    shapes = _response(synapse, times, kernel, **asked)
-    return choose("forward", event, by_step, shapes, times, kernel, pulses, only=only)
+    on_gpu = functools.partial(cuda.forward, synapse, threshold=threshold, **asked)
+    shapes = response(synapse, times, kernel, **asked)
+    arrays = times, kernel, pulses
+    return choose("forward", event, by_step, shapes, *arrays, only=only, cuda=on_gpu)
 
 
 def backward(
@@ -52,27 +53,10 @@ def backward(
     """As `scan.backward`; `only` as for `forward`."""
     event = functools.partial(_backward, synapse, **asked)
     by_step = functools.partial(scan.backward, synapse, **asked)
+    on_gpu = functools.partial(cuda.backward, synapse, **asked)
     shapes = tuple(Shape(x.shape, times.dtype) for x in (times, *others[:2]))
-    return choose("backward", event, by_step, shapes, times, *others, only=only)
-
-
-def _response(
-    synapse, times, kernel, *, num_steps, peaks, pool=NO_POOL, counts=False
-) -> Response:
-    """The shapes that a forward pass gives."""
-    shape = jax.eval_shape(synapse.current, times, kernel).shape
-    pooled = pool != NO_POOL
-    if pooled:
-        shape = (shape[0], shape[1] // pool[0], shape[2] // pool[1], shape[3])
-    out: Any = Shape(shape, times.dtype)
-    counted: Any = Shape((shape[0], 1 + pooled, num_steps), jnp.int32)
-    return Response(
-        out,
-        out if peaks else None,
-        out if peaks else None,
-        out if pooled else None,
-        counted if counts else None,
-    )
+    arrays = times, *others
+    return choose("backward", event, by_step, shapes, *arrays, only=only, cuda=on_gpu)
 
 
 def _forward(
@@ -88,19 +72,19 @@ def _forward(
     counts=False,
 ) -> Response:
     asked = dict(num_steps=num_steps, peaks=peaks, pool=pool, counts=counts)
-    shapes = _response(synapse, times, kernel, **asked)
-    geometry = _geometry(synapse, times, kernel, shapes.times.shape, pool)
+    shapes = response(synapse, times, kernel, **asked)
+    layout = geometry(synapse, times, kernel, shapes.times.shape, pool)
     rows = jnp.concatenate([kernel.reshape(-1, kernel.shape[-1]), pulses])
     wide, narrow = LANES[times.dtype.name]
-    images = min(geometry["images"], _FORWARD_PARTS)
+    images = min(layout["images"], _FORWARD_PARTS)
     plan = Plan(
-        **geometry,
+        **layout,
         pulses=len(pulses),
         steps=num_steps,
         threshold=bits(threshold),
         lanes=narrow if rows.shape[1] <= narrow else wide,
         image_parts=images,
-        row_parts=min(geometry["out_height"], max(1, 8 // images)),
+        row_parts=min(layout["out_height"], max(1, 8 // images)),
         flag=peaks,
         counts=0 if shapes.counts is None else shapes.counts.shape[1],
     )
@@ -130,18 +114,18 @@ def _backward(
     silent_inputs,
     pool=NO_POOL,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    geometry = _geometry(synapse, times, kernel, delta.shape, pool)
+    layout = geometry(synapse, times, kernel, delta.shape, pool)
     rows = kernel.reshape(-1, kernel.shape[-1])
-    inputs, size = geometry["inputs"], rows.shape[0]
+    inputs, size = layout["inputs"], rows.shape[0]
     wide, narrow = LANES[times.dtype.name]
     # Blocks within a pixel's inputs need no copy; else few lanes shall stand idle.
     narrower = inputs % wide and (inputs % narrow == 0 or size <= narrow)
     plan = Plan(
-        **geometry,
+        **layout,
         pulses=len(pulses),
         steps=num_steps,
         lanes=narrow if narrower else wide,
-        image_parts=min(geometry["images"], _PARTS, max(1, _PARTIAL_SUMS // rows.size)),
+        image_parts=min(layout["images"], _PARTS, max(1, _PARTIAL_SUMS // rows.size)),
         flag=silent_inputs,
     )
     results = [Shape(x.shape, times.dtype) for x in (times, kernel, pulses)]
@@ -149,37 +133,6 @@ def _backward(
     arrays = times, _blocks(rows.T, plan.lanes), until, delta, member
     d_times, d_kernel, d_pulses = call("backward", times.dtype, results, plan, *arrays)
     return d_times, d_kernel, d_pulses
-
-
-def _geometry(synapse: Synapse, times, kernel, out, pool) -> dict[str, int]:
-    """Images, windows and strides; a dense layer has 1×1 images.
-
-    `out` is the shape of what leaves the layer, behind the pooling.
-    """
-    if isinstance(synapse, Dense):
-        image = after = window = strides = (1, 1)
-        top = left = 0
-    else:
-        (top, _), (left, _) = synapse.pads
-        image, after = times.shape[1:3], out[1:3]
-        window, strides = kernel.shape[:2], synapse.strides
-    return dict(
-        images=times.shape[0],
-        height=image[0],
-        width=image[1],
-        inputs=times.shape[-1],
-        out_height=after[0],
-        out_width=after[1],
-        outputs=kernel.shape[-1],
-        rows=window[0],
-        columns=window[1],
-        row_stride=strides[0],
-        column_stride=strides[1],
-        top=top,
-        left=left,
-        pool_rows=pool[0],
-        pool_columns=pool[1],
-    )
 
 
 def _blocks(matrix: jax.Array, lanes: int) -> jax.Array:

@@ -1,0 +1,283 @@
+"""The event engine for NVIDIA GPUs: the kernels of `cuda.cu`, compiled at first use.
+
+`nvcc` compiles them once for a GPU; later processes load what it made. Where it is
+missing or fails there is no such engine: one warning says what to do, and the scan
+takes over. Both mean the same; float32 alone.
+"""
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jaxlib
+import numpy as np
+
+from ds4nn_jax._engines import library, scan
+from ds4nn_jax._engines.plan import bits
+from ds4nn_jax._engines.shapes import Shape, geometry, response
+from ds4nn_jax._engines.synapse import NO_POOL, Dense, Response, Synapse
+from ds4nn_jax._files import whole
+
+SOURCE = Path(__file__).with_name("cuda.cu")
+HANDLERS = ("forward", "weights", "times")
+_FORWARD, _WEIGHTS, _TIMES = range(3)  # passes, as `ds4nn_scratch` counts them
+_LOCK = threading.RLock()
+
+
+class Plan(NamedTuple):
+    """What is static about a call: int64 words that `cuda.cu` reads in this order."""
+
+    images: int
+    height: int
+    width: int
+    inputs: int
+    out_height: int  # behind the pooling
+    out_width: int
+    outputs: int
+    rows: int
+    columns: int
+    row_stride: int
+    column_stride: int
+    top: int
+    left: int
+    pool_rows: int
+    pool_columns: int
+    padded_height: int
+    padded_width: int
+    pulses: int
+    steps: int
+    flag: int  # forward: peaks are asked for; backward: silent inputs take part
+    counts: int = 0  # rows of spike counts asked for: 0, 1 or, with those of pooling, 2
+    threshold: int = 0  # the bits of a float64
+
+
+def forward(
+    synapse: Synapse,
+    times: jax.Array,
+    kernel: jax.Array,
+    pulses: jax.Array,
+    *,
+    threshold: float,
+    num_steps: int,
+    peaks: bool,
+    pool: tuple[int, int] = NO_POOL,
+    counts: bool = False,
+) -> Response:
+    """As `scan.forward`, which takes over where a layer is too large for a kernel."""
+    asked: Any = dict(num_steps=num_steps, peaks=peaks, pool=pool, counts=counts)
+    shapes = response(synapse, times, kernel, **asked)
+    plan = _plan(synapse, times, kernel, pulses, shapes.times.shape, pool)._replace(
+        steps=num_steps,
+        flag=int(peaks),
+        counts=0 if shapes.counts is None else shapes.counts.shape[1],
+        threshold=bits(threshold),
+    )
+    if _scratch(_FORWARD, plan) is None:
+        arrays = times, kernel, pulses
+        return scan.forward(synapse, *arrays, threshold=threshold, **asked)
+    rows = kernel.reshape(-1, kernel.shape[-1])
+    if len(pulses):
+        rows = jnp.concatenate([rows, pulses])
+    # Each result has its place; those that were not asked for are one number.
+    unasked = [Shape((1,), times.dtype)] * 4 + [Shape((1,), jnp.int32)]
+    pairs = zip(shapes, unasked, strict=True)
+    results = [small if shape is None else shape for shape, small in pairs]
+    found = _call("forward", results, plan, _padded(synapse, times, num_steps), rows)
+    answers = zip(shapes, found, strict=True)
+    given: Any = (None if shape is None else x for shape, x in answers)
+    return Response(*given)
+
+
+def backward(
+    synapse: Synapse,
+    times: jax.Array,
+    kernel: jax.Array,
+    pulses: jax.Array,
+    until: jax.Array,
+    delta: jax.Array,
+    member: jax.Array | None = None,
+    *,
+    num_steps: int,
+    silent_inputs: bool,
+    pool: tuple[int, int] = NO_POOL,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """As `scan.backward`, which takes over where a layer is too large for a kernel.
+
+    Two calls, so that XLA drops that of a first layer, whose times are data.
+    """
+    plan = _plan(synapse, times, kernel, pulses, delta.shape, pool)
+    plan = plan._replace(steps=num_steps, flag=int(silent_inputs))
+    room_weights, room_times = _scratch(_WEIGHTS, plan), _scratch(_TIMES, plan)
+    if room_weights is None or room_times is None:
+        arrays = times, kernel, pulses, until, delta, member
+        asked: Any = dict(num_steps=num_steps, silent_inputs=silent_inputs, pool=pool)
+        return scan.backward(synapse, *arrays, **asked)
+    taught = until, delta, until if member is None else member
+    rows = kernel.reshape(-1, kernel.shape[-1])
+    learnt = (max(1, len(pulses)), rows.shape[1])  # there is no empty result
+    d_kernel, d_pulses, _ = _call(
+        "weights",
+        [
+            Shape(kernel.shape, times.dtype),
+            Shape(learnt, times.dtype),
+            Shape((max(1, room_weights),), jnp.int32),
+        ],
+        plan,
+        _padded(synapse, times, num_steps),
+        *taught,
+    )
+    results = [Shape(times.shape, times.dtype), Shape((room_times,), jnp.int32)]
+    d_times, _ = _call("times", results, plan, times, rows.T, *taught)
+    return d_times, d_kernel, d_pulses[: len(pulses)]
+
+
+def _plan(synapse: Synapse, times, kernel, pulses, out, pool) -> Plan:
+    layout = geometry(synapse, times, kernel, out, pool)
+    height, width = layout["height"], layout["width"]
+    if not isinstance(synapse, Dense):
+        height, width = height + sum(synapse.pads[0]), width + sum(synapse.pads[1])
+    padded = dict(padded_height=height, padded_width=width)
+    return Plan(**layout, **padded, pulses=len(pulses), steps=0, flag=0)
+
+
+def _padded(synapse: Synapse, times: jax.Array, num_steps: int) -> jax.Array:
+    """With silent inputs around the images, so that no window reaches beyond them."""
+    if isinstance(synapse, Dense) or not any(map(sum, synapse.pads)):
+        return times
+    return jnp.pad(times, ((0, 0), *synapse.pads, (0, 0)), constant_values=num_steps)
+
+
+def _call(name: str, results, plan: Plan, *arrays: jax.Array) -> list[jax.Array]:
+    words = np.array(plan, np.int64)
+    return jax.ffi.ffi_call(f"ds4nn_jax.cuda.{name}", results)(*arrays, plan=words)
+
+
+def _scratch(which: int, plan: Plan) -> int | None:
+    """The int32 words of memory that a pass needs; None if it is too large."""
+    words = (ctypes.c_int64 * len(plan))(*plan)
+    found = _kernels().ds4nn_scratch(which, words)
+    return None if found < 0 else found
+
+
+def usable(dtype: str) -> bool:
+    """Whether the kernels can be had for a floating dtype; a warning says why not."""
+    if dtype != "float32":
+        return False
+    with _LOCK:
+        found = _loaded()
+    if isinstance(found, library.Unusable):
+        library.warn(f"ds4nn_jax computes without its CUDA kernels, slower: {found}")
+        return False
+    return found is not None
+
+
+def _kernels() -> Any:
+    """The loaded library."""
+    found = _loaded()
+    if found is None or isinstance(found, Exception):
+        raise RuntimeError("the CUDA kernels are not loaded")
+    return found
+
+
+@functools.cache
+def _loaded() -> Any:
+    """The library, registered; None without a GPU, or what keeps it from working."""
+    try:
+        devices = jax.local_devices(backend="cuda")
+    except RuntimeError:
+        return None  # lowered for another machine
+    found = {str(getattr(device, "compute_capability", "")) for device in devices}
+    capabilities = sorted(c.replace(".", "") for c in found if c)
+    chosen = [f"-gencode=arch=compute_{c},code=sm_{c}" for c in capabilities]
+    try:
+        path = built(chosen or ["-arch=native"])
+        loaded = load(path, "CUDA")
+    except library.Unusable as error:
+        return error
+    except OSError as error:
+        return library.Unusable(f"they cannot be loaded ({error})")
+    if loaded.ds4nn_devices() < 1:
+        return library.Unusable(
+            "they cannot use the GPU (is its driver older than nvcc's CUDA?)"
+        )
+    return loaded
+
+
+# What XLA holds addresses of stays for as long as the process.
+def load(path: Path, platform: str) -> ctypes.CDLL:
+    """Loads compiled kernels and makes them known to XLA."""
+    loaded = ctypes.CDLL(str(path))
+    loaded.ds4nn_scratch.argtypes = [ctypes.c_int, ctypes.POINTER(ctypes.c_int64)]
+    loaded.ds4nn_scratch.restype = ctypes.c_int64
+    for name in HANDLERS:
+        handler = jax.ffi.pycapsule(getattr(loaded, f"ds4nn_{name}"))
+        jax.ffi.register_ffi_target(f"ds4nn_jax.cuda.{name}", handler, platform)
+    return loaded
+
+
+def built(chosen: list[str]) -> Path:
+    """The compiled kernels, found or made; `chosen` are nvcc's options for a GPU.
+
+    Raises:
+      Unusable: they cannot be compiled; the message says why.
+    """
+    compiler = _compiler()
+    quiet = "-diag-suppress=940,2473"  # what XLA's headers are warned of
+    command = [compiler, *chosen, "-O3", "-std=c++17", "-shared", "-Xcompiler=-fPIC"]
+    command += [quiet, f"-I{jax.ffi.include_dir()}", str(SOURCE)]
+    version = _run([compiler, "--version"])
+    key = repr((command[1:-2], version, jaxlib.__version__)).encode()
+    digest = hashlib.sha256(key + SOURCE.read_bytes()).hexdigest()[:24]
+    name = f"cuda-{digest}.so"
+    for folder, _ in library._folders():
+        with contextlib.suppress(OSError):
+            for path in (folder, folder / name):
+                library._check_owner(path.stat())
+            return folder / name
+    for folder, _ in library._folders():
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            library._check_owner(folder.stat())
+            with whole(folder / name) as unfinished:
+                unfinished.touch(0o600)
+                _run([*command, "-o", str(unfinished)])
+            return folder / name
+    made = Path(tempfile.mkdtemp(prefix="ds4nn_jax-")) / name
+    _run([*command, "-o", str(made)])
+    return made
+
+
+def _compiler() -> str:
+    places = [os.environ.get("CUDA_HOME", ""), os.environ.get("CUDA_PATH", "")]
+    folders = [os.path.join(place, "bin") for place in (*places, "/usr/local/cuda")]
+    for folder in (None, *folders):
+        if found := shutil.which("nvcc", path=folder):
+            return found
+    raise library.Unusable(
+        "nvcc is not found (install the CUDA toolkit of JAX's CUDA version, or set "
+        "CUDA_HOME to its folder)"
+    )
+
+
+def _run(command: list[str]) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise library.Unusable(library._told("nvcc does not run", error)) from error
+    if done.returncode:
+        said = " ".join((done.stderr or done.stdout).split())
+        raise library.Unusable(
+            f"nvcc cannot compile them (it needs a C++ compiler that it knows): "
+            f"{said[-300:]}"
+        )
+    return done.stdout

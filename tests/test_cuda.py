@@ -1,0 +1,184 @@
+"""The CUDA kernels, run on the CPU (`cuda_on_cpu.h`), against the other engines."""
+
+import functools
+import shutil
+import subprocess
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_event import LAYERS, dyadic, spikes
+
+from ds4nn_jax._engines import cuda, event, library, scan
+from ds4nn_jax._engines.synapse import NO_POOL, Conv, Dense
+
+SAME3 = ((1, 1), (1, 1))
+NONE = ((0, 0), (0, 0))
+
+LAYERS = LAYERS | {
+    "dense, rows fetched together": (Dense(), (3, 700), (700, 10)),
+    "dense, of an output layer": (Dense(), (1, 6272), (6272, 10)),
+    "dense, many lanes": (Dense(), (5, 784), (784, 400)),
+    "dense, some blocks of outputs": (Dense(), (2, 90), (90, 1000)),
+    "dense, 33 outputs": (Dense(), (5, 300), (300, 33)),
+    "conv 3x3 x 64": (Conv((1, 1), SAME3), (2, 4, 4, 64), (3, 3, 64, 128)),
+    "conv 5x5 x 16": (Conv((1, 1), ((2, 2), (2, 2))), (1, 6, 6, 16), (5, 5, 16, 32)),
+}
+POOLED = {
+    "first layer": (Conv((1, 1), SAME3), (2, 8, 8, 1), (3, 3, 1, 33), (2, 2)),
+    "inner layer": (Conv((1, 1), SAME3), (2, 4, 6, 64), (3, 3, 64, 128), (2, 2)),
+    "members in turns": (Conv((1, 1), SAME3), (1, 6, 6, 16), (3, 3, 16, 128), (3, 3)),
+    "strides": (Conv((2, 1), ((0, 1), (2, 0))), (5, 9, 5, 12), (3, 3, 12, 10), (1, 5)),
+}
+PULSES = (0, 1, 10, 100, 230)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kernels(tmp_path_factory):
+    """The same source, compiled as C++."""
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("needs g++")
+    made = tmp_path_factory.mktemp("cuda") / "cuda.so"
+    here = Path(__file__).parent
+    command = [compiler, "-O2", "-std=c++17", "-x", "c++", "-DDS4NN_ON_CPU", "-shared"]
+    command += ["-fPIC", "-U_FORTIFY_SOURCE", f"-I{here}", "-Wall", "-Werror"]
+    command += ["-Wno-unknown-pragmas", f"-isystem{jax.ffi.include_dir()}"]
+    subprocess.run([*command, str(cuda.SOURCE), "-o", str(made)], check=True)
+    loaded = cuda.load(made, "cpu")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cuda, "_loaded", lambda: loaded)
+        yield
+
+
+def given(rng, layer, pulses, weights=dyadic, active=0.5, num_steps=100):
+    synapse, shape, kernel, *pool = layer
+    arrays = spikes(rng, shape, num_steps, active), weights(rng, kernel)
+    added = weights(rng, (pulses, kernel[-1])) / 2
+    return synapse, (*arrays, added), *(pool or [NO_POOL])
+
+
+def answers(engine, synapse, arrays, pool, peaks, counts, threshold, num_steps=100):
+    found = jax.jit(
+        functools.partial(
+            engine,
+            synapse,
+            threshold=threshold,
+            num_steps=num_steps,
+            peaks=peaks,
+            pool=pool,
+            counts=counts,
+        )
+    )(*arrays)
+    return found
+
+
+def assert_same(found, expected):
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+
+
+def gradients(rng, engine_arrays, pool, silent_inputs, engine, synapse, num_steps=100):
+    arrays, until, delta, member = engine_arrays
+    run = functools.partial(
+        engine, synapse, num_steps=num_steps, silent_inputs=silent_inputs, pool=pool
+    )
+    others = () if member is None else (member,)
+    return jax.jit(run)(*arrays, until, delta, *others)
+
+
+every = LAYERS | {f"pooled, {name}": layer for name, layer in POOLED.items()}
+layers = pytest.mark.parametrize("layer", every.values(), ids=every.keys())
+
+
+@layers
+def test_dyadic_weights_are_exact(rng, layer):
+    """Forward with and without peaks and counts, backward with and without silent
+    inputs, and some number of pulses, bit for bit what the scan finds."""
+    for turn, pulses in enumerate(PULSES):
+        active = (0.5, 1, 0.1)[turn % 3]
+        synapse, arrays, pool = given(rng, layer, pulses, active=active)
+        size = arrays[1].size // arrays[1].shape[-1]
+        threshold = float(1 + np.sqrt(size)) * (1, 4, 0.5)[turn % 3]
+        asked = turn % 2 == 0, turn % 3 == 0, threshold
+        found = answers(cuda.forward, synapse, arrays, pool, *asked)
+        expected = answers(scan.forward, synapse, arrays, pool, *asked)
+        assert_same(found, expected)
+        until = found.times if turn % 2 else found.until
+        shape = found.times.shape
+        delta = dyadic(rng, shape) * (rng.random(shape) < (0.3, 1)[turn % 2])
+        taught = arrays, until, delta.astype(np.float32), found.member
+        for silent in (False, True):
+            both = (
+                gradients(rng, taught, pool, silent, engine, synapse)
+                for engine in (cuda.backward, scan.backward)
+            )
+            assert_same(*both)
+
+
+@layers
+def test_adds_in_the_order_of_the_event_engine(rng, layer):
+    if library.fault() is not None:
+        pytest.skip("needs numba")
+    weights = lambda rng, shape: rng.normal(0.3, 1, shape).astype(np.float32)  # noqa: E731
+    for pulses in PULSES:
+        synapse, arrays, pool = given(rng, layer, pulses, weights)
+        size = arrays[1].size // arrays[1].shape[-1]
+        asked = True, True, float(1 + np.sqrt(size))
+        found = answers(cuda.forward, synapse, arrays, pool, *asked)
+        assert_same(found, answers(event.forward, synapse, arrays, pool, *asked))
+        delta = rng.normal(0, 1, found.times.shape).astype(np.float32)
+        taught = arrays, found.until, delta, found.member
+        both = (
+            gradients(rng, taught, pool, True, engine, synapse)
+            for engine in (cuda.backward, scan.backward)
+        )
+        for a, b in zip(*both, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("num_steps", [1, 7, 33, 300, 1024])
+def test_any_number_of_steps(rng, num_steps):
+    for name in ("conv 3x3 same", "conv 3x3 one channel", "dense many outputs"):
+        for pulses in (0, 9):
+            synapse, arrays, pool = given(
+                rng, LAYERS[name], pulses, num_steps=num_steps
+            )
+            both = (
+                answers(engine, synapse, arrays, pool, True, True, 9.0, num_steps)
+                for engine in (cuda.forward, scan.forward)
+            )
+            assert_same(*both)
+
+
+def test_silence(rng):
+    """No window hears anything; V(0) = 0 is the peak, or what the pulses make it."""
+    for layer in every.values():
+        for pulses in (0, 10):
+            synapse, arrays, pool = given(rng, layer, pulses, active=0)
+            both = (
+                answers(engine, synapse, arrays, pool, True, True, 2.0)
+                for engine in (cuda.forward, scan.forward)
+            )
+            assert_same(*both)
+
+
+def test_too_large_for_a_kernel(rng):
+    """The scan takes over."""
+    layer = Dense(), (1, 50_000), (50_000, 2)
+    synapse, arrays, pool = given(rng, layer, 3)
+    both = (
+        answers(engine, synapse, arrays, pool, True, True, 500.0)
+        for engine in (cuda.forward, scan.forward)
+    )
+    assert_same(*both)
+
+
+def test_not_for_other_types():
+    assert not cuda.usable("float64")
+    assert not cuda.usable("bfloat16")
+    assert jnp.zeros(1).dtype.name != "float32" or cuda.usable("float32")
