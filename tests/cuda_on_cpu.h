@@ -17,7 +17,7 @@
 #define __device__
 #define __host__
 #define __restrict__ __restrict
-#define __launch_bounds__(n)
+#define __launch_bounds__(...)
 #define __align__(n) alignas(n)
 #define SHARED(name) unsigned char* name = on_cpu::shared
 #define STREAM

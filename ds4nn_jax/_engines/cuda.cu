@@ -70,8 +70,12 @@ struct Plan {
   }
 };
 
-int up(int64_t n, int64_t by) { return static_cast<int>((n + by - 1) / by); }
-int whole(int64_t n, int64_t by) { return static_cast<int>((n + by - 1) / by * by); }
+__host__ __device__ int up(int64_t n, int64_t by) {
+  return static_cast<int>((n + by - 1) / by);
+}
+__host__ __device__ int whole(int64_t n, int64_t by) {
+  return static_cast<int>((n + by - 1) / by * by);
+}
 template <typename T>
 T within(T least, T value, T most) {
   return value < least ? least : value > most ? most : value;
@@ -165,7 +169,7 @@ __device__ int sorted(const Plan& plan, const Layout& layout, const float* windo
   }
 
   int lane = x % kWarp, segment = x / kWarp;
-  int part = whole(up(all, layout.segments), kWarp);
+  int part = (all + layout.threads - 1) / layout.threads * kWarp;
   int first = segment * part, end = first + part < all ? first + part : all;
   for (int k = x; k < layout.segments * silent; k += layout.threads) count[k] = 0;
   __syncthreads();
@@ -590,7 +594,7 @@ __global__ void list_by_cell(Plan plan, const float* __restrict__ until,
 // d_t = Σ δ·w over the neurons that heard the input. A thread has `many` inputs of a
 // pixel, 32 apart; the lanes of a warp have neighbours. weights: [O, K].
 template <int many>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(128, 12)
     teach_times(Plan plan, const float* __restrict__ times,
                 const float* __restrict__ weights, const Lesson* __restrict__ lessons,
                 const int* __restrict__ lengths, float* d_times) {
@@ -623,7 +627,7 @@ __global__ void __launch_bounds__(256)
       int cell = (b * plan.out_height + row) * plan.out_width + column;
       const Lesson* from = lessons + static_cast<int64_t>(cell) * plan.outputs;
       int n = lengths[cell];
-#pragma unroll 4
+#pragma unroll 2
       for (int e = 0; e < n; ++e) {
         Lesson lesson = from[e];
         int down = y - (lesson.where >> 16), across = x - (lesson.where & 0xffff);
