@@ -4,6 +4,7 @@
 `fit` is the same as one pure function.
 """
 
+import collections
 import functools
 import hashlib
 import itertools
@@ -26,6 +27,9 @@ from ds4nn_jax.step import (
     make_optimizer,
     train_step,
 )
+
+# Steps that may wait for the device: a fast host would pile up batches.
+_AHEAD = 32
 
 
 class Snapshot(NamedTuple):
@@ -54,8 +58,8 @@ class Step(NamedTuple):
     Attributes:
       number: of the step in its epoch, from 1.
       steps: of an epoch.
-      metrics: of the step.
-      snapshot: copies what the run needs to go on after this step.
+      metrics: of the step, on the device: who looks at them waits for it.
+      snapshot: copies what the run needs to go on after this step, and waits for it.
     """
 
     number: int
@@ -336,7 +340,8 @@ def _pair(batch: Any, classes: int) -> tuple[np.ndarray, np.ndarray]:
             'a batch must be a pair (images, labels) or a mapping with "image" and '
             f'"label", got {told}'
         )
-    images, labels = map(np.asarray, batch)
+    # Copies: a loader may fill its arrays anew while a step still waits for these.
+    images, labels = map(np.array, batch)
     return analysis.pairs(images, labels, classes)
 
 
@@ -366,27 +371,32 @@ def _epochs(config, run, start, on_step, mesh) -> Iterator[EpochResult]:
     # Copies, here and in snapshots: each step writes to the memory of its own state.
     state = _copied(start.state)
     placed: Callable = np.asarray
+    everywhere: Callable = jnp.array
     if mesh is not None:
-        state = parallel.replicated(mesh, state)
         placed = functools.partial(parallel.shared_out, mesh)
-    seen, best = np.array(start.seen), np.array(start.best)
+        everywhere = functools.partial(parallel.replicated, mesh)
+        state = everywhere(state)
+    seen, best = everywhere(start.seen), np.array(start.best)
     done = int(state.step) - int(start.epoch) * run.steps
+    ahead: collections.deque[StepMetrics] = collections.deque()
 
     def snapshot(complete: int) -> Snapshot:
-        at = np.array(complete, np.int32)
-        return Snapshot(_copied(state), at, seen.copy(), np.array(best), run.digest)
+        at, rows = np.array(complete, np.int32), np.array(seen)
+        return Snapshot(_copied(state), at, rows, np.array(best), run.digest)
 
     for epoch in range(int(start.epoch) + 1, config.epochs + 1):
         for i, batch in enumerate(run.batches(epoch, done), done):
-            state, metrics = step(
-                state, *(b if b is None else placed(b) for b in batch)
+            state, seen, metrics = step(
+                state, seen, *(b if b is None else placed(b) for b in batch)
             )
-            metrics = jax.device_get(metrics)
-            seen[i] = metrics
+            ahead.append(metrics)
+            if len(ahead) > _AHEAD:
+                jax.block_until_ready(ahead.popleft())
             if on_step is not None:
                 here = functools.partial(snapshot, epoch - 1)
                 on_step(Step(i + 1, run.steps, metrics, here))
-        means = StepMetrics(*(float(np.mean(column)) for column in seen.T.copy()))
+        rows = np.array(seen)
+        means = StepMetrics(*(float(np.mean(column)) for column in rows.T.copy()))
         params = jax.tree.map(np.array, kept_weights(state))
         report = None
         if run.held is not None:
@@ -401,15 +411,19 @@ def _epochs(config, run, start, on_step, mesh) -> Iterator[EpochResult]:
         better = (settled or last) and bool(np.float32(score) >= best)
         if settled:
             best = np.maximum(best, np.float32(score))
-        seen, done = np.zeros_like(seen), 0
+        seen, done = everywhere(np.zeros_like(rows)), 0
         yield EpochResult(epoch, params, means, report, better, snapshot(epoch))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
-def _step(config, steps, mesh, state, images, labels, soft_labels):
-    """`train_step`, compiled once for all runs of a configuration in a process."""
-    optimizer = make_optimizer(config, steps)
-    return train_step(config, optimizer, state, images, labels, mesh, soft_labels)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(3, 4))
+def _step(config, steps, mesh, state, seen, images, labels, soft_labels):
+    """`train_step`, compiled once for all runs of a configuration in a process. Its
+    metrics go into their row of `seen` as well, for the host to fetch all at once."""
+    optimizer, row = make_optimizer(config, steps), state.step % steps
+    state, metrics = train_step(
+        config, optimizer, state, images, labels, mesh, soft_labels
+    )
+    return state, seen.at[row].set(jnp.stack(metrics, dtype=seen.dtype)), metrics
 
 
 def _copied(state: TrainState) -> TrainState:
