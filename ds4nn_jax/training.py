@@ -162,7 +162,9 @@ def train(
         from between two epochs.
       labels: [n] integers 0 … C−1, or one-hot [n, C].
       soft_labels: [n, C] shares of the classes, for instance a teacher's, which the
-        output rule gets for the labels; accuracies and the split are the labels'.
+        output rule gets for the labels; accuracies and the split are the labels'. Or
+        [epochs, n, C], those of image i as epoch e changes it in row [e − 1, i].
+        float16 will do, and a memory-mapped file.
       validation: held-out (images, labels), for the share that the configuration would
         hold out; batches have none but these.
       steps_per_epoch: of batches that do not know how many there are.
@@ -174,8 +176,9 @@ def train(
 
     Raises:
       ValueError, TypeError: images or labels do not fit each other, the network or the
-        batch size, the initial weights cannot be scaled, the snapshot is of another
-        network, optimizer or data, or the batch size is no multiple of the devices.
+        batch size, soft labels are of fewer epochs than the run, the initial weights
+        cannot be scaled, the snapshot is of another network, optimizer or data, or the
+        batch size is no multiple of the devices.
 
     Example:
       >>> import ds4nn_jax as ds
@@ -245,15 +248,15 @@ def _prepared(
         images, labels = analysis.pairs(images, labels, network.num_classes)
         if soft_labels is not None:
             _check_soft_labels(config, soft_labels, len(labels))
-        kept = np.arange(len(labels))
-        if held is None and config.validation:
-            share, seed = config.validation, config.seed
-            kept, out = data.stratified_split(np.asarray(labels), share, seed=seed)
+        kept, out = np.arange(len(labels)), np.arange(0)
+        if held is None:
+            kept, out = split(config, labels)
+        if len(out):
             held = images[out], labels[out]
         steps = _steps_per_epoch(len(kept), config.batch_size)
         some = images[kept[: config.initial_weights.sample]]
         arrays = images, labels, soft_labels
-        batches = functools.partial(_shuffled, config, kept, steps, arrays)
+        batches = functools.partial(_shuffled, config, kept, arrays)
         digest = _digest(arrays)
     optimizer = make_optimizer(config, steps)
     if params is not None:
@@ -274,7 +277,19 @@ def _check_soft_labels(config: TrainConfig, shares: np.ndarray, images: int) -> 
     if not config.output_rule.takes_shares:
         kind = type(config.output_rule).__name__
         raise TypeError(f"soft labels: the output rule {kind} takes classes alone")
-    _checks.shares(shares, images, config.network().num_classes)
+    classes = config.network().num_classes
+    if np.ndim(shares) != 3:
+        _checks.shares(shares, images, classes)
+        return
+    if len(shares) < config.epochs:
+        raise ValueError(
+            f"soft labels are of {len(shares)} epochs, the run has {config.epochs}"
+        )
+    for epoch, each in enumerate(shares, 1):
+        try:
+            _checks.shares(each, images, classes)
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"epoch {epoch}: {error}") from error
 
 
 def _digest(arrays: tuple) -> np.ndarray:
@@ -288,12 +303,28 @@ def _digest(arrays: tuple) -> np.ndarray:
     return np.frombuffer(digest.digest(), np.uint8)
 
 
-def _shuffled(config, kept, steps, arrays, epoch: int, done: int) -> Iterator[tuple]:
-    size = config.batch_size
+def split(config: TrainConfig, labels: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the images [n] that a run learns from, and of those it holds out."""
+    if not config.validation:
+        return np.arange(len(labels)), np.arange(0)
+    labels = np.asarray(labels)
+    return data.stratified_split(labels, config.validation, seed=config.seed)
+
+
+def epoch_batches(config: TrainConfig, kept: np.ndarray, epoch: int) -> np.ndarray:
+    """The batches of an epoch, from 1: [steps, batch size] of the indices `kept`."""
+    steps = _steps_per_epoch(len(kept), config.batch_size)
     order = data.epoch_permutation(len(kept), seed=config.seed, epoch=epoch)
-    for i in range(done, steps):
-        batch = kept[order[i * size : (i + 1) * size]]
-        yield tuple(None if a is None else np.asarray(a[batch]) for a in arrays)
+    return kept[order[: steps * config.batch_size]].reshape(steps, -1)
+
+
+def _shuffled(config, kept, arrays, epoch: int, done: int) -> Iterator[tuple]:
+    images, labels, soft = arrays
+    if np.ndim(soft) == 3:
+        soft = soft[epoch - 1]
+    for batch in epoch_batches(config, kept, epoch)[done:]:
+        shares = None if soft is None else np.asarray(soft[batch], np.float32)
+        yield np.asarray(images[batch]), np.asarray(labels[batch]), shares
 
 
 def _loader(config: TrainConfig, loader: Any, steps: int | None):
