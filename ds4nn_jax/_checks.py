@@ -192,7 +192,8 @@ def shares(values: jax.Array | np.ndarray, batch: int, classes: int) -> jax.Arra
         )
     if at_hand(values) and values.size:
         seen = np.asarray(values)
-        holds = (seen >= 0).all(axis=1) & (np.abs(seen.sum(axis=1) - 1) < 1e-3)
+        sums = seen.sum(axis=1, dtype=np.float32)  # of float16 too: it rounds by 5e-4
+        holds = (seen >= 0).all(axis=1) & (np.abs(sums - 1) < 1e-3)
         if not holds.all():  # NaN included
             image = int(np.argmin(holds))
             raise ValueError(

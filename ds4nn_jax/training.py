@@ -4,6 +4,7 @@
 `fit` is the same as one pure function.
 """
 
+import collections
 import functools
 import hashlib
 import itertools
@@ -26,6 +27,9 @@ from ds4nn_jax.step import (
     make_optimizer,
     train_step,
 )
+
+# Steps that may wait for the device: a fast host would pile up batches.
+_AHEAD = 32
 
 
 class Snapshot(NamedTuple):
@@ -54,8 +58,8 @@ class Step(NamedTuple):
     Attributes:
       number: of the step in its epoch, from 1.
       steps: of an epoch.
-      metrics: of the step.
-      snapshot: copies what the run needs to go on after this step.
+      metrics: of the step, on the device: who looks at them waits for it.
+      snapshot: copies what the run needs to go on after this step, and waits for it.
     """
 
     number: int
@@ -158,7 +162,9 @@ def train(
         from between two epochs.
       labels: [n] integers 0 … C−1, or one-hot [n, C].
       soft_labels: [n, C] shares of the classes, for instance a teacher's, which the
-        output rule gets for the labels; accuracies and the split are the labels'.
+        output rule gets for the labels; accuracies and the split are the labels'. Or
+        [epochs, n, C], those of image i as epoch e changes it in row [e − 1, i].
+        float16 will do, and a memory-mapped file.
       validation: held-out (images, labels), for the share that the configuration would
         hold out; batches have none but these.
       steps_per_epoch: of batches that do not know how many there are.
@@ -170,8 +176,9 @@ def train(
 
     Raises:
       ValueError, TypeError: images or labels do not fit each other, the network or the
-        batch size, the initial weights cannot be scaled, the snapshot is of another
-        network, optimizer or data, or the batch size is no multiple of the devices.
+        batch size, soft labels are of fewer epochs than the run, the initial weights
+        cannot be scaled, the snapshot is of another network, optimizer or data, or the
+        batch size is no multiple of the devices.
 
     Example:
       >>> import ds4nn_jax as ds
@@ -241,15 +248,15 @@ def _prepared(
         images, labels = analysis.pairs(images, labels, network.num_classes)
         if soft_labels is not None:
             _check_soft_labels(config, soft_labels, len(labels))
-        kept = np.arange(len(labels))
-        if held is None and config.validation:
-            share, seed = config.validation, config.seed
-            kept, out = data.stratified_split(np.asarray(labels), share, seed=seed)
+        kept, out = np.arange(len(labels)), np.arange(0)
+        if held is None:
+            kept, out = split(config, labels)
+        if len(out):
             held = images[out], labels[out]
         steps = _steps_per_epoch(len(kept), config.batch_size)
         some = images[kept[: config.initial_weights.sample]]
         arrays = images, labels, soft_labels
-        batches = functools.partial(_shuffled, config, kept, steps, arrays)
+        batches = functools.partial(_shuffled, config, kept, arrays)
         digest = _digest(arrays)
     optimizer = make_optimizer(config, steps)
     if params is not None:
@@ -270,7 +277,19 @@ def _check_soft_labels(config: TrainConfig, shares: np.ndarray, images: int) -> 
     if not config.output_rule.takes_shares:
         kind = type(config.output_rule).__name__
         raise TypeError(f"soft labels: the output rule {kind} takes classes alone")
-    _checks.shares(shares, images, config.network().num_classes)
+    classes = config.network().num_classes
+    if np.ndim(shares) != 3:
+        _checks.shares(shares, images, classes)
+        return
+    if len(shares) < config.epochs:
+        raise ValueError(
+            f"soft labels are of {len(shares)} epochs, the run has {config.epochs}"
+        )
+    for epoch, each in enumerate(shares, 1):
+        try:
+            _checks.shares(each, images, classes)
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"epoch {epoch}: {error}") from error
 
 
 def _digest(arrays: tuple) -> np.ndarray:
@@ -284,12 +303,28 @@ def _digest(arrays: tuple) -> np.ndarray:
     return np.frombuffer(digest.digest(), np.uint8)
 
 
-def _shuffled(config, kept, steps, arrays, epoch: int, done: int) -> Iterator[tuple]:
-    size = config.batch_size
+def split(config: TrainConfig, labels: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the images [n] that a run learns from, and of those it holds out."""
+    if not config.validation:
+        return np.arange(len(labels)), np.arange(0)
+    labels = np.asarray(labels)
+    return data.stratified_split(labels, config.validation, seed=config.seed)
+
+
+def epoch_batches(config: TrainConfig, kept: np.ndarray, epoch: int) -> np.ndarray:
+    """The batches of an epoch, from 1: [steps, batch size] of the indices `kept`."""
+    steps = _steps_per_epoch(len(kept), config.batch_size)
     order = data.epoch_permutation(len(kept), seed=config.seed, epoch=epoch)
-    for i in range(done, steps):
-        batch = kept[order[i * size : (i + 1) * size]]
-        yield tuple(None if a is None else np.asarray(a[batch]) for a in arrays)
+    return kept[order[: steps * config.batch_size]].reshape(steps, -1)
+
+
+def _shuffled(config, kept, arrays, epoch: int, done: int) -> Iterator[tuple]:
+    images, labels, soft = arrays
+    if np.ndim(soft) == 3:
+        soft = soft[epoch - 1]
+    for batch in epoch_batches(config, kept, epoch)[done:]:
+        shares = None if soft is None else np.asarray(soft[batch], np.float32)
+        yield np.asarray(images[batch]), np.asarray(labels[batch]), shares
 
 
 def _loader(config: TrainConfig, loader: Any, steps: int | None):
@@ -336,7 +371,8 @@ def _pair(batch: Any, classes: int) -> tuple[np.ndarray, np.ndarray]:
             'a batch must be a pair (images, labels) or a mapping with "image" and '
             f'"label", got {told}'
         )
-    images, labels = map(np.asarray, batch)
+    # Copies: a loader may fill its arrays anew while a step still waits for these.
+    images, labels = map(np.array, batch)
     return analysis.pairs(images, labels, classes)
 
 
@@ -366,27 +402,32 @@ def _epochs(config, run, start, on_step, mesh) -> Iterator[EpochResult]:
     # Copies, here and in snapshots: each step writes to the memory of its own state.
     state = _copied(start.state)
     placed: Callable = np.asarray
+    everywhere: Callable = jnp.array
     if mesh is not None:
-        state = parallel.replicated(mesh, state)
         placed = functools.partial(parallel.shared_out, mesh)
-    seen, best = np.array(start.seen), np.array(start.best)
+        everywhere = functools.partial(parallel.replicated, mesh)
+        state = everywhere(state)
+    seen, best = everywhere(start.seen), np.array(start.best)
     done = int(state.step) - int(start.epoch) * run.steps
+    ahead: collections.deque[StepMetrics] = collections.deque()
 
     def snapshot(complete: int) -> Snapshot:
-        at = np.array(complete, np.int32)
-        return Snapshot(_copied(state), at, seen.copy(), np.array(best), run.digest)
+        at, rows = np.array(complete, np.int32), np.array(seen)
+        return Snapshot(_copied(state), at, rows, np.array(best), run.digest)
 
     for epoch in range(int(start.epoch) + 1, config.epochs + 1):
         for i, batch in enumerate(run.batches(epoch, done), done):
-            state, metrics = step(
-                state, *(b if b is None else placed(b) for b in batch)
+            state, seen, metrics = step(
+                state, seen, *(b if b is None else placed(b) for b in batch)
             )
-            metrics = jax.device_get(metrics)
-            seen[i] = metrics
+            ahead.append(metrics)
+            if len(ahead) > _AHEAD:
+                jax.block_until_ready(ahead.popleft())
             if on_step is not None:
                 here = functools.partial(snapshot, epoch - 1)
                 on_step(Step(i + 1, run.steps, metrics, here))
-        means = StepMetrics(*(float(np.mean(column)) for column in seen.T.copy()))
+        rows = np.array(seen)
+        means = StepMetrics(*(float(np.mean(column)) for column in rows.T.copy()))
         params = jax.tree.map(np.array, kept_weights(state))
         report = None
         if run.held is not None:
@@ -401,15 +442,19 @@ def _epochs(config, run, start, on_step, mesh) -> Iterator[EpochResult]:
         better = (settled or last) and bool(np.float32(score) >= best)
         if settled:
             best = np.maximum(best, np.float32(score))
-        seen, done = np.zeros_like(seen), 0
+        seen, done = everywhere(np.zeros_like(rows)), 0
         yield EpochResult(epoch, params, means, report, better, snapshot(epoch))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
-def _step(config, steps, mesh, state, images, labels, soft_labels):
-    """`train_step`, compiled once for all runs of a configuration in a process."""
-    optimizer = make_optimizer(config, steps)
-    return train_step(config, optimizer, state, images, labels, mesh, soft_labels)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(3, 4))
+def _step(config, steps, mesh, state, seen, images, labels, soft_labels):
+    """`train_step`, compiled once for all runs of a configuration in a process. Its
+    metrics go into their row of `seen` as well, for the host to fetch all at once."""
+    optimizer, row = make_optimizer(config, steps), state.step % steps
+    state, metrics = train_step(
+        config, optimizer, state, images, labels, mesh, soft_labels
+    )
+    return state, seen.at[row].set(jnp.stack(metrics, dtype=seen.dtype)), metrics
 
 
 def _copied(state: TrainState) -> TrainState:

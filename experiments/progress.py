@@ -1,6 +1,7 @@
 """What a person sees while a network trains: a bar on a terminal, lines in a pipe."""
 
 import contextlib
+import math
 import os
 import signal
 import sys
@@ -20,6 +21,7 @@ from rich.progress import (
 from ds4nn_jax.training import EpochResult, Step, StepMetrics
 
 _SECONDS_BETWEEN = 5.0  # lines in a pipe
+_SECONDS_BETWEEN_REDRAWS = 0.2  # of the bar
 _SMOOTHING = 0.9  # of the running means beside the bar
 
 
@@ -72,6 +74,8 @@ class Display:
         self._task = None
         self._epoch = first
         self._means: StepMetrics | None = None
+        self._drawn = -math.inf
+        self._last: StepMetrics | None = None
 
     @contextlib.contextmanager
     def showing(self) -> Iterator["Display"]:
@@ -90,25 +94,33 @@ class Display:
             yield self
 
     def on_step(self, step: Step) -> None:
-        if self._bar is None:
+        now = time.monotonic()
+        soon = now - self._drawn < _SECONDS_BETWEEN_REDRAWS
+        if self._bar is None or (soon and step.number < step.steps):
             return
-        if self._means is None:
-            self._means = step.metrics
-        self._means = StepMetrics(
-            *(
-                _SMOOTHING * mean + (1 - _SMOOTHING) * new
-                for mean, new in zip(self._means, step.metrics, strict=True)
-            )
-        )
         self._bar.update(
             self._task,
             completed=step.number,
             total=step.steps,
             epoch=f"{self._epoch}/{self._epochs}",
-            metrics=_cost(
-                self._means.accuracy, self._means.decision_step, self._means.spikes
-            ),
+            **self._running(),
         )
+        self._drawn, self._last = now, step.metrics
+
+    def _running(self) -> dict[str, str]:
+        """Means of the steps that were drawn, but for the latest: the device may still
+        be at it, and should not wait for who waits for it."""
+        if self._last is None:
+            return {}
+        last = StepMetrics(*map(float, self._last))
+        self._means = StepMetrics(
+            *(
+                _SMOOTHING * mean + (1 - _SMOOTHING) * new
+                for mean, new in zip(self._means or last, last, strict=True)
+            )
+        )
+        means = self._means
+        return {"metrics": _cost(means.accuracy, means.decision_step, means.spikes)}
 
     def on_epoch(self, result: EpochResult, seconds: float) -> None:
         train, held = result.train, result.validation

@@ -163,7 +163,9 @@ def _train(
 def _soft_labels(asked: options.Options) -> np.ndarray | None:
     if asked.soft_labels is None:
         return None
-    return np.load(asked.soft_labels, allow_pickle=False)[: asked.train_limit or None]
+    # Those of every epoch may be large: each is read when its images are.
+    shares = np.load(asked.soft_labels, mmap_mode="r", allow_pickle=False)
+    return shares[..., : asked.train_limit or None, :]
 
 
 class _Record:

@@ -13,7 +13,7 @@ from ds4nn_jax._values import Value
 from ds4nn_jax.augmentation import Augmentation
 from ds4nn_jax.first_weights import FiringRates
 from ds4nn_jax.optimizers import Adam, Muon
-from ds4nn_jax.rules import Fixed, OutputRule
+from ds4nn_jax.rules import Fixed, OutputRule, Softmax
 from ds4nn_jax.schedules import StepDecay
 
 SMALL = dict(
@@ -562,6 +562,55 @@ def test_soft_labels_of_the_classes_are_the_classes(digits):
     assert turned.validation.accuracy < 0.2 < hard.validation.accuracy
 
 
+@dataclasses.dataclass(frozen=True)
+class Spy(Softmax):
+    """Softmax that notes the images' shares of class 0, batch by batch."""
+
+    notes: list = dataclasses.field(default_factory=list, compare=False, hash=False)
+
+    def target(self, times, labels, potentials=None, **more):
+        jax.debug.callback(
+            lambda x: self.notes.append(np.array(x)), labels, ordered=True
+        )
+        return super().target(times, labels, potentials, **more)
+
+
+def test_soft_labels_of_every_epoch(digits, tmp_path):
+    """Each epoch has its own, at the places of its images; a file serves as well as an
+    array; from a snapshot in the second epoch a run ends in the same bits."""
+    images, labels = digits[0][:60], digits[1][:60]
+    shares = np.random.default_rng(0).dirichlet(np.ones(10), (3, 60)).astype(np.float16)
+    np.save(tmp_path / "shares.npy", shares)
+    file = np.load(tmp_path / "shares.npy", mmap_mode="r")
+    spy = Spy()
+    config = ds.TrainConfig(
+        spec="64-10", epochs=3, batch_size=10, validation=0, output_rule=spy
+    )
+    taken = []
+    first = list(
+        ds.train(
+            config,
+            images,
+            labels,
+            soft_labels=file,
+            on_step=lambda step: taken.append(step.snapshot()),
+        )
+    )
+    expected = [
+        shares[epoch - 1][batch].astype(np.float32)
+        for epoch in (1, 2, 3)
+        for batch in data.epoch_permutation(60, seed=0, epoch=epoch).reshape(6, 10)
+    ]
+    np.testing.assert_array_equal(spy.notes, expected)
+    start = taken[6 + 2]
+    *_, last = ds.train(config, images, labels, soft_labels=shares, start=start)
+    jax.tree.map(np.testing.assert_array_equal, last.params, first[-1].params)
+    np.testing.assert_array_equal(spy.notes[18:], expected[9:])
+    shares[2, 0] = shares[2, 1]
+    with pytest.raises(ValueError, match="run on other data"):
+        ds.train(config, images, labels, soft_labels=shares, start=start)
+
+
 class Series:
     """As a pandas Series whose index was shuffled: by name, but for `np.asarray`."""
 
@@ -665,6 +714,28 @@ def test_batches_as_they_come(digits):
         jax.tree.map(np.testing.assert_array_equal, a.params, b.params)
         assert a.train == b.train and a.validation.images == 300
     assert next(once, None) is None
+
+
+def test_a_loader_may_fill_its_arrays_anew():
+    """Steps that wait for the device have batches of their own."""
+    images, labels = np.zeros((4, 8, 8, 1), np.uint8), np.zeros(4, np.int32)
+    batch = training._pair((images, labels), 10)
+    images[:], labels[:] = 1, 1
+    assert not batch[0].any() and not batch[1].any()
+
+
+def test_only_so_many_steps_wait_for_the_device(digits, monkeypatch):
+    """The host waits for the step that is so many back, and for none before."""
+    waited, order = [], []
+    monkeypatch.setattr(training, "_AHEAD", 5)
+    monkeypatch.setattr(
+        jax, "block_until_ready", lambda metrics: waited.append((len(order), metrics))
+    )
+    config = ds.TrainConfig(**SMALL)
+    list(ds.train(config, *digits, on_step=lambda step: order.append(step.metrics)))
+    assert [at for at, _ in waited] == list(range(5, 54))
+    assert all(metrics is order[at - 5] for at, metrics in waited)
+    assert all(isinstance(part, jax.Array) for part in order[0])
 
 
 def test_a_loader_is_gone_through_once_an_epoch(digits):
