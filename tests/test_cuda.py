@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import jax
+import jax.export
 import numpy as np
 import pytest
 from test_event import LAYERS, dyadic, spikes
@@ -47,6 +48,7 @@ def kernels(tmp_path_factory):
     command += ["-Wno-unknown-pragmas", f"-isystem{jax.ffi.include_dir()}"]
     subprocess.run([*command, str(cuda.SOURCE), "-o", str(made)], check=True)
     loaded = cuda.load(made, "cpu")
+    assert loaded.ds4nn_fault() is None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cuda, "_loaded", lambda: loaded)
         yield
@@ -168,3 +170,18 @@ def test_not_for_other_types():
     assert not cuda.usable("float64")
     assert not cuda.usable("bfloat16")
     assert cuda.usable("float32")
+
+
+def test_lowers_for_a_gpu(rng):
+    """A gradient calls the kernels on CUDA, those of mapped images in one call; a
+    program to be exported calls none."""
+    synapse, arrays, pool = given(rng, POOLED["first layer"], 10)
+    asked = dict(num_steps=100, threshold=4.0, peaks=False, pool=pool, only=False)
+    run = functools.partial(event.forward, synapse, **asked)
+    mapped = jax.vmap(lambda t: run(t[None], *arrays[1:]).times)
+    for function, on in ((run, arrays), (mapped, arrays[:1])):
+        traced = jax.jit(function).trace(*on)
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+        assert text.count("ds4nn_jax.cuda.forward") == 1 and "while" not in text
+    exported = jax.export.export(jax.jit(run), platforms=["cuda"])(*arrays)
+    assert "ds4nn_jax.cuda." not in exported.mlir_module()

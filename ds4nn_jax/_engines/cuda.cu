@@ -761,12 +761,20 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(
         .Ret<Floats>().Ret<Integers>(),
     {ffi::Traits::kCmdBufferCompatible});
 
-// How many GPUs these kernels can run on; −1 where CUDA does not work.
-extern "C" int ds4nn_devices() {
-  int devices = 0;
-  if (cudaGetDeviceCount(&devices) != cudaSuccess) devices = -1;
+// What keeps these kernels from running, or null. Loads them, too, which a GPU would
+// else do in the middle of a recorded graph.
+extern "C" const char* ds4nn_fault() {
+  cudaError_t error = cudaSuccess;
+  auto load = [&](auto kernel) {
+    cudaFuncAttributes found;
+    if (error == cudaSuccess) error = cudaFuncGetAttributes(&found, kernel);
+  };
+  load(forward<false>), load(forward<true>);
+  load(list_by_output), load(teach_by_list), load(collect_lists);
+  load(teach_few), load(collect_few), load(list_by_cell);
+  load(teach_times<1>), load(teach_times<2>), load(teach_times<4>);
   cudaGetLastError();
-  return devices;
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
 // The int32 words of scratch memory of a plan: of the forward pass (0), the weights' (1)

@@ -206,19 +206,20 @@ def _loaded() -> Any:
         return error
     except OSError as error:
         return library.Unusable(f"they cannot be loaded ({error})")
-    if loaded.ds4nn_devices() < 1:
+    if fault := loaded.ds4nn_fault():
         return library.Unusable(
-            "they cannot use the GPU (is its driver older than nvcc's CUDA?)"
+            f"they do not run on this GPU ({fault.decode()}): is its driver older than "
+            "the CUDA of nvcc?"
         )
     return loaded
 
 
-# What XLA holds addresses of stays for as long as the process.
 def load(path: Path, platform: str) -> ctypes.CDLL:
-    """Loads compiled kernels and makes them known to XLA."""
+    """Loads compiled kernels and makes them known to XLA, for as long as the process."""
     loaded = ctypes.CDLL(str(path))
     loaded.ds4nn_scratch.argtypes = [ctypes.c_int, ctypes.POINTER(ctypes.c_int64)]
     loaded.ds4nn_scratch.restype = ctypes.c_int64
+    loaded.ds4nn_fault.restype = ctypes.c_char_p
     for name in HANDLERS:
         handler = jax.ffi.pycapsule(getattr(loaded, f"ds4nn_{name}"))
         jax.ffi.register_ffi_target(f"ds4nn_jax.cuda.{name}", handler, platform)
