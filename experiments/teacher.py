@@ -1,0 +1,376 @@
+"""A teacher: a residual CNN that gives soft labels for every epoch of a student's run.
+
+    python -m experiments.teacher --flagfile=experiments/flagfiles/fashion.cfg \\
+        --teacher_out=teacher.safetensors --soft_labels_out=labels.npy
+
+trains it on the images that a run of those flags learns from, none of those that it
+holds out, and writes its softmax for the very images that the student sees in each
+epoch, [epochs, N, classes] float16 for `--soft_labels`: batches and changes of images
+follow from the flags. A student with another seed, batch size, augmentation, share held
+out or more epochs sees others, and wants soft labels of its own; the teacher itself
+serves, by --teacher_from, any that learns from the same images. Images that an epoch
+leaves out have the softmax of the plain image. Where the student sees mirrored images,
+an image and its mirror image have the mean of both. All other flags are the student's.
+"""
+
+import argparse
+import dataclasses
+import functools
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import safetensors
+import safetensors.numpy
+
+from ds4nn_jax import data, training
+from ds4nn_jax._files import whole
+from ds4nn_jax.augmentation import Augmentation
+from ds4nn_jax.checkpoints import digest, write_atomically
+from ds4nn_jax.config import TrainConfig
+
+from . import options, progress
+
+_NAME = "experiments.teacher"
+_SMOOTH = 0.05  # of the labels that the teacher learns from
+_DECAY = 5e-4  # of its kernels
+_WARM_UP = 0.15  # share of its steps
+_CHUNK = 500  # images at once where it only looks
+_ENTRY = "ds4nn_jax teacher"  # of the file's metadata
+_SHAPE = ("width", "blocks", "classes", "mean", "deviation")  # of a network
+_COUNTS = (  # flags
+    ("teachers", 1, "the mean of so many teaches"),
+    ("teacher_epochs", 40, "of each"),
+    ("teacher_width", 4, "times 16, 32 and 64 features"),
+    ("teacher_blocks", 2, "of two layers for each of the three"),
+    ("teacher_batch", 256, "images a step"),
+)
+
+
+class ResidualNetwork(nn.Module):
+    """A wide residual network: uint8 [B, H, W, C] to logits, float32.
+
+    Attributes:
+      width: times 16, 32 and 64 features.
+      blocks: of two layers for each of the three.
+      classes: number of outputs.
+      mean: of the pixels.
+      deviation: standard, of the pixels.
+    """
+
+    width: int
+    blocks: int
+    classes: int
+    mean: float
+    deviation: float
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        narrow = jax.default_backend() != "cpu"
+        kind = dict(dtype=jnp.bfloat16 if narrow else jnp.float32)
+        norm = functools.partial(
+            nn.BatchNorm, use_running_average=not train, momentum=0.9, **kind
+        )
+        init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+        conv = functools.partial(nn.Conv, use_bias=False, kernel_init=init, **kind)
+        x = (images.astype(jnp.float32) - self.mean) / self.deviation
+        x = conv(16, (3, 3))(x)
+        for features in (16 * self.width, 32 * self.width, 64 * self.width):
+            for block in range(self.blocks):
+                stride = 2 if block == 0 and features > 16 * self.width else 1
+                y = nn.relu(norm()(x))
+                if block == 0:
+                    x = conv(features, (1, 1), stride)(y)
+                y = nn.relu(norm()(conv(features, (3, 3), stride)(y)))
+                x = x + conv(features, (3, 3))(y)
+        x = nn.relu(norm()(x)).astype(jnp.float32).mean((1, 2))
+        return nn.Dense(self.classes)(x)
+
+
+def erase(key: jax.Array, images: jax.Array) -> jax.Array:
+    """Covers a rectangle of every other image, on average, with noise: uint8
+    [B, H, W, C]. Its sides are from an eighth to a half of the image's."""
+    sides = jnp.array(images.shape[1:3], jnp.float32)
+    keys = jax.random.split(key, 4)
+    chosen = jax.random.bernoulli(keys[0], jnp.float32(0.5), (len(images), 1, 1, 1))
+    pair = (len(images), 2)
+    size = sides * jax.random.uniform(keys[1], pair, minval=1 / 8, maxval=1 / 2)
+    first = (sides - size) * jax.random.uniform(keys[2], pair)
+    covered = []
+    for axis in (0, 1):
+        at = jnp.arange(images.shape[1 + axis]) + 0.5 - first[:, axis, None]
+        covered.append((at >= 0) & (at <= size[:, axis, None]))
+    inside = covered[0][:, :, None, None] & covered[1][:, None, :, None]
+    noise = jax.random.bits(keys[3], images.shape, jnp.uint8)
+    return jnp.where(chosen & inside, noise, images)
+
+
+def seen_in(
+    config: TrainConfig, images: jax.Array, batches: jax.Array, first: jax.Array
+) -> jax.Array:
+    """The images of batches [steps, B] as the student's steps see them, from number
+    `first` (0: of the run) on: [steps × B, H, W, C]."""
+    base = jax.random.fold_in(jax.random.key(config.seed), 1)  # as `step.init`
+    images = jnp.asarray(images)
+
+    def changed(step: tuple[jax.Array, jax.Array]) -> jax.Array:
+        number, batch = step
+        key = jax.random.fold_in(base, number)  # as `step.train_step`
+        return config.augmentation.apply(key, images[batch])
+
+    steps = first + jnp.arange(len(batches), dtype=jnp.int32), batches
+    made = jax.lax.map(changed, steps, batch_size=64)
+    return made.reshape(-1, *images.shape[1:])
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _softmax(network, variables: dict, images: jax.Array, mirror: bool) -> jax.Array:
+    views = [images, images[:, :, ::-1]] if mirror else [images]
+    logits = [network.apply(variables, view, train=False) for view in views]
+    return jnp.mean(jax.nn.softmax(jnp.stack(logits)), axis=0)
+
+
+def shares(network, teachers: list[dict], images: Any, mirror: bool) -> np.ndarray:
+    """Mean softmax of teachers, [N, classes] float32, for images [N, H, W, C] and, if
+    so asked, their mirror images."""
+    images, count = np.asarray(images), len(images)
+    # Chunks of one size, the last filled up: one compilation serves all.
+    chunks = np.arange(-(-count // _CHUNK) * _CHUNK).reshape(-1, _CHUNK) % count
+    parts = [
+        sum(_softmax(network, one, images[chunk], mirror) for one in teachers)
+        for chunk in chunks
+    ]
+    return np.concatenate(parts)[:count] / len(teachers)
+
+
+def _optimizer(args: argparse.Namespace, steps: int) -> optax.GradientTransformation:
+    total = args.teacher_epochs * steps
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, args.teacher_rate, max(1, round(_WARM_UP * total)), total
+    )
+    kernels = functools.partial(jax.tree.map, lambda leaf: leaf.ndim > 1)
+    return optax.chain(
+        optax.add_decayed_weights(_DECAY, kernels),
+        optax.sgd(schedule, momentum=0.9, nesterov=True),
+    )
+
+
+def _epoch(network, augmentation: Augmentation, optimizer, size: int):
+    """A jitted function of an epoch: (variables, optimizer's state), key, images and
+    labels to the former and the means of loss and accuracy."""
+
+    def loss(params: dict, others: dict, images: jax.Array, labels: jax.Array):
+        logits, changed = network.apply(
+            {**others, "params": params}, images, train=True, mutable=["batch_stats"]
+        )
+        wanted = optax.smooth_labels(jax.nn.one_hot(labels, network.classes), _SMOOTH)
+        value = jnp.mean(optax.softmax_cross_entropy(logits, wanted))
+        return value, (changed, value, jnp.mean(logits.argmax(1) == labels))
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def epoch(carry, key, images, labels):
+        def step(carry, batch):
+            (variables, state), (key, chosen) = carry, batch
+            params = variables["params"]
+            seen = augmentation.apply(key, images[chosen])
+            seen = erase(jax.random.fold_in(key, 3), seen)
+            gradient, (changed, *means) = jax.grad(loss, has_aux=True)(
+                params, variables, seen, labels[chosen]
+            )
+            updates, state = optimizer.update(gradient, state, params)
+            params = optax.apply_updates(params, updates)
+            return ({**changed, "params": params}, state), means
+
+        steps = len(images) // size
+        order, drawn = jax.random.split(key)
+        batches = jax.random.permutation(order, len(images))[: steps * size]
+        batches = batches.reshape(steps, size)
+        carry, means = jax.lax.scan(
+            step, carry, (jax.random.split(drawn, steps), batches)
+        )
+        return carry, jax.tree.map(jnp.mean, means)
+
+    return epoch
+
+
+def _learnt(args, network, augmentation, seed, images, labels) -> list[dict]:
+    """The variables of each teacher, taught by images [n, H, W, C] and labels [n]."""
+    size = min(args.teacher_batch, len(images))
+    optimizer = _optimizer(args, len(images) // size)
+    epoch = _epoch(network, augmentation, optimizer, size)
+    images, labels = jnp.asarray(images), jnp.asarray(labels)
+    teachers = []
+    print(f"teacher of width {network.width}: compiling …", flush=True)
+    for number in range(1, args.teachers + 1):
+        key = jax.random.fold_in(jax.random.key(seed), number)
+        variables = network.init(key, images[:1], train=False)
+        carry = variables, optimizer.init(variables["params"])
+        for at in range(1, args.teacher_epochs + 1):
+            clock = time.monotonic()
+            carry, means = epoch(carry, jax.random.fold_in(key, at), images, labels)
+            loss, right = map(float, means)  # waits
+            print(
+                f"teacher {number}/{args.teachers}  epoch {at:3d}/{args.teacher_epochs}"
+                f"  loss {loss:.4f}  train {right:.2%}"
+                f"  |  {time.monotonic() - clock:.1f} s",
+                flush=True,
+            )
+        teachers.append(carry[0])
+    return teachers
+
+
+def _save(file: Path, network, teachers: list[dict], notes: dict[str, Any]) -> None:
+    tree = {str(number): variables for number, variables in enumerate(teachers)}
+    flat = flax.traverse_util.flatten_dict(jax.device_get(tree), sep="/")
+    shape = {name: getattr(network, name) for name in _SHAPE}
+    entry = json.dumps({"network": shape, **notes})
+    write_atomically(file, safetensors.numpy.save(flat, {_ENTRY: entry}))
+
+
+def _load(file: Path, learnt: str) -> tuple[ResidualNetwork, list[dict]]:
+    try:
+        with safetensors.safe_open(file, "numpy") as opened:
+            notes = json.loads((opened.metadata() or {})[_ENTRY])
+        flat = safetensors.numpy.load_file(file)
+    except (safetensors.SafetensorError, KeyError) as error:
+        raise ValueError(f"{file} holds no teacher: {error}") from error
+    if notes["learnt"] != learnt:
+        raise ValueError(
+            f"{file} learnt from other images than a run of these flags does: another "
+            "data set, seed, --validation or --train_limit"
+        )
+    tree = flax.traverse_util.unflatten_dict(flat, sep="/")
+    return ResidualNetwork(**notes["network"]), [tree[k] for k in sorted(tree, key=int)]
+
+
+def _write_labels(file: Path, config: TrainConfig, images, labels, kept, given) -> None:
+    """Soft labels of every epoch; `given` tells those [N, C] of images and labels."""
+    on_device, see = jnp.asarray(images), jax.jit(functools.partial(seen_in, config))
+    plain = given(on_device, labels)
+    with (
+        whole(file) as unfinished,
+        progress.counting("soft labels, epochs", config.epochs) as done,
+    ):
+        rows = np.lib.format.open_memmap(
+            unfinished, "w+", np.float16, (config.epochs, *plain.shape)
+        )
+        for epoch in range(1, config.epochs + 1):
+            batches = training.epoch_batches(config, kept, epoch)
+            at, first = batches.ravel(), (epoch - 1) * len(batches)
+            rows[epoch - 1] = plain  # what the epoch leaves out
+            rows[epoch - 1, at] = given(see(on_device, batches, first), labels[at])
+            done(epoch)
+        rows.flush()
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Trains, or loads, and writes; returns what it prints last."""
+    parser = argparse.ArgumentParser(
+        prog=_NAME,
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--teacher_out", help=".safetensors file for its weights")
+    parser.add_argument("--teacher_from", help="use these weights, do not train")
+    parser.add_argument(
+        "--soft_labels_out", help=".npy file to write; that of --soft_labels"
+    )
+    for name, default, what in _COUNTS:
+        parser.add_argument(f"--{name}", type=int, default=default, help=what)
+    parser.add_argument("--teacher_rate", type=float, default=0.2, help="of learning")
+    parser.add_argument(
+        "--label_share", type=float, default=0.0, help="of the labels in them, 0 … 1"
+    )
+    args, flags = parser.parse_known_args(argv)
+    if not 0 <= args.label_share <= 1:
+        parser.error(f"--label_share must be in 0 … 1, got {args.label_share}")
+    for name, _, _ in _COUNTS:
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
+    # The name takes the place of the data set until one is known.
+    student = options.parse([_NAME, *flags], dataset=_NAME.removeprefix("experiments."))
+    args.soft_labels_out = args.soft_labels_out or student.soft_labels
+    if not (args.soft_labels_out or args.teacher_out):
+        parser.error("nothing to write: no --soft_labels_out, no --teacher_out")
+    try:
+        return _run(args, student)
+    except (data.DataError, ValueError, TypeError, OSError) as error:
+        raise SystemExit(f"{_NAME}: {error}") from error
+
+
+def _run(args: argparse.Namespace, student: options.Options) -> dict[str, Any]:
+    config, name = student.config, _dataset(student)
+    for file in filter(None, (args.teacher_out, args.soft_labels_out)):
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+    print(f"loading {name} …", flush=True)
+    dataset = data.load(name, student.data_dir)
+    limit = student.train_limit or None
+    images, labels = dataset.train_images[:limit], dataset.train_labels[:limit]
+    kept, held = training.split(config, labels)
+    batches = training.epoch_batches(config, kept, 1)  # refused before any work
+    print(
+        f"{name}: {dataset.source}\n{len(kept)} images to learn from, {len(held)} held "
+        f"out; {config.epochs} epochs of {len(batches)} batches",
+        flush=True,
+    )
+    known = images[kept], labels[kept]
+    learnt = digest("teacher", zip(("images", "labels"), known, strict=True))
+    if args.teacher_from:
+        network, teachers = _load(Path(args.teacher_from), learnt)
+    else:
+        pixels = float(known[0].mean()), float(known[0].std())
+        shape = args.teacher_width, args.teacher_blocks, len(dataset.class_names)
+        network = ResidualNetwork(*shape, *pixels)
+        augmentation = _augmentation(config, name)
+        teachers = _learnt(args, network, augmentation, config.seed, *known)
+    if args.teacher_out:
+        notes = {"dataset": name, "seed": config.seed, "learnt": learnt}
+        _save(Path(args.teacher_out), network, teachers, notes)
+
+    def given(images, labels) -> np.ndarray:
+        soft = shares(network, teachers, images, config.augmentation.flip)
+        true = np.eye(network.classes, dtype=np.float32)[labels]
+        return args.label_share * true + (1 - args.label_share) * soft
+
+    result = {"dataset": name, "seed": config.seed, "teachers": len(teachers)}
+    pairs = {"test": (dataset.test_images, dataset.test_labels)}
+    pairs |= {"held_out": (images[held], labels[held])} if len(held) else {}
+    for which, (seen, true) in pairs.items():
+        decided = shares(network, teachers, seen, config.augmentation.flip).argmax(1)
+        result[f"{which}_accuracy"] = float(np.mean(decided == true))
+    print(json.dumps(result), flush=True)
+    if args.soft_labels_out:
+        file = Path(args.soft_labels_out)
+        _write_labels(file, config, images, labels, kept, given)
+    return result
+
+
+def _dataset(student: options.Options) -> str:
+    """That of --dataset, or else of the preset's name."""
+    if student.dataset != _NAME.removeprefix("experiments."):
+        return student.dataset
+    for name in ("digits", "fashion_mnist", "mnist"):
+        if student.preset.startswith(name.partition("_")[0]):
+            return name
+    raise ValueError("which data set? As in: --dataset=mnist")
+
+
+def _augmentation(config: TrainConfig, dataset: str) -> Augmentation:
+    """The student's and more, erasing aside."""
+    changes = config.augmentation
+    shift = max(changes.shift, 2)
+    mirrored = changes.flip or dataset == "fashion_mnist"
+    return dataclasses.replace(changes, shift=shift, flip=mirrored)
+
+
+if __name__ == "__main__":
+    progress.program(_NAME, main)
