@@ -8,15 +8,11 @@ the pixels are left that spike by a step drawn anew each time; the step is a sec
 channel. Its accuracy on the test images by every fifth step is a ceiling for decisions
 that are taken by then, as good as this network and its training are. It holds out what
 a run of the data set's preset with the same --seed holds out, and changes images as
-that preset does: a run of another seed wants a teacher of its own, and one with another
---validation or --train_limit can have none that knows nothing of what it holds out.
-`--teach=FILE.npy` writes its softmax over all training images as soft labels for
-`--soft_labels`, mixed with the labels themselves by `--label_share`.
+that preset does.
 """
 
 import argparse
 import functools
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -93,14 +89,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--learning_rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--teach", help="write soft labels into this .npy file")
-    parser.add_argument(
-        "--label_share", type=float, default=0.0, help="of the labels in them, 0 … 1"
-    )
     parser.add_argument("--out", help="write the result as JSON into this file")
     asked = parser.parse_args(argv)
-    if not 0 <= asked.label_share <= 1:
-        parser.error(f"--label_share must be in 0 … 1, got {asked.label_share}")
     try:
         return _run(asked)
     except (data.DataError, ValueError, OSError) as error:
@@ -111,8 +101,8 @@ def _run(asked: argparse.Namespace) -> dict[str, Any]:
     known = asked.dataset in presets.names()
     config = presets.load(asked.dataset if known else "default")
     spec = asked.spec or config.spec
-    for file in filter(None, (asked.teach, asked.out)):  # before hours of work
-        Path(file).parent.mkdir(parents=True, exist_ok=True)
+    if asked.out:  # before hours of work
+        Path(asked.out).parent.mkdir(parents=True, exist_ok=True)
     images = data.load(asked.dataset, asked.data_dir)
     pixels, labels = images.train_images, images.train_labels
     used, held = data.stratified_split(labels, config.validation, seed=asked.seed)
@@ -188,13 +178,6 @@ def _run(asked: argparse.Namespace) -> dict[str, Any]:
         print(f"by step {by:3d}  {share:.2%}", flush=True)
     if asked.out:
         write_atomically(Path(asked.out), (json.dumps(result) + "\n").encode())
-    if asked.teach:
-        shares = jax.nn.softmax(logits(pixels, num_steps - 1))
-        true = jax.nn.one_hot(labels, shares.shape[1])
-        mixed = asked.label_share * true + (1 - asked.label_share) * shares
-        file = io.BytesIO()
-        np.save(file, np.asarray(mixed))
-        write_atomically(Path(asked.teach), file.getvalue())
     print(json.dumps(result))
     return result
 

@@ -36,8 +36,8 @@ class Options:
       out_dir: where weights, metrics and figures go; empty: runs/DATASET.
       init_from: fine-tune the weights of this .safetensors file, or of a shipped
         network.
-      soft_labels: a .npy file of shares [N, C] of the classes for all N training
-        images, as `experiments.known --teach` writes them: the teacher's labels.
+      soft_labels: a .npy file of shares of the classes for all N training images,
+        [N, C], or [epochs, N, C] as `experiments.teacher` writes them.
       train_limit: use the first so many training images; 0: all.
       overwrite: replace the results of an earlier run in out_dir.
       resume: go on from the latest snapshot in out_dir; without one, from the

@@ -45,20 +45,29 @@ _DECAY = 5e-4  # of its kernels
 _WARM_UP = 0.15  # share of its steps
 _CHUNK = 500  # images at once where it only looks
 _ENTRY = "ds4nn_jax teacher"  # of the file's metadata
-_SHAPE = ("width", "classes", "mean", "deviation")  # of a network
+_SHAPE = ("width", "blocks", "classes", "mean", "deviation")  # of a network
+_COUNTS = (  # flags
+    ("teachers", 1, "the mean of so many teaches"),
+    ("teacher_epochs", 40, "of each"),
+    ("teacher_width", 4, "times 16, 32 and 64 features"),
+    ("teacher_blocks", 2, "of two layers for each of the three"),
+    ("teacher_batch", 256, "images a step"),
+)
 
 
 class ResidualNetwork(nn.Module):
-    """A wide residual network of 16 layers: uint8 [B, H, W, C] to logits, float32.
+    """A wide residual network: uint8 [B, H, W, C] to logits, float32.
 
     Attributes:
       width: times 16, 32 and 64 features.
+      blocks: of two layers for each of the three.
       classes: number of outputs.
       mean: of the pixels.
       deviation: standard, of the pixels.
     """
 
     width: int
+    blocks: int
     classes: int
     mean: float
     deviation: float
@@ -75,7 +84,7 @@ class ResidualNetwork(nn.Module):
         x = (images.astype(jnp.float32) - self.mean) / self.deviation
         x = conv(16, (3, 3))(x)
         for features in (16 * self.width, 32 * self.width, 64 * self.width):
-            for block in range(2):
+            for block in range(self.blocks):
                 stride = 2 if block == 0 and features > 16 * self.width else 1
                 y = nn.relu(norm()(x))
                 if block == 0:
@@ -107,9 +116,10 @@ def erase(key: jax.Array, images: jax.Array) -> jax.Array:
 def seen_in(
     config: TrainConfig, images: jax.Array, batches: jax.Array, first: jax.Array
 ) -> jax.Array:
-    """The images of batches [steps, B] as the student's steps see them, of which `first`
-    is the number, from 0: [steps × B, H, W, C]."""
+    """The images of batches [steps, B] as the student's steps see them, from number
+    `first` (0: of the run) on: [steps × B, H, W, C]."""
     base = jax.random.fold_in(jax.random.key(config.seed), 1)  # as `step.init`
+    images = jnp.asarray(images)
 
     def changed(step: tuple[jax.Array, jax.Array]) -> jax.Array:
         number, batch = step
@@ -123,20 +133,22 @@ def seen_in(
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def _softmax(network, variables: dict, images: jax.Array, mirror: bool) -> jax.Array:
-    """[N, classes] float32 of images [N, H, W, C]; of the mirror image as well."""
-
-    def each(image: jax.Array) -> jax.Array:
-        views = jnp.stack([image, image[:, ::-1]] if mirror else [image])
-        logits = network.apply(variables, views, train=False)
-        return jnp.mean(jax.nn.softmax(logits), axis=0)
-
-    return jax.lax.map(each, images, batch_size=_CHUNK)
+    views = [images, images[:, :, ::-1]] if mirror else [images]
+    logits = [network.apply(variables, view, train=False) for view in views]
+    return jnp.mean(jax.nn.softmax(jnp.stack(logits)), axis=0)
 
 
-def shares(network, teachers: list[dict], images: jax.Array, mirror: bool):
-    """The mean softmax of the teachers, [N, classes]."""
-    each = (_softmax(network, one, images, mirror) for one in teachers)
-    return np.asarray(sum(each) / len(teachers))
+def shares(network, teachers: list[dict], images: Any, mirror: bool) -> np.ndarray:
+    """Mean softmax of teachers, [N, classes] float32, for images [N, H, W, C] and, if
+    so asked, their mirror images."""
+    images, count = np.asarray(images), len(images)
+    # Chunks of one size, the last filled up: one compilation serves all.
+    chunks = np.arange(-(-count // _CHUNK) * _CHUNK).reshape(-1, _CHUNK) % count
+    parts = [
+        sum(_softmax(network, one, images[chunk], mirror) for one in teachers)
+        for chunk in chunks
+    ]
+    return np.concatenate(parts)[:count] / len(teachers)
 
 
 def _optimizer(args: argparse.Namespace, steps: int) -> optax.GradientTransformation:
@@ -272,18 +284,16 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument(
         "--soft_labels_out", help=".npy file to write; that of --soft_labels"
     )
-    parser.add_argument("--teachers", type=int, default=1, help="their mean teaches")
-    parser.add_argument("--teacher_epochs", type=int, default=40)
-    parser.add_argument("--teacher_width", type=int, default=4)
-    parser.add_argument("--teacher_batch", type=int, default=256)
-    parser.add_argument("--teacher_rate", type=float, default=0.2)
+    for name, default, what in _COUNTS:
+        parser.add_argument(f"--{name}", type=int, default=default, help=what)
+    parser.add_argument("--teacher_rate", type=float, default=0.2, help="of learning")
     parser.add_argument(
         "--label_share", type=float, default=0.0, help="of the labels in them, 0 … 1"
     )
     args, flags = parser.parse_known_args(argv)
     if not 0 <= args.label_share <= 1:
         parser.error(f"--label_share must be in 0 … 1, got {args.label_share}")
-    for name in ("teachers", "teacher_epochs", "teacher_width", "teacher_batch"):
+    for name, _, _ in _COUNTS:
         if getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
     # The name takes the place of the data set until one is known.
@@ -318,7 +328,8 @@ def _run(args: argparse.Namespace, student: options.Options) -> dict[str, Any]:
         network, teachers = _load(Path(args.teacher_from), learnt)
     else:
         pixels = float(known[0].mean()), float(known[0].std())
-        network = ResidualNetwork(args.teacher_width, len(dataset.class_names), *pixels)
+        shape = args.teacher_width, args.teacher_blocks, len(dataset.class_names)
+        network = ResidualNetwork(*shape, *pixels)
         augmentation = _augmentation(config, name)
         teachers = _learnt(args, network, augmentation, config.seed, *known)
     if args.teacher_out:
