@@ -155,6 +155,31 @@ def test_silence(rng):
             assert_same(*both)
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        (Dense(), (32, 6272), (6272, 10)),
+        (Conv((1, 1), SAME3), (8, 20, 20, 128), (3, 3, 128, 2), (2, 2)),
+    ],
+    ids=["two", "four"],
+)
+def test_several_inputs_a_thread(rng, layer):
+    """Where there are many: the errors of their times."""
+    synapse, arrays, pool = given(rng, layer, 1)
+    images, *image = layer[1]
+    image = [n // m for n, m in zip(image[:-1], pool, strict=False)]
+    shape = images, *image, layer[2][-1]
+    delta = dyadic(rng, shape) * (rng.random(shape) < 0.5)
+    until = rng.integers(0, 101, shape).astype(np.float32)
+    member = None if pool == NO_POOL else rng.integers(0, 4, shape).astype(np.float32)
+    taught = arrays, until, delta.astype(np.float32), member
+    both = (
+        gradients(rng, taught, pool, True, engine, synapse)
+        for engine in (cuda.backward, scan.backward)
+    )
+    assert_same(*both)
+
+
 def test_too_large_for_a_kernel(rng):
     """The scan takes over."""
     layer = Dense(), (1, 50_000), (50_000, 2)

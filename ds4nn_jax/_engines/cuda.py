@@ -215,7 +215,7 @@ def _loaded() -> Any:
 
 
 def load(path: Path, platform: str) -> ctypes.CDLL:
-    """Loads compiled kernels and makes them known to XLA, for as long as the process."""
+    """Loads compiled kernels and makes them known to XLA, for good."""
     loaded = ctypes.CDLL(str(path))
     loaded.ds4nn_scratch.argtypes = [ctypes.c_int, ctypes.POINTER(ctypes.c_int64)]
     loaded.ds4nn_scratch.restype = ctypes.c_int64
