@@ -175,30 +175,43 @@ def _epoch(network, augmentation: Augmentation, optimizer, size: int):
         value = jnp.mean(optax.softmax_cross_entropy(logits, wanted))
         return value, (changed, value, jnp.mean(logits.argmax(1) == labels))
 
-    @functools.partial(jax.jit, donate_argnums=0)
-    def epoch(carry, key, images, labels):
-        def step(carry, batch):
-            (variables, state), (key, chosen) = carry, batch
-            params = variables["params"]
-            seen = augmentation.apply(key, images[chosen])
-            seen = erase(jax.random.fold_in(key, 3), seen)
-            gradient, (changed, *means) = jax.grad(loss, has_aux=True)(
-                params, variables, seen, labels[chosen]
-            )
-            updates, state = optimizer.update(gradient, state, params)
-            params = optax.apply_updates(params, updates)
-            return ({**changed, "params": params}, state), means
+    def step(carry: tuple, batch: tuple) -> tuple:
+        (variables, state), (key, images, labels) = carry, batch
+        images = augmentation.apply(key, images)
+        images = erase(jax.random.fold_in(key, 3), images)
+        params = variables["params"]
+        gradient, (changed, *means) = jax.grad(loss, has_aux=True)(
+            params, variables, images, labels
+        )
+        updates, state = optimizer.update(gradient, state, params)
+        return (
+            {**changed, "params": optax.apply_updates(params, updates)},
+            state,
+        ), means
 
+    def epoch(carry, key, images, labels):
         steps = len(images) // size
         order, drawn = jax.random.split(key)
-        batches = jax.random.permutation(order, len(images))[: steps * size]
-        batches = batches.reshape(steps, size)
-        carry, means = jax.lax.scan(
-            step, carry, (jax.random.split(drawn, steps), batches)
-        )
+        chosen = jax.random.permutation(order, len(images))[: steps * size]
+        chosen = chosen.reshape(steps, size)
+        batches = jax.random.split(drawn, steps), images[chosen], labels[chosen]
+        carry, means = scan(step, carry, batches)
         return carry, jax.tree.map(jnp.mean, means)
 
-    return epoch
+    if jax.default_backend() == "cpu":  # whose convolutions are slow inside a loop
+        scan, step = _one_by_one, jax.jit(step, donate_argnums=0)
+        return epoch
+    scan = jax.lax.scan
+    return jax.jit(epoch, donate_argnums=0)
+
+
+def _one_by_one(step, carry: tuple, batches: tuple) -> tuple:
+    """As `lax.scan`, a call for each step."""
+    means = []
+    for batch in zip(*batches, strict=True):
+        carry, each = step(carry, batch)
+        means.append(each)
+    return carry, jax.tree.map(lambda *each: np.stack(each), *means)
 
 
 def _learnt(args, network, augmentation, seed, images, labels) -> list[dict]:
@@ -210,7 +223,7 @@ def _learnt(args, network, augmentation, seed, images, labels) -> list[dict]:
     teachers = []
     print(f"teacher of width {network.width}: compiling …", flush=True)
     for number in range(1, args.teachers + 1):
-        key = jax.random.fold_in(jax.random.key(seed), number)
+        key = jax.random.fold_in(jax.random.key(seed), 1 + number)  # 1: the student's
         variables = network.init(key, images[:1], train=False)
         carry = variables, optimizer.init(variables["params"])
         for at in range(1, args.teacher_epochs + 1):
