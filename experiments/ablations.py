@@ -25,8 +25,9 @@ from ds4nn_jax.checkpoints import write_atomically
 from ds4nn_jax.first_weights import FiringRates as Rates
 from ds4nn_jax.first_weights import Uniform
 from ds4nn_jax.guards import RateGuard
-from ds4nn_jax.optimizers import Adam, HeldNorms, LearnedNorms
+from ds4nn_jax.optimizers import Adam, FreeNorms, HeldNorms, LearnedNorms
 from ds4nn_jax.rules import Relative, Softmax
+from ds4nn_jax.surrogates import Window
 
 from . import progress
 
@@ -43,6 +44,7 @@ class _Table(NamedTuple):
     held: int = 10_000
     epochs: int = 5
     halved: bool = False
+    seeds: tuple[int, ...] = (0,)
 
 
 _TABLE_1 = Uniform(((0, 80), (0, 50), (0, 5)))
@@ -91,29 +93,75 @@ _RELATIVE = (
     ("no normalisation", dict(output_rule=Relative(normalization="none"))),
 )
 
-# Budgets fall within the 1,560 steps that these runs have.
-_SPARSE = ds.presets.load("mnist_sparse")
-_GUARD = dataclasses.replace(_SPARSE.guard, steps=1000)
-_SPARSE = dataclasses.replace(_SPARSE, guard=_GUARD)
-_MUON, _ANCHORED = _SPARSE.optimizer, _SPARSE.output_rule
-_ADAM = Adam(0.01, norms=HeldNorms(), average=0.998, first_sum=_MUON.first_sum)
-_FREE_SUMS = dataclasses.replace(_MUON, first_sum=None)
-_DRAWN = dataclasses.replace(_SPARSE.initial_weights, edges=0.0)
-_NOT_ANCHORED = dataclasses.replace(_ANCHORED, anchor=0.0)
-_SPARSE_ROWS = (
-    ("as it is, budgets after 1,000 steps", {}),
-    ("no guard", dict(guard=RateGuard())),
-    ("no floor", dict(guard=dataclasses.replace(_GUARD, floor=0.0))),
-    ("pushed twice as hard", dict(guard=dataclasses.replace(_GUARD, strength=0.3))),
-    ("label not anchored", dict(output_rule=_NOT_ANCHORED)),
-    ("neither", dict(guard=RateGuard(), output_rule=_NOT_ANCHORED)),
-    ("Adam", dict(optimizer=_ADAM)),
-    ("norms learned", dict(optimizer=dataclasses.replace(_MUON, norms=LearnedNorms()))),
-    ("weights not averaged", dict(optimizer=dataclasses.replace(_MUON, average=0.0))),
+# The recipe on a small network, in short runs.
+_SMALL = dataclasses.replace(
+    ds.presets.load("fashion_mnist"),
+    spec="32C3-P2-32C3-32C3-10",
+    output_rule=dataclasses.replace(_BEST.output_rule, anchor_time=75),
+    guard=RateGuard(),
+    augmentation=Augmentation(),
+)
+_STEPS = _SMALL.optimizer
+
+
+def _rule(**change: Any) -> dict[str, Any]:
+    return dict(output_rule=dataclasses.replace(_SMALL.output_rule, **change))
+
+
+def _steps(**change: Any) -> dict[str, Any]:
+    return dict(optimizer=dataclasses.replace(_STEPS, **change))
+
+
+def _short(steps: int) -> dict[str, Any]:
+    """The recipe for another T, all its times in proportion."""
+    rule, share = _SMALL.output_rule, steps / _SMALL.num_steps
+    names = ("offset", "temperature", "horizon", "anchor_time")
+    times = {name: getattr(rule, name) * share for name in names}
+    return dict(
+        num_steps=steps,
+        output_rule=dataclasses.replace(rule, **times),
+        urgency=_SMALL.urgency / share,
+    )
+
+
+_GUARD = RateGuard((0.06, 0.12, 0.2), floor=0.0, strength=0.1, first=0.25, steps=500)
+_SMALL_ROWS = (
+    ("the recipe", {}),
+    ("no pulses", dict(pulses=())),
+    ("no centring", dict(centring=0.0)),
+    ("neither", dict(pulses=(), centring=0.0)),
+    ("5 pulses", dict(pulses=(5,))),
+    ("20 pulses", dict(pulses=(20,))),
+    ("T pulses", dict(pulses=(100,))),
+    ("T pulses, steps of 0.02 mV", dict(pulses=(100,), **_steps(pulse_rate=0.02))),
+    ("pulses in the first layer alone", dict(pulses=(10, 0))),
+    ("pulses in hidden layers alone", dict(pulses=(10, 10, 10, 0))),
+    ("pulses' steps of 0.03 mV", _steps(pulse_rate=0.03)),
+    ("pulses' steps of 0.3 mV", _steps(pulse_rate=0.3)),
+    ("half of the common error left", dict(centring=0.5)),
+    ("no anchor", _rule(anchor=0.0)),
+    ("anchor of 1", _rule(anchor=1.0)),
     ("no urgency", dict(urgency=0.0)),
-    ("first sums free", dict(optimizer=_FREE_SUMS)),
-    ("first kernels as drawn", dict(initial_weights=_DRAWN)),
-    ("both", dict(optimizer=_FREE_SUMS, initial_weights=_DRAWN)),
+    (
+        "Adam, batches of 16",
+        dict(optimizer=Adam(0.03, norms=HeldNorms()), batch_size=16),
+    ),
+    ("batches of 16", dict(batch_size=16)),
+    ("steps twice as large", _steps(learning_rate=0.02, output_rate=0.01)),
+    ("steps in common not damped", _steps(common_step=1.0)),
+    ("norms free", _steps(norms=FreeNorms())),
+    ("norms learned", _steps(norms=LearnedNorms())),
+    ("weights averaged", _steps(average=0.99)),
+    ("first sums limited", _steps(first_sum=80.0)),
+    ("first kernels find edges", dict(initial_weights=Rates(conv=0.2, edges=0.1))),
+    ("horizon H = T", _rule(horizon=100)),
+    ("a window of 100 mV", dict(surrogate=Window(100.0))),
+    ("a window of 25 mV", dict(surrogate=Window(25.0))),
+    ("budgets of 6, 12, 20 %", dict(guard=_GUARD)),
+    ("… with a floor", dict(guard=dataclasses.replace(_GUARD, floor=0.5))),
+    ("strides for pooling", dict(spec="32C3s2-32C3-32C3-10")),
+    ("T = 32", _short(32)),
+    ("T = 16", _short(16)),
 )
 
 
@@ -136,7 +184,16 @@ _recipes = functools.partial(_Table, rows=_RECIPES, held=5000, epochs=4)
 _TABLES = {
     "mnist": _Table(_PLAIN, _MNIST),
     "mnist_relative": _Table(ds.presets.load("mnist_relative"), _RELATIVE),
-    "mnist_sparse": _Table(_SPARSE, _SPARSE_ROWS),
+    "small": _Table(
+        _SMALL,
+        _SMALL_ROWS,
+        dataset="fashion_mnist",
+        images=12_000,
+        held=5000,
+        epochs=4,
+        halved=True,
+        seeds=(0, 1, 2),
+    ),
     "recipe_digits": _recipes(
         ds.TrainConfig(spec="32C3-P2-64C3-10"),
         dataset="digits",
@@ -183,7 +240,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(text, end="", flush=True)
         arrays = _images(table, loaded[table.dataset])
         for what, change in table.rows:
-            row = _row(what, _trained(table, change, *arrays))
+            reports = [
+                _trained(table, change | dict(seed=seed), *arrays)
+                for seed in table.seeds
+            ]
+            row = _row(what, reports)
             print(row, end="", flush=True)
             text += row
         if asked.write:
@@ -217,11 +278,19 @@ def _trained(table: _Table, change: dict, images, labels) -> ds.Report:
     return ds.evaluate(config.network(), result.params, images[last], labels[last])
 
 
-def _row(what: str, seen: ds.Report) -> str:
+def _row(what: str, reports: list[ds.Report]) -> str:
+    """Means over seeds, and the range of accuracies."""
     what = what.replace("|", r"\|")
+    percent = [100 * report.accuracy for report in reports]
+    accuracy = f"{np.mean(percent):.2f}"
+    if len(percent) > 1:
+        accuracy += f" ({min(percent):.2f}–{max(percent):.2f})"
+    silent, step, spikes = (
+        np.mean([getattr(report, name) for report in reports])
+        for name in ("silent", "decision_step", "spikes")
+    )
     return (
-        f"| {what} | {100 * seen.accuracy:.2f} | {100 * seen.silent:.2f} "
-        f"| {seen.decision_step:.1f} | {seen.spikes:,.0f} |\n"
+        f"| {what} | {accuracy} | {100 * silent:.2f} | {step:.1f} | {spikes:,.0f} |\n"
     )
 
 
