@@ -333,3 +333,26 @@ def test_steps_of_kernels_do_not_depend_on_pulses(kind, norms, rng):
         expected = -0.5 * (1 - n / 10) * np.sign(pulse)
         np.testing.assert_allclose(after - before, expected, rtol=1e-2)
         before = after
+
+
+def test_first_weights_are_scaled_with_their_pulses(engine, rng):
+    """The rates that were asked for: potentials are linear in both."""
+    network = ds.SpikingNetwork.from_spec(
+        "4C3-P2-30-20", num_steps=T, engine=engine, pulses=(3, 5, 0)
+    )
+    times = spike_times(rng, (40, 6, 6, 1))
+    params = network.init(jax.random.key(0), times)
+    for name in ("conv1", "dense2"):
+        shape = params["params"][name]["pulses"].shape
+        params["params"][name]["pulses"] = rng.normal(0, 9, shape).astype(np.float32)
+    rates = (0.3, 0.4, 0.6)
+    scaled = ds.calibrate(network, params, times, rates)
+    trace = network.apply(scaled, times, method="trace")
+    fired = dict(zip(network.names, trace.times[1:], strict=True))
+    for name, rate in zip(network.weighted, rates, strict=True):
+        assert np.mean(np.asarray(fired[name]) < T) == pytest.approx(rate, abs=0.05)
+        ratios = jax.tree.map(
+            lambda a, b: a / b, scaled["params"][name], params["params"][name]
+        )
+        flat = np.concatenate([np.ravel(each) for each in ratios.values()])
+        np.testing.assert_allclose(flat, flat.mean(), rtol=1e-4)
