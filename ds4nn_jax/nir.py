@@ -90,15 +90,8 @@ def to_nir(
                     f"{name} pads {pads}: NIR pads both sides alike, so choose odd "
                     "kernels or padding VALID"
                 )
-            nodes[f"{name}_in"] = nir.Conv2d(
-                input_shape=before[:2],
-                weight=kernel.transpose(3, 2, 0, 1),
-                stride=strides,
-                padding=tuple(low for low, _ in pads),
-                dilation=(1, 1),
-                groups=1,
-                bias=np.zeros(kernel.shape[-1], np.float32),
-            )
+            sides = tuple(low for low, _ in pads)
+            nodes[f"{name}_in"] = _conv2d(kernel, before[:2], strides, sides)
             most = _most(kernel)
         else:
             kernel = _kernel(params, name)
@@ -138,19 +131,27 @@ def _reference(
 ) -> tuple[nir.Input, nir.NIRNode]:
     """Reference neurons of a layer that has neurons at these places, and what weighs
     their spikes."""
-    count, outputs = pulses.shape
-    steps = {"steps": pulse_steps(count, num_steps)}
-    neurons = nir.Input({"input": np.array((count, *places))}, metadata=steps)
+    steps = {"steps": pulse_steps(len(pulses), num_steps)}
+    neurons = nir.Input({"input": np.array((len(pulses), *places))}, metadata=steps)
     if not places:
         return neurons, nir.Linear(pulses.T)
-    return neurons, nir.Conv2d(
-        input_shape=places,
-        weight=pulses.T[:, :, None, None],
-        stride=1,
-        padding=0,
-        dilation=1,
+    return neurons, _conv2d(pulses[None, None], places, (1, 1), (0, 0))
+
+
+def _conv2d(
+    kernel: np.ndarray,
+    image: tuple[int, ...],
+    strides: tuple[int, int],
+    padding: tuple[int, ...],
+) -> nir.Conv2d:
+    return nir.Conv2d(
+        input_shape=image,
+        weight=kernel.transpose(3, 2, 0, 1),
+        stride=strides,
+        padding=padding,
+        dilation=(1, 1),
         groups=1,
-        bias=np.zeros(outputs, np.float32),
+        bias=np.zeros(kernel.shape[-1], np.float32),
     )
 
 
@@ -189,21 +190,12 @@ def from_nir(
         if isinstance(node, nir.IF):
             if current is None:
                 raise ValueError(f"{name}: an IF needs Conv2d, SumPool2d or Linear")
-            arrays = {"kernel": current.kernel, "pulses": pulses.get(name)}
-            layer = {key: each for key, each in arrays.items() if each is not None}
-            if current.kernel is None and layer:
-                raise ValueError(f"{name}: pooling neurons have no reference neurons")
-            most = current.most + num_steps * current.bias
-            most += _most(layer["pulses"]) if "pulses" in layer else 0
-            threshold = _threshold(name, node, most)
+            layer, threshold = _neurons(
+                name, node, current, pulses.get(name), num_steps
+            )
             if layer:
                 params[f"{current.kind}{len(params) + 1}"] = layer
                 thresholds[name] = threshold
-            elif threshold != 1:
-                raise ValueError(
-                    f"{name}: a pooling neuron fires with its first input, so its "
-                    f"threshold is 1, got {threshold}"
-                )
             if bias:
                 raise ValueError(f"{before}: only the output neurons may have a bias")
             bias, before = current.bias, name
@@ -349,6 +341,30 @@ def _threshold(name: str, node: nir.IF, most: float) -> float:
             f"{np.max(node.v_reset):g} must be {-most:g} or less"
         )
     return _shortest(np.nextafter(below, np.float32(np.inf)))
+
+
+def _neurons(
+    name: str,
+    node: nir.IF,
+    current: _Current,
+    pulses: np.ndarray | None,
+    num_steps: int,
+) -> tuple[dict[str, np.ndarray], float]:
+    """The weights of a layer, none of pooling, and its θ."""
+    arrays = {"kernel": current.kernel, "pulses": pulses}
+    layer = {key: array for key, array in arrays.items() if array is not None}
+    most = current.most + num_steps * current.bias
+    if current.kernel is None and layer:
+        raise ValueError(f"{name}: pooling neurons have no reference neurons")
+    if pulses is not None:
+        most += _most(pulses)
+    threshold = _threshold(name, node, most)
+    if not layer and threshold != 1:
+        raise ValueError(
+            f"{name}: a pooling neuron fires with its first input, so its "
+            f"threshold is 1, got {threshold}"
+        )
+    return layer, threshold
 
 
 def _padding(paddings: dict[str, tuple]):

@@ -39,12 +39,12 @@ def network_of(spec, shape, padding, seed=0, pulses=()):
 
 
 def conv2d(node, spikes):
-    pads = [(side, side) for side in np.broadcast_to(node.padding, 2)]
+    pads = [(side, side) for side in node.padding]
     padded = np.pad(spikes, [(0, 0), *pads])
     windows = np.lib.stride_tricks.sliding_window_view(
         padded, node.weight.shape[2:], axis=(1, 2)
     )
-    down, right = np.broadcast_to(node.stride, 2)
+    down, right = node.stride
     windows = windows[:, ::down, ::right]
     return np.tensordot(node.weight, windows, ((1, 2, 3), (0, 3, 4)))
 
@@ -233,7 +233,7 @@ def test_other_reference_neurons_are_refused():
     assert graph.nodes["dense2_reference"].input_type["input"].tolist() == [2]
     with pytest.raises(ValueError, match=r"conv1_reference: with T = 10 .*\[0, 2, 4"):
         from_nir(graph, num_steps=10)
-    strided = changed(graph, "conv1_reference_in", stride=2)
+    strided = changed(graph, "conv1_reference_in", stride=(2, 2))
     with pytest.raises(ValueError, match="conv1_reference: .* must reach an IF of"):
         from_nir(strided, num_steps=20)
     edges = [(a, "pool1" if a == "dense2_reference_in" else b) for a, b in graph.edges]
