@@ -16,6 +16,7 @@ import numpy as np
 import ds4nn_jax as ds
 from benchmarks.engines import machine
 from ds4nn_jax import data
+from ds4nn_jax._engines.synapse import pulse_steps
 
 
 class Disagreement(NamedTuple):
@@ -33,19 +34,25 @@ class Disagreement(NamedTuple):
 
 
 def disagreements(
-    network: ds.SpikingNetwork, kernel: np.ndarray, entering: np.ndarray
+    network: ds.SpikingNetwork,
+    kernel: np.ndarray,
+    pulses: np.ndarray,
+    entering: np.ndarray,
 ) -> tuple[int, list[Disagreement]]:
     """Neurons of one layer, and those on which scan and event engine disagree.
 
     Args:
       network: gives T, θ and padding ("SAME" windows of odd size, strides 1).
       kernel: [kh, kw, I, O] or [I, O].
+      pulses: [P, O] of reference neurons.
       entering: [B, H, W, I] or [B, I] spike times.
     """
     layer, options = ds.dense, {}
     if kernel.ndim == 4:
         layer, options = ds.conv, {"padding": network.padding}
     options |= dict(num_steps=network.num_steps, threshold=network.threshold)
+    options["pulses"] = pulses
+    clock = pulse_steps(len(pulses), network.num_steps)
     scan, event = (
         np.asarray(layer(entering, kernel, engine=engine, **options))
         for engine in ("scan", "event")
@@ -55,7 +62,12 @@ def disagreements(
         *place, output = index
         steps = int(scan[tuple(index)]), int(event[tuple(index)])
         weights = kernel[..., output].astype(np.float64)
-        arrived = weights[_window(entering, place, kernel.shape) <= min(steps)]
+        arrived = np.concatenate(
+            [
+                weights[_window(entering, place, kernel.shape) <= min(steps)],
+                pulses[clock <= min(steps), output].astype(np.float64),
+            ]
+        )
         found.append(
             Disagreement(
                 steps,
@@ -95,12 +107,13 @@ def main() -> None:
     print(f"{machine()}; {network.spec}, {args.images} images\n")
     print("| layer | neurons | differ | largest abs(V − θ), mV | of the bound |")
     print("|---|---:|---:|---:|---:|")
-    for name in network.weighted:
+    pulses = map(np.asarray, network.reference_weights(params))
+    for name, reference in zip(network.weighted, pulses, strict=True):
         kernel = np.asarray(params["params"][name]["kernel"])
         before = np.asarray(entering[name])
         if kernel.ndim == 2:
             before = before.reshape(len(before), -1)
-        neurons, found = disagreements(network, kernel, before)
+        neurons, found = disagreements(network, kernel, reference, before)
         row = f"| {name} | {neurons:,} | {len(found):,} "
         if not found:
             print(f"{row}| – | – |")

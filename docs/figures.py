@@ -124,8 +124,9 @@ def output_potentials() -> tuple[np.ndarray, np.ndarray]:
     network, params, _ = ds.pretrained.load("mnist")
     trace = network.apply(params, ds.encode(drawing()), method="trace")
     kernel = params["params"][network.names[-1]]["kernel"]
+    pulses = network.reference_weights(params)[-1]
     entering = trace.times[-2].reshape(1, -1)
-    potentials = ds.membrane_potentials(entering, kernel)
+    potentials = ds.membrane_potentials(entering, kernel, pulses=pulses)
     return np.asarray(potentials)[:, 0], np.asarray(trace.times[-1])[0]
 
 

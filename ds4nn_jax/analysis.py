@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ds4nn_jax import _checks
-from ds4nn_jax._engines.synapse import flat
+from ds4nn_jax._engines.synapse import flat, pulse_steps
 from ds4nn_jax.encoding import encode
 from ds4nn_jax.inference import batches_of
 from ds4nn_jax.modules import SpikingNetwork, Trace
@@ -98,6 +98,8 @@ class Decisions(NamedTuple):
       times: [B, C] output spike times.
       spikes: [B, L+1] spikes up to and including the decision step of the input and of
         each layer (pooling neurons are neurons and count).
+      reference_spikes: [B, L] the same of the reference neurons of each layer, which
+        are no part of `spikes`.
       fired: for each layer, [neurons] whether any image of the batch made it fire.
     """
 
@@ -106,6 +108,7 @@ class Decisions(NamedTuple):
     tied: jax.Array
     times: jax.Array
     spikes: jax.Array
+    reference_spikes: jax.Array
     fired: tuple[jax.Array, ...]
 
 
@@ -128,12 +131,18 @@ def decide(trace: Trace, *, num_steps: int | None = None) -> Decisions:
     def spikes(times: SpikeTimes) -> jax.Array:
         return jnp.sum(flat(times) <= last[:, None], axis=1, dtype=jnp.int32)
 
+    counts = trace.reference or (0,) * (len(trace.times) - 1)
+    clocks = [
+        jnp.broadcast_to(pulse_steps(count, num_steps), (len(out), count))
+        for count in counts
+    ]
     return Decisions(
         label=predict(out, trace.potentials),
         step=step,
         tied=(out == step[:, None]) & (out < num_steps),
         times=out,
         spikes=jnp.stack([spikes(times) for times in trace.times], axis=1),
+        reference_spikes=jnp.stack([spikes(clock) for clock in clocks], axis=1),
         fired=tuple(
             jnp.any(times < num_steps, axis=0).ravel() for times in trace.times[1:]
         ),
@@ -151,8 +160,11 @@ class Report(NamedTuple):
       silent: share of images for which no output fired.
       decision_step: mean decision step (T where all outputs are silent).
       spikes: mean spikes per image up to the decision, all layers, input and reference
-        inputs apart.
+        neurons apart.
       layer_spikes: the same for the input and for each layer.
+      reference_spikes: mean spikes per image up to the decision of the reference
+        neurons of all layers, those of an urgency among them.
+      layer_reference_spikes: the same for each layer.
       dead: share of neurons in all layers that no image made fire, decision or not.
       layer_dead: the same for each layer.
       confusion: [C, C] counts, row the label, column the decision.
@@ -170,18 +182,14 @@ class Report(NamedTuple):
     decision_step: float
     spikes: float
     layer_spikes: tuple[float, ...]
+    reference_spikes: float
+    layer_reference_spikes: tuple[float, ...]
     dead: float
     layer_dead: tuple[float, ...]
     confusion: np.ndarray
     firing_times: np.ndarray
     class_steps: np.ndarray
     class_spikes: np.ndarray
-
-    @property
-    def reference_spikes(self) -> float:
-        """Mean spikes of the reference inputs up to the decision, one a step, where the
-        network has an urgency."""
-        return self.decision_step + 1 - self.silent
 
     def summary(self) -> dict[str, float]:
         """The single numbers, ready for a line of JSON."""
@@ -203,11 +211,13 @@ def report(batches: Iterable[tuple[Decisions, np.ndarray]], num_classes: int) ->
     for decisions, labels in batches:
         labels = np.asarray(_checks.labels(labels, len(decisions.label), num_classes))
         d = jax.tree.map(np.asarray, decisions)
-        kept.append((labels, d.label, d.step, d.tied, d.times, d.spikes))
+        kept.append(
+            (labels, d.label, d.step, d.tied, d.times, d.spikes, d.reference_spikes)
+        )
         fired = [a | b for a, b in zip(fired or d.fired, d.fired, strict=True)]
     if not sum(len(batch[0]) for batch in kept):
         raise ValueError("a report needs at least one image")
-    labels, decided, step, tied, times, spikes = map(
+    labels, decided, step, tied, times, spikes, reference = map(
         np.concatenate, zip(*kept, strict=True)
     )
     silent = ~tied.any(axis=1)
@@ -233,6 +243,8 @@ def report(batches: Iterable[tuple[Decisions, np.ndarray]], num_classes: int) ->
         decision_step=float(step.mean()),
         spikes=float(own_spikes.mean()),
         layer_spikes=tuple(spikes.mean(axis=0).tolist()),
+        reference_spikes=float(reference.sum(axis=1).mean()),
+        layer_reference_spikes=tuple(reference.mean(axis=0).tolist()),
         dead=float(1 - np.concatenate(fired).mean()),
         layer_dead=tuple(float(1 - f.mean()) for f in fired),
         confusion=confusion,

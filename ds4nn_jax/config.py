@@ -67,14 +67,14 @@ class TrainConfig:
     threshold: float = 100.0
     padding: Literal["SAME", "VALID"] = "SAME"
     urgency: float = 0.0
-    pulses: tuple[int, ...] = ()
+    pulses: tuple[int, ...] = (10,)
     engine: neurons.Engine = "auto"
     surrogate: Surrogate = Window()
     output_rule: OutputRule = Softmax()
     initial_weights: FirstWeights = FiringRates()
     optimizer: Optimizer = Adam(0.03, norms=HeldNorms())
     guard: RateGuard = RateGuard()
-    centring: float = 0.0
+    centring: float = 1.0
     schedule: Schedule = Cosine()
     augmentation: Augmentation = Augmentation()
     batch_size: int = 16

@@ -25,7 +25,8 @@ def synaptic_operations(
     """Additions of a weight to a potential: Σ spikes entering a layer · its fan-out.
 
     The fan-out of a convolution of stride s is kh·kw·O/s², as it is away from the
-    border; pooling has no weights and adds nothing.
+    border; pooling has no weights and adds nothing. Spikes of reference neurons come on
+    top of it, see `reference_operations`.
 
     Args:
       network: its structure.
@@ -48,6 +49,36 @@ def synaptic_operations(
             / kernel[-2]
             / getattr(network.layers[layer], "stride", 1) ** 2
             for layer, kernel, _ in _layers_with_weights(network, input_shape)
+        )
+    )
+
+
+def reference_operations(
+    network: SpikingNetwork,
+    input_shape: tuple[int, ...],
+    layer_reference_spikes: Sequence[float],
+) -> float:
+    """Additions for the spikes of reference neurons: each reaches every neuron of its
+    layer, of a convolution those of all places and channels.
+
+    Args:
+      network: its structure.
+      input_shape: of one image, [H, W, I] or [I].
+      layer_reference_spikes: of each layer (`Report.layer_reference_spikes`).
+
+    Raises:
+      ValueError: not one number of spikes for each layer, or an input that the network
+        cannot take.
+    """
+    if len(layer_reference_spikes) != len(network.layers):
+        raise ValueError(
+            f"layer_reference_spikes must hold {len(network.layers)} numbers, of each "
+            f"layer of {network.spec}, got {len(layer_reference_spikes)}"
+        )
+    return float(
+        sum(
+            layer_reference_spikes[layer] * math.prod(outputs)
+            for layer, _, outputs in _layers_with_weights(network, input_shape)
         )
     )
 

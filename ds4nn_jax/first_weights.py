@@ -117,13 +117,13 @@ def calibrate(
     times: SpikeTimes,
     firing_rates: tuple[float, ...],
 ) -> Params:
-    """Scales each layer's kernel until a set share of its driven neurons fires.
+    """Scales each layer's weights until a set share of its driven neurons fires.
 
     A neuron is driven by an image if at least one spike reaches it; on MNIST most of
     the first layer sees black and is not. Without a reset V is linear in the weights,
-    so w ← w·θ/q with q the (1 − rate) quantile of max_t V(t) over driven neurons does
-    it in one pass per layer, front to back. Too small initial weights are silent for
-    good, too large ones fire at once.
+    those of reference neurons included, so w ← w·θ/q with q the (1 − rate) quantile
+    of max_t V(t) over driven neurons does it in one pass per layer, front to back. Too
+    small initial weights are silent for good, too large ones fire at once.
 
     Args:
       network: whose layers are scaled.
@@ -141,11 +141,11 @@ def calibrate(
     rates = dict(zip(network.weighted, firing_rates, strict=True))
     scaled: dict[str, Any] = {}
     for index, name in enumerate(network.names):
-        kernel = params["params"].get(name, {}).get("kernel")
-        if kernel is not None:
-            if kernel.ndim == 2:
+        layer = params["params"].get(name)
+        if layer is not None:
+            if layer["kernel"].ndim == 2:
                 times = flat(times)
-            peaks, driven = _excitation(network, index, times, kernel)
+            peaks, driven = _excitation(network, index, times, layer)
             reached = _quantile(peaks, driven, 1 - rates[name])
             if _checks.at_hand(reached) and not reached > 0:
                 excited = float(jnp.mean(driven & (peaks > 0)))
@@ -156,7 +156,7 @@ def calibrate(
                     "positive"
                 )
             scale = jnp.where(reached > 0, network.threshold / reached, 1)
-            scaled[name] = {**params["params"][name], "kernel": kernel * scale}
+            scaled[name] = {key: weights * scale for key, weights in layer.items()}
         own = {name: scaled[name]} if name in scaled else {}
         times = _passed(network, index, own, times)
     return {"params": scaled}
@@ -178,7 +178,7 @@ def _passed(network: SpikingNetwork, index: int, params, times) -> Any:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _excitation(
-    network: SpikingNetwork, index: int, times: SpikeTimes, kernel: jax.Array
+    network: SpikingNetwork, index: int, times: SpikeTimes, layer: Params
 ) -> tuple[jax.Array, jax.Array]:
     """Highest potentials of a layer if nothing fired, and which neurons are driven."""
     peaks_of = functools.partial(
@@ -189,8 +189,8 @@ def _excitation(
         padding=network.padding,
         engine=network.engine,
     )
-    peaks = peaks_of(kernel)
-    driven = peaks_of(jnp.ones_like(kernel[..., :1])) > 0
+    peaks = peaks_of(layer["kernel"], pulses=layer.get("pulses"))
+    driven = peaks_of(jnp.ones_like(layer["kernel"][..., :1])) > 0
     return peaks, jnp.broadcast_to(driven, peaks.shape)
 
 

@@ -261,11 +261,15 @@ class Trace:
       times: spike times of the input and then of every layer, each [B, …].
       potentials: [B, C] potential of each output at its spike, or its final one, mV.
       num_steps: T, the time that means silence.
+      reference: how many reference neurons every layer has; (): none.
     """
 
     times: tuple[SpikeTimes, ...]
     potentials: jax.Array
     num_steps: int = dataclasses.field(metadata={"static": True})
+    reference: tuple[int, ...] = dataclasses.field(
+        default=(), metadata={"static": True}
+    )
 
 
 class Activity(NamedTuple):
@@ -351,6 +355,17 @@ class SpikingNetwork(nn.Module):
         names = self.weighted
         counts = (*self.pulses, *self.pulses[-1:] * len(names), *(0 for _ in names))
         return dict(zip(names, counts, strict=False))
+
+    @property
+    def reference_neurons(self) -> tuple[int, ...]:
+        """How many reference neurons each layer has, in order; pooling has none.
+
+        An urgency makes T of the output layer's: its pulses are among these.
+        """
+        counts = dict.fromkeys(self.names, 0) | self.pulse_counts
+        if self.urgency:
+            counts[self.names[-1]] = self.num_steps
+        return tuple(counts.values())
 
     @nn.nowrap
     def reference_weights(self, params: dict) -> tuple[jax.Array, ...]:
@@ -443,7 +458,8 @@ class SpikingNetwork(nn.Module):
         """Spike times of every layer, and the output potentials that break ties."""
         entering, _, everything = self._propagate(times, keep="times")
         potentials = self._potentials(entering)
-        return Trace(tuple(everything), potentials, self.num_steps)
+        reference = self.reference_neurons
+        return Trace(tuple(everything), potentials, self.num_steps, reference)
 
     def activity(
         self,

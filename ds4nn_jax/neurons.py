@@ -281,6 +281,7 @@ def peak_potentials(
     strides: tuple[int, int] = (1, 1),
     padding: Padding = "SAME",
     engine: Engine = "auto",
+    pulses: jax.Array | None = None,
 ) -> jax.Array:
     """max_t V(t) of every neuron if none fired: what θ has to lie below.
 
@@ -291,6 +292,7 @@ def peak_potentials(
       strides: of a convolution, as for `conv`.
       padding: of a convolution, as for `conv`.
       engine: as for `dense`.
+      pulses: [P, O] weights of the reference neurons, as for `dense`.
 
     Returns:
       [B, O] or [B, H', W', O] potentials, mV.
@@ -301,10 +303,10 @@ def peak_potentials(
     never = 1e30  # mV: finite, as every threshold, and out of reach
     if jnp.ndim(kernel) == 2:
         layer, *arrays = _layers.dense_layer(
-            times, kernel, None, never, num_steps, engine
+            times, kernel, pulses, never, num_steps, engine
         )
     else:
         layer, *arrays = _layers.conv_layer(
-            times, kernel, None, never, num_steps, engine, strides, padding
+            times, kernel, pulses, never, num_steps, engine, strides, padding
         )
     return _layers.compiled_forward(layer, *arrays, peaks=True).potential

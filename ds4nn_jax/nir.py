@@ -13,6 +13,12 @@ That times are equal is tested on a plain executor of the graph, not on any of t
     P2                    SumPool2d → IF with threshold 1: fires with its first input
     10                    Flatten, the first time → Linear → IF
     10, with an urgency   … → Affine, whose bias arrives at every step → IF
+    10, with pulses       Input "LAYER_reference" [P] → Linear → the same IF
+    64C3, with pulses     Input "LAYER_reference" [P, H, W] → Conv2d 1×1 → the same IF
+
+A reference neuron spikes once, whatever the image, at a step that is in the metadata of
+its Input: {"steps": [t_0, …, t_P−1]}, t_p = ⌊p·T/P⌋. Whoever runs the graph feeds these
+spikes in, of a convolution at all places.
 
 NIR fires at v > v_threshold, these networks at V ≥ θ: `v_threshold` is the float32 just
 below θ, which makes the two the same. NIR has no notion of a last step: T is not in the
@@ -27,7 +33,7 @@ import jax
 import numpy as np
 
 from ds4nn_jax import _layers
-from ds4nn_jax._engines.synapse import explicit_pads
+from ds4nn_jax._engines.synapse import explicit_pads, pulse_steps
 from ds4nn_jax.modules import ConvSpec, PoolSpec, SpikingNetwork
 
 try:
@@ -48,7 +54,8 @@ def to_nir(
 
     Returns:
       A chain of nodes from "input" to "output", named as the network's layers; the
-      nodes that only weigh or sum are called LAYER_in.
+      nodes that only weigh or sum are called LAYER_in. Beside it, of layers with
+      pulses, LAYER_reference and LAYER_reference_in.
 
     Raises:
       ValueError: parameters or input do not fit, a padding differs between two sides,
@@ -59,6 +66,8 @@ def to_nir(
     shapes = [times.shape[1:] for times in trace.times]
     before = shapes[0]
     nodes = {"input": nir.Input({"input": np.array(_channels_first(before))})}
+    references: dict[str, nir.NIRNode] = {}
+    edges = []
     for name, layer, shape in zip(
         network.names, network.layers, shapes[1:], strict=True
     ):
@@ -81,15 +90,8 @@ def to_nir(
                     f"{name} pads {pads}: NIR pads both sides alike, so choose odd "
                     "kernels or padding VALID"
                 )
-            nodes[f"{name}_in"] = nir.Conv2d(
-                input_shape=before[:2],
-                weight=kernel.transpose(3, 2, 0, 1),
-                stride=strides,
-                padding=tuple(low for low, _ in pads),
-                dilation=(1, 1),
-                groups=1,
-                bias=np.zeros(kernel.shape[-1], np.float32),
-            )
+            sides = tuple(low for low, _ in pads)
+            nodes[f"{name}_in"] = _conv2d(kernel, before[:2], strides, sides)
             most = _most(kernel)
         else:
             kernel = _kernel(params, name)
@@ -105,6 +107,13 @@ def to_nir(
                 bias = np.full(kernel.shape[1], network.urgency, np.float32)
                 nodes[f"{name}_in"] = nir.Affine(kernel.T, bias)
                 most += network.num_steps * network.urgency
+        if network.pulse_counts.get(name):
+            pulses = np.asarray(params["params"][name]["pulses"], np.float32)
+            most += _most(pulses)
+            own = f"{name}_reference", f"{name}_reference_in"
+            reference = _reference(pulses, shape[:-1], network.num_steps)
+            references |= zip(own, reference, strict=True)
+            edges += [own, (own[1], name)]
         neuron = np.ones(_channels_first(shape), np.float32)
         below = np.nextafter(np.float32(threshold), np.float32(0))
         nodes[name] = nir.IF(
@@ -113,7 +122,37 @@ def to_nir(
         before = shape
     nodes["output"] = nir.Output({"output": np.array(before)})
     names = list(nodes)
-    return nir.NIRGraph(nodes, list(zip(names, names[1:], strict=False)))
+    edges += zip(names, names[1:], strict=False)
+    return nir.NIRGraph(nodes | references, edges)
+
+
+def _reference(
+    pulses: np.ndarray, places: tuple[int, ...], num_steps: int
+) -> tuple[nir.Input, nir.NIRNode]:
+    """Reference neurons of a layer that has neurons at these places, and what weighs
+    their spikes."""
+    steps = {"steps": pulse_steps(len(pulses), num_steps)}
+    neurons = nir.Input({"input": np.array((len(pulses), *places))}, metadata=steps)
+    if not places:
+        return neurons, nir.Linear(pulses.T)
+    return neurons, _conv2d(pulses[None, None], places, (1, 1), (0, 0))
+
+
+def _conv2d(
+    kernel: np.ndarray,
+    image: tuple[int, ...],
+    strides: tuple[int, int],
+    padding: tuple[int, ...],
+) -> nir.Conv2d:
+    return nir.Conv2d(
+        input_shape=image,
+        weight=kernel.transpose(3, 2, 0, 1),
+        stride=strides,
+        padding=padding,
+        dilation=(1, 1),
+        groups=1,
+        bias=np.zeros(kernel.shape[-1], np.float32),
+    )
 
 
 def from_nir(
@@ -122,10 +161,10 @@ def from_nir(
     """The network that a graph describes, and its parameters.
 
     Args:
-      graph: a chain of the nodes that `to_nir` makes, in any order. Its input may be
-        flat, [C, H, W], [H, W], or have a batch axis of 1 in front; it may begin with
-        Flatten.
-      num_steps: T.
+      graph: a chain of the nodes that `to_nir` makes, and their reference neurons, in
+        any order. Its input may be flat, [C, H, W], [H, W], or have a batch axis of 1
+        in front; it may begin with Flatten.
+      num_steps: T, also that of the reference neurons, if there are any.
       **attributes: others of `SpikingNetwork`: surrogate, normalization, engine.
 
     Returns:
@@ -135,13 +174,15 @@ def from_nir(
       ValueError: the graph is no chain, has a node that is not among these, or neurons
         that single-spike integrate-and-fire neurons are not (a bias of hidden ones, or
         one that differs between the outputs, r ≠ 1, a threshold that differs within the
-        network, a reset from which they could fire again).
+        network, a reset from which they could fire again, reference neurons that spike
+        at other steps than these).
     """
     tokens: list[str] = []
     params: dict = {}
     thresholds: dict[str, float] = {}
     paddings: dict[str, tuple] = {}
     current: _Current | None = None
+    pulses = _pulses(graph, num_steps)
     chain = _chain(graph)
     shape = _image(chain[0][1])
     bias, before = 0.0, ""  # of the neurons that came last
@@ -149,14 +190,11 @@ def from_nir(
         if isinstance(node, nir.IF):
             if current is None:
                 raise ValueError(f"{name}: an IF needs Conv2d, SumPool2d or Linear")
-            threshold = _threshold(name, node, current.most + num_steps * current.bias)
-            if current.kernel is None and threshold != 1:
-                raise ValueError(
-                    f"{name}: a pooling neuron fires with its first input, so its "
-                    f"threshold is 1, got {threshold}"
-                )
-            if current.kernel is not None:
-                params[f"{current.kind}{len(params) + 1}"] = {"kernel": current.kernel}
+            layer, threshold = _neurons(
+                name, node, current, pulses.get(name), num_steps
+            )
+            if layer:
+                params[f"{current.kind}{len(params) + 1}"] = layer
                 thresholds[name] = threshold
             if bias:
                 raise ValueError(f"{before}: only the output neurons may have a bias")
@@ -183,12 +221,14 @@ def from_nir(
         raise ValueError("the last node needs an IF")
     if len(set(thresholds.values())) != 1:
         raise ValueError(f"layers must share one threshold, got {thresholds}")
+    counts = tuple(len(layer.get("pulses", ())) for layer in params.values())
     network = SpikingNetwork.from_spec(
         "-".join(tokens),
         num_steps=num_steps,
         threshold=next(iter(thresholds.values())),
         padding=_padding(paddings),
         urgency=bias,
+        pulses=counts if any(counts) else (),
         **attributes,
     )
     return network, {"params": params}
@@ -303,6 +343,30 @@ def _threshold(name: str, node: nir.IF, most: float) -> float:
     return _shortest(np.nextafter(below, np.float32(np.inf)))
 
 
+def _neurons(
+    name: str,
+    node: nir.IF,
+    current: _Current,
+    pulses: np.ndarray | None,
+    num_steps: int,
+) -> tuple[dict[str, np.ndarray], float]:
+    """The weights of a layer, none of pooling, and its θ."""
+    arrays = {"kernel": current.kernel, "pulses": pulses}
+    layer = {key: array for key, array in arrays.items() if array is not None}
+    most = current.most + num_steps * current.bias
+    if current.kernel is None and layer:
+        raise ValueError(f"{name}: pooling neurons have no reference neurons")
+    if pulses is not None:
+        most += _most(pulses)
+    threshold = _threshold(name, node, most)
+    if not layer and threshold != 1:
+        raise ValueError(
+            f"{name}: a pooling neuron fires with its first input, so its "
+            f"threshold is 1, got {threshold}"
+        )
+    return layer, threshold
+
+
 def _padding(paddings: dict[str, tuple]):
     """The one padding of all convolutions: each has its pads and those of "SAME"."""
     if all(pads == same for pads, same in paddings.values()):
@@ -315,18 +379,58 @@ def _padding(paddings: dict[str, tuple]):
     return seen.pop()
 
 
+def _reference_neurons(graph: nir.NIRGraph) -> dict[str, str]:
+    """Names of Inputs that are reference neurons, and what weighs their spikes."""
+    inputs = [n for n, node in graph.nodes.items() if isinstance(node, nir.Input)]
+    found = {}
+    for name in inputs:
+        if "steps" in graph.nodes[name].metadata:
+            found[name] = dict(graph.edges).get(name, "")
+    return found
+
+
+def _pulses(graph: nir.NIRGraph, num_steps: int) -> dict[str, np.ndarray]:
+    """Weights [P, O] of reference neurons, by the IF that they reach."""
+    found: dict[str, np.ndarray] = {}
+    for name, weighing in _reference_neurons(graph).items():
+        node, reached = graph.nodes.get(weighing), dict(graph.edges).get(weighing, "")
+        plain = isinstance(node, nir.Linear)
+        if isinstance(node, nir.Conv2d):
+            sizes = node.weight.shape[2:], _pair(node.stride), _pair(node.padding)
+            plain = sizes == ((1, 1), (1, 1), (0, 0)) and not np.any(node.bias)
+        fires = isinstance(graph.nodes.get(reached), nir.IF)
+        if not plain or not fires or reached in found:
+            raise ValueError(
+                f"{name}: reference neurons must reach an IF of their own, through a "
+                "Linear or a 1×1 Conv2d without bias"
+            )
+        weights = np.asarray(node.weight)
+        found[reached] = np.ascontiguousarray(weights.reshape(weights.shape[:2]).T)
+        steps = np.asarray(graph.nodes[name].metadata["steps"]).tolist()
+        expected = pulse_steps(len(found[reached]), num_steps).tolist()
+        if steps != expected:
+            raise ValueError(
+                f"{name}: with T = {num_steps} these reference neurons spike at steps "
+                f"{expected}, got {steps}"
+            )
+    return found
+
+
 def _chain(graph: nir.NIRGraph) -> list[tuple[str, nir.NIRNode]]:
-    """Nodes from input to output."""
+    """Nodes from input to output, without reference neurons."""
     fault = ValueError("the graph must be a chain from one input to one output")
-    after = dict(graph.edges)
-    starts = [name for name, node in graph.nodes.items() if isinstance(node, nir.Input)]
-    one_each = len(after) == len({*after.values()}) == len(graph.edges)
+    aside = {name for pair in _reference_neurons(graph).items() for name in pair}
+    edges = [edge for edge in graph.edges if edge[0] not in aside]
+    nodes = {name: node for name, node in graph.nodes.items() if name not in aside}
+    after = dict(edges)
+    starts = [name for name, node in nodes.items() if isinstance(node, nir.Input)]
+    one_each = len(after) == len({*after.values()}) == len(edges)
     if len(starts) != 1 or not one_each:
         raise fault
     chain, name = [], starts[0]
     while name is not None:
-        chain.append((name, graph.nodes[name]))
+        chain.append((name, nodes[name]))
         name = after.pop(name, None)
-    if len(chain) != len(graph.nodes) or not isinstance(chain[-1][1], nir.Output):
+    if len(chain) != len(nodes) or not isinstance(chain[-1][1], nir.Output):
         raise fault
     return chain

@@ -14,7 +14,7 @@ from ds4nn_jax import data, energy, plots
 from ds4nn_jax.modules import PoolSpec
 
 from . import figures, fronts, options, published
-from .measures import Measured, without_pooling
+from .measures import Measured, reference, without_pooling
 from .page import Block, Code, Drawing, Heading, Listing, Strong, Table, Text
 
 _HERE = Path(__file__).parent
@@ -255,6 +255,11 @@ def of_network(each: Network) -> Iterator[Block]:
             f"It decides with an urgency of {network.urgency:g} mV a step, which the "
             "paper's networks do not have."
         )
+    if network.pulses:
+        counts = ", ".join(f"{n} of {p}" for p, n in network.pulse_counts.items())
+        yield Text(
+            f"It has reference neurons, which the paper's do not have: {counts}."
+        )
     if each.flags:
         yield Listing("Flags of the run", each.flags)
     yield from _summary(test, network)
@@ -310,8 +315,8 @@ def _summary(test: ds.Report, network: ds.SpikingNetwork) -> Iterator[Block]:
         ("… without pooling neurons", _number(own)),
         ("input spikes up to it, apart", _number(test.layer_spikes[0])),
     ]
-    if network.urgency:
-        what = f"reference spikes of {network.urgency:g} mV up to it, apart"
+    if any(network.reference_neurons):
+        what = f"{reference(network)} up to it, apart"
         rows.append((what, _number(test.reference_spikes)))
     rows.append(("dead neurons", f"{test.dead:.1%}"))
     yield Table((f"on the {test.images:,} test images", ""), rows)
@@ -390,9 +395,8 @@ def _urgencies(each: Network, drawing, drawn: dict) -> Iterator[Block]:
 def _energy(each: Network) -> Iterator[Block]:
     network, test = each.network, each.measured.test
     shape = each.images.test_images.shape[1:]
-    additions = energy.synaptic_operations(network, shape, test.layer_spikes)
-    if network.urgency:
-        additions += test.reference_spikes * network.num_classes
+    pulsed = energy.reference_operations(network, shape, test.layer_reference_spikes)
+    additions = energy.synaptic_operations(network, shape, test.layer_spikes) + pulsed
     products = energy.multiply_accumulates(network, shape)
     spiking = additions * energy.ADDITION
     ordinary = products * (energy.ADDITION + energy.MULTIPLICATION)
@@ -414,6 +418,9 @@ def _energy(each: Network) -> Iterator[Block]:
             f"{1e6 * ordinary:.3g} µJ",
         ),
     ]
+    if pulsed:
+        joules = f"{1e6 * pulsed * energy.ADDITION:.3g} µJ"
+        rows.insert(1, ("… of these for reference spikes", f"{pulsed:,.0f}", joules))
     if additions:
         ratio = f"{products / additions:,.0f}", f"{ordinary / spiking:,.0f}"
         rows.append(("ratio", *ratio))

@@ -22,6 +22,12 @@ def without_pooling(network: ds.SpikingNetwork, layer_spikes: Sequence[float]) -
     return sum(spikes for layer, spikes in layers if not isinstance(layer, PoolSpec))
 
 
+def reference(network: ds.SpikingNetwork) -> str:
+    """What the spikes of its reference neurons are called."""
+    alone = network.urgency and not any(network.pulse_counts.values())
+    return "reference spikes" + (f" of {network.urgency:g} mV" if alone else "")
+
+
 class AtUrgency(NamedTuple):
     """What an urgency makes of a network; means over the images.
 
@@ -93,11 +99,12 @@ def measure(
         guesses = ds.predict_by(
             trace.times[-1], output_potentials(network, params, trace)
         )
-        arrays = entering(network, params, trace)
+        *arrays, pulses = entering(network, params, trace)
         others = []
         for urgency in urgencies:
-            out = ds.dense(*arrays, urgency=urgency, **shared)
-            peaks = ds.neurons.decision_potentials(*arrays, urgency=urgency, **shared)
+            options = dict(shared, urgency=urgency, pulses=pulses)
+            out = ds.dense(*arrays, **options)
+            peaks = ds.decision_potentials(*arrays, **options)
             times = *trace.times[:-1], out
             decided = ds.decide(ds.Trace(times, peaks, network.num_steps))
             spikes = decided.spikes[:, 1:].sum(axis=1)
@@ -138,17 +145,18 @@ def output_potentials(
     network: ds.SpikingNetwork, params: dict, trace: ds.Trace
 ) -> jax.Array:
     """Potentials [T, B, C] of the output neurons, unreset, mV."""
+    *arrays, pulses = entering(network, params, trace)
     return ds.membrane_potentials(
-        *entering(network, params, trace),
+        *arrays,
         num_steps=network.num_steps,
         urgency=network.urgency,
+        pulses=pulses,
     )
 
 
 def entering(
     network: ds.SpikingNetwork, params: dict, trace: ds.Trace
-) -> tuple[jax.Array, jax.Array]:
-    """What the output layer hears [B, I], and its kernel [I, C]."""
-    times = trace.times[-2]
-    kernel = params["params"][network.names[-1]]["kernel"]
-    return times.reshape(len(times), -1), kernel
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """What the output layer hears [B, I], its kernel [I, C], and its pulses [P, C]."""
+    times, output = trace.times[-2], params["params"][network.names[-1]]
+    return times.reshape(len(times), -1), output["kernel"], output.get("pulses")

@@ -3,7 +3,8 @@
     python -m experiments.merge fashion_mnist --mirror --out=merged.safetensors
 
 The hidden layers stand side by side, without weights between them; each output neuron
-receives what those of the networks receive, divided by their number. --mirror adds to
+receives what those of the networks receive, divided by their number; so do weights of
+reference neurons. --mirror adds to
 every network its mirror image: kernels of convolutions turned left to right, and the
 weights of the outputs likewise, which is what it makes of mirrored images, as long as
 pooling windows cover them.
@@ -56,7 +57,7 @@ def merged(
     """One network whose output potentials are the means of those of all.
 
     Args:
-      networks: of the same layers, T, θ, padding and urgency.
+      networks: of the same layers, T, θ, padding, urgency and numbers of pulses.
       params: of each.
       mirror: adds to each what it makes of images mirrored left to right.
       shape: of an image, [H, W, C], to be mirrored.
@@ -96,6 +97,11 @@ def merged(
         dense = np.ndim(parts[0][name]["kernel"]) == 2
         joint = joint.reshape(-1, columns * outputs) if dense else joint
         together[name] = {"kernel": joint}
+        if network.pulse_counts[name]:
+            pulses = [part[name]["pulses"] for part in parts]
+            side_by_side = functools.partial(np.concatenate, axis=1)
+            put = functools.partial(np.mean, axis=0) if last else side_by_side
+            together[name]["pulses"] = np.float32(put(pulses))
         features = outputs
     return network.clone(layers=(*layers, network.layers[-1])), {"params": together}
 
@@ -142,7 +148,7 @@ def _mirrored(
             kernel = by_place.reshape(kernel.shape)
         elif name == network.weighted[0]:
             raise ValueError(f"{name} sees no image: it has no mirror image")
-        turned[name] = {"kernel": kernel}
+        turned[name] = {**kernels[name], "kernel": kernel}  # pulses have no place
     return turned
 
 

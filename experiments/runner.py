@@ -378,9 +378,8 @@ def _write_rows(path: Path, rows: list[dict]) -> None:
 
 def _print_report(test: ds.Report, which: str, network: ds.SpikingNetwork) -> None:
     apart = [f"{test.layer_spikes[0]:.0f} input spikes"]
-    if network.urgency:
-        apart += [f"{test.reference_spikes:.0f} reference spikes"]
-        apart[-1] += f" of {network.urgency:g} mV"
+    if any(network.reference_neurons):
+        apart.append(f"{test.reference_spikes:.0f} {measures.reference(network)}")
     own = measures.without_pooling(network, test.layer_spikes)
     layers = zip(network.names, test.layer_spikes[1:], strict=True)
     by_layer = ", ".join(f"{name} {spikes:.0f}" for name, spikes in layers)

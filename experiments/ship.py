@@ -38,7 +38,7 @@ kernels are stored as float16; all are used as float32.
 | mean spikes up to the decision, pooling included | {spikes:,.0f} |
 | without pooling neurons | {without_pooling:,.0f} |
 | of {layers} | {by_layer} |
-| reference spikes, of {urgency:g} mV (urgency) | {reference:.0f} |
+| reference spikes, of {urgency:g} mV (urgency){pulses} | {reference:.0f} |
 | dead neurons | {dead:.1%} |
 
 `{evaluate}` gives them again.
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     trained = network.urgency
     if asked.urgency is not None:
         network = network.clone(urgency=asked.urgency)
-    halved = jax.tree.map(_rounded, params)
+    halved = jax.tree.map_with_path(_rounded, params)
     rounded = jax.tree.map(lambda w: w.astype(np.float32), halved)
     images = data.load(notes["dataset"], asked.data_dir)
     test = ds.evaluate(network, rounded, images.test_images, images.test_labels)
@@ -97,7 +97,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         layers=", ".join(by_layer),
         by_layer=", ".join(f"{n:,.0f}" for n in by_layer.values()),
         without_pooling=measures.without_pooling(network, test.layer_spikes),
-        reference=test.reference_spikes if network.urgency else 0,
+        reference=test.reference_spikes,
+        pulses=_pulses(network),
     )
     out = Path(asked.out_dir)
     out.mkdir(parents=True, exist_ok=True)
@@ -123,6 +124,12 @@ def _flags(run: Path, notes: Mapping[str, Any]) -> str:
     return " ".join((*named, *others))
 
 
+def _pulses(network: ds.SpikingNetwork) -> str:
+    """Where a network has reference neurons besides those of its urgency."""
+    counts = [f"{n} of {name}" for name, n in network.pulse_counts.items() if n]
+    return f" and of pulses ({', '.join(counts)})" if counts else ""
+
+
 def _chosen(card: Mapping[str, Any], urgency: float) -> str:
     """How these weights were picked among those of the run's epochs, and whether the
     urgency is another than the run's."""
@@ -144,10 +151,12 @@ def _chosen(card: Mapping[str, Any], urgency: float) -> str:
     return picked
 
 
-def _rounded(kernel: np.ndarray) -> np.ndarray:
+def _rounded(path: tuple, weights: np.ndarray) -> np.ndarray:
     """The first convolution's few weights stay as they are: where an image is flat, all
-    spikes of a window come at once, and learning can leave a sum right at θ."""
-    return kernel.astype(np.float16) if kernel.size > 10_000 else kernel
+    spikes of a window come at once, and learning can leave a sum right at θ. So do
+    pulses, which reach all places of an image at once."""
+    large = path[-1].key == "kernel" and weights.size > 10_000
+    return weights.astype(np.float16) if large else weights
 
 
 if __name__ == "__main__":

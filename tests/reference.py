@@ -67,14 +67,28 @@ def conv_shape(times, kernel, strides, pads):
     )
 
 
-def conv(times, kernel, threshold, num_steps, strides=(1, 1), pads=((0, 0), (0, 0))):
+def clock(pulses, num_steps):
+    """When each of P reference neurons spikes."""
+    return [p * num_steps // len(pulses) for p in range(len(pulses))]
+
+
+def conv(
+    times,
+    kernel,
+    threshold,
+    num_steps,
+    strides=(1, 1),
+    pads=((0, 0), (0, 0)),
+    pulses=(),
+):
+    """`pulses` [P, O]: P inputs more for every neuron, whatever the image."""
     times, kernel = np.asarray(times, float), np.asarray(kernel, float)
     shape = conv_shape(times, kernel, strides, pads)
     result = Neurons(*(np.zeros(shape) for _ in range(3)))
     for neuron, inputs in synapses(times, kernel, strides, pads):
         values = integrate(
-            [times[a] for a, _ in inputs],
-            [kernel[k] for _, k in inputs],
+            [times[a] for a, _ in inputs] + clock(pulses, num_steps),
+            [kernel[k] for _, k in inputs] + [float(row[neuron[-1]]) for row in pulses],
             threshold,
             num_steps,
         )
@@ -107,12 +121,22 @@ def conv_gradients(
     return d_times, d_kernel
 
 
+def pulse_gradients(pulses, until, delta, num_steps):
+    """∂E/∂r [P, O]: each reference neuron is an input that fires at its step."""
+    d_pulses = np.zeros(np.shape(pulses))
+    for p, time in enumerate(clock(pulses, num_steps)):
+        for neuron in np.ndindex(np.shape(delta)):
+            if time <= until[neuron]:
+                d_pulses[p, neuron[-1]] -= delta[neuron]
+    return d_pulses
+
+
 def _as_conv(times, kernel):
     return np.asarray(times)[:, None, None, :], np.asarray(kernel)[None, None]
 
 
-def dense(times, kernel, threshold, num_steps):
-    result = conv(*_as_conv(times, kernel), threshold, num_steps)
+def dense(times, kernel, threshold, num_steps, pulses=()):
+    result = conv(*_as_conv(times, kernel), threshold, num_steps, pulses=pulses)
     return Neurons(*(array[:, 0, 0, :] for array in result))
 
 

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -89,6 +91,30 @@ def test_report_by_hand():
     )
     np.testing.assert_allclose(whole.class_steps, [2.5, 4, T])
     np.testing.assert_allclose(whole.class_spikes, [2.5, 4, 1])
+
+
+def test_reference_spikes_by_hand():
+    """Decisions at steps 3, 4, 2 and never, T = 10: three reference neurons spike at 0,
+    3 and 6, ten at every step."""
+    trace = dataclasses.replace(worked_trace(), reference=(3, 10))
+    decisions = ds.decide(trace)
+    np.testing.assert_array_equal(
+        decisions.reference_spikes, [[2, 4], [2, 5], [1, 3], [3, 10]]
+    )
+    whole = ds.report([(decisions, np.array([0, 1, 0, 2]))], 3)
+    assert whole.layer_reference_spikes == (2.0, 5.5)
+    assert whole.summary()["reference_spikes"] == whole.reference_spikes == 7.5
+    alone = ds.report([(ds.decide(worked_trace()), np.array([0, 1, 0, 2]))], 3)
+    assert alone.reference_spikes == 0 and alone.layer_reference_spikes == (0, 0)
+    assert alone.spikes == whole.spikes
+
+
+def test_the_reference_neurons_of_a_network():
+    """An urgency spikes at every step: its neurons are those of the pulses, too."""
+    network = ds.SpikingNetwork.from_spec("4C3-P2-10", num_steps=T, pulses=(3, 2))
+    assert network.reference_neurons == (3, 0, 2)
+    assert network.clone(urgency=0.5).reference_neurons == (3, 0, T)
+    assert network.clone(pulses=()).reference_neurons == (0, 0, 0)
 
 
 def test_report_does_not_depend_on_batches(rng):

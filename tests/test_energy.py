@@ -28,8 +28,22 @@ def test_every_spike_of_every_neuron_costs_a_relu_network_s_operations():
     assert everything == energy.multiply_accumulates(network, (6,))
 
 
+def test_reference_spikes_reach_a_whole_layer():
+    """64 places of 4 channels each, and 10 outputs; pooling has no such neurons."""
+    network = ds.SpikingNetwork.from_spec("4C3-P2-10", pulses=(3, 1))
+    assert energy.reference_operations(network, (8, 8, 1), (3, 0, 1)) == 3 * 256 + 10
+    second = ds.SpikingNetwork.from_spec("4C3s2-10", pulses=(3, 1))
+    assert energy.reference_operations(second, (8, 8, 1), (1, 0)) == 4 * 4 * 4
+    spikes = (5, 1000, 7, 1)
+    bare = network.clone(pulses=())
+    both = (energy.synaptic_operations(n, (8, 8, 1), spikes) for n in (network, bare))
+    assert len({*both}) == 1, "the others are counted without them"
+
+
 def test_wrong_number_of_layers():
     network = ds.SpikingNetwork.from_spec("4C3-P2-10")
+    with pytest.raises(ValueError, match="layer_reference_spikes must hold 3 numbers"):
+        energy.reference_operations(network, (8, 8, 1), (1, 2))
     with pytest.raises(ValueError, match="layer_spikes must hold 4 numbers"):
         energy.synaptic_operations(network, (8, 8, 1), (1, 2, 3))
 

@@ -457,10 +457,11 @@ def test_disagreements_on_real_weights_are_rounding_at_the_threshold(grid, image
     """On multiples of 0.1, none of them a float, sums land on θ over and over."""
     network = ds.SpikingNetwork.from_spec("8C3-P2-10", threshold=1.0)
     times = np.asarray(ds.encode(images[0][:20]))
-    kernel = rng.normal(0.1, 0.3, (3, 3, 1, 8))
+    weights = rng.normal(0.1, 0.3, (3, 3, 1, 8)), rng.normal(0, 0.1, (5, 8))
     if grid is not None:
-        kernel = np.round(kernel / grid) * grid
-    neurons, found = disagreements(network, kernel.astype(np.float32), times)
+        weights = [np.round(each / grid) * grid for each in weights]
+    kernel, pulses = (each.astype(np.float32) for each in weights)
+    neurons, found = disagreements(network, kernel, pulses, times)
     assert neurons == 8 * times.size
     assert all(each.distance <= each.bound < 1e-4 for each in found)
     assert bool(found) == (grid is not None)

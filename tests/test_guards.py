@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import ds4nn_jax as ds
-from ds4nn_jax import data
+from ds4nn_jax import data, step
 from ds4nn_jax.guards import RateGuard, rate_guard
 
 T = 20
@@ -126,6 +126,24 @@ def test_pushes_by_its_strength(rng):
 
     np.testing.assert_array_equal(gradient(guards(0.0)), gradient(()))
     assert np.abs(gradient(guards(0.5)) - gradient(())).max() > 0
+
+
+def test_a_push_is_not_centred(rng):
+    """A layer whose errors are centred is guarded by what is left of them."""
+    times = rng.integers(0, 2 * T, (5, 4, 4, 3)).clip(max=T).astype(np.float32)
+    delta = jnp.asarray(rng.normal(2, 1, times.shape), jnp.float32)
+    guard = RateGuard((0.2,), strength=0.5, steps=1)
+    config = ds.TrainConfig(num_steps=T, guard=guard, centring=1.0)
+    (own,) = guard.layers(1, jnp.int32(1), T)
+
+    def back(identity, delta):
+        return jax.vjp(identity, times)[1](delta)[0]
+
+    expected = back(own, back(lambda t: ds.centre_errors(t, T), delta))
+    both = back(step._centred(config, own), delta)
+    np.testing.assert_array_equal(both, expected)
+    fired = times < T
+    assert np.asarray(both)[fired].sum() < -1, "the fired are pushed later, all in all"
 
 
 def test_a_run_keeps_to_its_budget():

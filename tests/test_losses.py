@@ -212,3 +212,38 @@ def test_other_refusals():
         ds.normalize_gradient(TIMES, method="max")
     with pytest.raises(ValueError, match="differ in shape"):
         ds.temporal_loss(TIMES, TIMES[:2])
+
+
+def centred(times, delta, share=1.0):
+    _, vjp = jax.vjp(lambda t: ds.centre_errors(t, T, share), times)
+    return vjp(jnp.asarray(delta, jnp.float32))[0]
+
+
+def test_centred_errors_by_hand():
+    """Means over the fired: 3 in the first image, 5 in the second; none fired in the
+    third, which keeps its errors."""
+    times = np.array([[3, 5, T], [7, T, T], [T, T, T]], np.float32)
+    delta = [[1, 5, 2], [5, 8, 9], [1, -2, 4]]
+    expected = [[-2, 2, 2], [0, 8, 9], [1, -2, 4]]
+    np.testing.assert_array_equal(ds.centre_errors(times, T), times)
+    np.testing.assert_array_equal(centred(times, delta), expected)
+    half = (np.array(delta) + expected) / 2
+    np.testing.assert_array_equal(centred(times, delta, 0.5), half)
+    np.testing.assert_array_equal(centred(times, delta, 0.0), delta)
+
+
+def test_centred_errors_of_images(rng):
+    """Over all neurons of a layer, image by image, also under vmap and jit."""
+    times = rng.integers(0, 2 * T, (6, 4, 5, 3)).clip(max=T).astype(np.float32)
+    delta = rng.normal(3, 1, times.shape).astype(np.float32)
+    fired, out = times < T, np.asarray(centred(times, delta))
+    np.testing.assert_array_equal(out[~fired], delta[~fired])
+    sums = np.where(fired, out, 0).sum((1, 2, 3))
+    np.testing.assert_allclose(sums, 0, atol=1e-4)
+    np.testing.assert_allclose(
+        np.std(delta - out, axis=(1, 2, 3), where=fired), 0, atol=1e-6
+    )
+    pairs = jax.jit(jax.vmap(centred))(
+        times.reshape(3, 2, 4, 5, 3), delta.reshape(3, 2, 4, 5, 3)
+    )
+    np.testing.assert_allclose(pairs.reshape(out.shape), out, atol=1e-6)

@@ -8,35 +8,41 @@ from experiments import merge
 SPECS = ["6C3-P2-5C3-3", "4C3-P2-6-3", "64-7-5-3"]
 
 
-def a_network(spec, rng, shape=(8, 8, 1), padding="SAME"):
+def a_network(spec, rng, shape=(8, 8, 1), padding="SAME", pulses=()):
     """With weights that let about half of its neurons fire on small images."""
-    network = ds.SpikingNetwork.from_spec(spec, padding=padding)
+    network = ds.SpikingNetwork.from_spec(spec, padding=padding, pulses=pulses)
     given = network.init(jax.random.key(0), np.zeros((1, *shape), np.float32))
-    return network, jax.tree.map(
-        lambda kernel: rng.normal(60 / np.sqrt(len(kernel)), 40, kernel.shape), given
-    )
+
+    def drawn(path, weights):
+        if path[-1].key == "pulses":
+            return rng.normal(0, 30, weights.shape)
+        return rng.normal(60 / np.sqrt(len(weights)), 40, weights.shape)
+
+    return network, jax.tree.map_with_path(drawn, given)
 
 
 def potentials(network, params, images):
     """[T, B, C] of the outputs."""
     times = network.apply(params, network.encode(images), method="trace").times[-2]
     kernel = params["params"][network.weighted[-1]]["kernel"]
-    return ds.membrane_potentials(np.reshape(times, (len(images), -1)), kernel)
+    pulses = params["params"][network.weighted[-1]].get("pulses")
+    entering = np.reshape(times, (len(images), -1))
+    return ds.membrane_potentials(entering, kernel, pulses=pulses)
 
 
 @pytest.mark.parametrize(
-    "spec, shape, padding",
+    "spec, shape, padding, pulses",
     [
-        *((spec, (8, 8, 1), "SAME") for spec in SPECS),
-        ("4C3-P2-5C3-3", (8, 6, 2), "SAME"),
-        ("4C3-P2-6-3", (8, 10, 1), "VALID"),
-        ("96-7-3", (8, 6, 2), "SAME"),
+        *((spec, (8, 8, 1), "SAME", ()) for spec in SPECS),
+        ("4C3-P2-5C3-3", (8, 6, 2), "SAME", (4, 0, 7)),
+        ("4C3-P2-6-3", (8, 10, 1), "VALID", (5,)),
+        ("96-7-3", (8, 6, 2), "SAME", (6, 3)),
     ],
 )
-def test_merged_potentials_are_the_means(spec, shape, padding, rng):
+def test_merged_potentials_are_the_means(spec, shape, padding, pulses, rng):
     """Of two networks and of what both make of the mirrored images."""
     images = rng.integers(0, 256, (5, *shape)).astype(np.uint8)
-    made = [a_network(spec, rng, shape, padding) for _ in range(2)]
+    made = [a_network(spec, rng, shape, padding, pulses) for _ in range(2)]
     networks, params = zip(*made, strict=True)
     whole, together = merge.merged(networks, params, mirror=True, shape=shape)
     seen = (images, images[:, :, ::-1])
@@ -49,7 +55,7 @@ def test_merged_potentials_are_the_means(spec, shape, padding, rng):
 def test_merged_weights_are_written(tmp_path, rng):
     """Weights that load and tell of their images; one network by itself stays as it
     is. Weights of other images are refused."""
-    network, params = a_network(SPECS[0], rng)
+    network, params = a_network(SPECS[0], rng, pulses=(4, 0))
     notes = {
         "dataset": "mine",
         "class_names": ["a", "b", "c"],

@@ -1,6 +1,7 @@
 """Graphs executed step by step in NumPy: the same spike times as the network's."""
 
 import dataclasses
+import graphlib
 
 import jax
 import nir
@@ -20,12 +21,14 @@ CASES = [
     ("3C3s2-P2-3", (8, 8, 1), ((1, 1), (1, 1))),
     ("3C2s2-3", (8, 6, 1), "VALID"),
 ]
+# Urgency, and pulses in the first layer or in all of them.
+EXTRAS = [(0.0, ()), (0.25, ()), (0.0, (20, 0)), (0.25, (7, 3))]
 
 
-def network_of(spec, shape, padding, seed=0):
+def network_of(spec, shape, padding, seed=0, pulses=()):
     """Weights on a dyadic grid, so that sums are exact in any order."""
     network = ds.SpikingNetwork.from_spec(
-        spec, num_steps=20, threshold=8.0, padding=padding
+        spec, num_steps=20, threshold=8.0, padding=padding, pulses=pulses
     )
     times = np.full((1, *shape), 20, np.float32)
     params = network.init(jax.random.key(seed), times)
@@ -56,7 +59,10 @@ def pool2d(node, spikes):
 
 def executed(graph, times, num_steps):
     """First spike of every IF, and how often any fired: NIR as it is defined."""
-    after = dict(graph.edges)
+    before = {name: [] for name in graph.nodes}
+    for name, following in graph.edges:
+        before[following].append(name)
+    order = tuple(graphlib.TopologicalSorter(before).static_order())
     potentials = {
         name: np.zeros(node.v_threshold.shape)
         for name, node in graph.nodes.items()
@@ -65,10 +71,18 @@ def executed(graph, times, num_steps):
     first = {name: np.full(v.shape, num_steps) for name, v in potentials.items()}
     fired = {name: np.zeros(v.shape, int) for name, v in potentials.items()}
     for step in range(num_steps):
-        flow, name = (times == step).astype(float), "input"
-        while name is not None:
+        out = {}
+        for name in order:
             node = graph.nodes[name]
-            if isinstance(node, nir.Conv2d):
+            flow = sum(out[other] for other in before[name])
+            if "steps" in node.metadata:
+                now = node.metadata["steps"] == step
+                places = node.input_type["input"][1:]
+                flow = np.broadcast_to(now, (*places, len(now))).astype(float)
+                flow = channels_first(flow)
+            elif isinstance(node, nir.Input):
+                flow = (times == step).astype(float)
+            elif isinstance(node, nir.Conv2d):
                 flow = conv2d(node, flow)
             elif isinstance(node, nir.SumPool2d):
                 flow = pool2d(node, flow)
@@ -82,7 +96,7 @@ def executed(graph, times, num_steps):
                 potentials[name][flow] = node.v_reset[flow]
                 first[name][flow & (fired[name] == 0)] = step
                 fired[name] += flow
-            name = after.get(name)
+            out[name] = flow
     return first, max(int(count.max()) for count in fired.values())
 
 
@@ -90,10 +104,10 @@ def channels_first(image):
     return np.moveaxis(image, -1, 0) if image.ndim == 3 else image
 
 
-@pytest.mark.parametrize("urgency", [0.0, 0.25])
+@pytest.mark.parametrize("urgency, pulses", EXTRAS)
 @pytest.mark.parametrize("spec, shape, padding", CASES)
-def test_the_graph_fires_as_the_network(spec, shape, padding, urgency):
-    network, params = network_of(spec, shape, padding)
+def test_the_graph_fires_as_the_network(spec, shape, padding, urgency, pulses):
+    network, params = network_of(spec, shape, padding, pulses=pulses)
     network = network.clone(urgency=urgency)
     images = np.random.default_rng(1).integers(0, 21, (6, *shape)).astype(np.float32)
     trace = network.apply(params, images, method="trace")
@@ -109,15 +123,16 @@ def test_the_graph_fires_as_the_network(spec, shape, padding, urgency):
     assert spikes > 30
 
 
-@pytest.mark.parametrize("urgency", [0.0, 0.25, 0.3])
+@pytest.mark.parametrize("urgency, pulses", [*EXTRAS, (0.3, ())])
 @pytest.mark.parametrize("spec, shape, padding", CASES)
-def test_there_and_back(spec, shape, padding, urgency, tmp_path):
-    network, params = network_of(spec, shape, padding)
+def test_there_and_back(spec, shape, padding, urgency, pulses, tmp_path):
+    network, params = network_of(spec, shape, padding, pulses=pulses)
     network = network.clone(urgency=urgency)
     nir.write(tmp_path / "net.nir", to_nir(network, params, shape))
     again, found = from_nir(nir.read(tmp_path / "net.nir"), num_steps=20)
     assert (again.spec, again.threshold) == (network.spec, 8.0)
     assert again.urgency == urgency
+    assert again.pulse_counts == network.pulse_counts
     jax.tree.map(np.testing.assert_array_equal, found, params)
     times = np.random.default_rng(2).integers(0, 21, (3, *shape)).astype(np.float32)
     np.testing.assert_array_equal(
@@ -208,6 +223,29 @@ def test_other_graphs_are_refused():
     bare = [nodes[name] for name in ("input", "conv1_in", "output")]
     with pytest.raises(ValueError, match="the last node needs an IF"):
         from_nir(nir.NIRGraph.from_list(*bare, type_check=False))
+
+
+def test_other_reference_neurons_are_refused():
+    network, params = network_of("3C3-P2-4", (8, 8, 1), "SAME", pulses=(5, 2))
+    graph = to_nir(network, params, (8, 8, 1))
+    steps = graph.nodes["conv1_reference"].metadata["steps"]
+    np.testing.assert_array_equal(steps, [0, 4, 8, 12, 16])
+    assert graph.nodes["dense2_reference"].input_type["input"].tolist() == [2]
+    with pytest.raises(ValueError, match=r"conv1_reference: with T = 10 .*\[0, 2, 4"):
+        from_nir(graph, num_steps=10)
+    strided = changed(graph, "conv1_reference_in", stride=(2, 2))
+    with pytest.raises(ValueError, match="conv1_reference: .* must reach an IF of"):
+        from_nir(strided, num_steps=20)
+    edges = [(a, "pool1" if a == "dense2_reference_in" else b) for a, b in graph.edges]
+    other = nir.NIRGraph(graph.nodes, edges, type_check=False)
+    with pytest.raises(ValueError, match="pool1: pooling neurons have no reference"):
+        from_nir(other, num_steps=20)
+    # 5 mV more than without pulses: kernels alone do not reach θ = 8 from there.
+    pulses = np.maximum(params["params"]["dense2"]["pulses"], 0).sum(0).max()
+    assert pulses > 3
+    shallow = graph.nodes["dense2"].v_reset + pulses + 5
+    with pytest.raises(ValueError, match="dense2: neurons could fire again"):
+        from_nir(changed(graph, "dense2", v_reset=shallow), num_steps=20)
 
 
 def biased(network, params, name, bias):

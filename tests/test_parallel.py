@@ -26,7 +26,7 @@ config = ds.TrainConfig(
     optimizer=ds.optimizers.Adam(learning_rate=0.02),
     augmentation=ds.augmentation.Augmentation(shift=1, flip=True),
     guard=ds.guards.RateGuard((0.2,), strength=0.5, steps=5),
-    batch_size=32, epochs=2, validation=0.2,
+    pulses=(5, 3), centring=0.9, batch_size=32, epochs=2, validation=0.2,
 )
 
 def trained(mesh, limit=400):

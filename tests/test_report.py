@@ -9,6 +9,7 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
+import jax
 import markdown_it
 import numpy as np
 import pytest
@@ -238,6 +239,8 @@ def test_a_run_on_a_data_set_and_a_grid_of_its_own(root, tmp_path, capsys):
     assert step.endswith(" of 40")
     assert "No metrics.jsonl beside the weights" in seen.text
     (apart,) = (row[1] for row in seen.rows if "reference spikes of 0.07" in row[0])
+    (cost,) = (row[1] for row in seen.rows if row[0].startswith("… of these for ref"))
+    assert float(cost) == pytest.approx(10 * float(apart), abs=1)  # ten outputs
     at = next(k for k, row in enumerate(seen.rows) if row[0] == "u (mV)")
     grid = {row[0]: row[1:] for row in seen.rows[at + 1 : at + 8]}
     assert list(grid) == ["0", "0.05", "0.07", "0.1", "0.2", "0.3", "0.5"]
@@ -274,6 +277,36 @@ def test_measures_are_those_of_evaluate(smoke_run, batch_size):
     assert found.decided_by_step[-1] == pytest.approx(1 - test.silent)
     assert found.accuracy_by_step[-1] == pytest.approx(test.accuracy)
     assert found.accuracy_by_step[0] < test.accuracy
+
+
+def test_measures_of_a_network_with_pulses(rng):
+    """Output potentials and other urgencies come on top of the pulses of the output."""
+    images = data.load("digits")
+    some = images.test_images[:12], images.test_labels[:12]
+    own = ds.SpikingNetwork.from_spec("4C3-P2-10", num_steps=40, pulses=(3, 5))
+    times = own.encode(some[0])
+    params = own.init(jax.random.key(0), times)
+    for layer in params["params"].values():
+        layer["pulses"] = rng.normal(5, 30, layer["pulses"].shape).astype(np.float32)
+    found = measures.measure(own, params, *some, urgencies=(0.0, 2.0))
+    for at in found.urgencies:
+        other = ds.evaluate(own.clone(urgency=at.urgency), params, *some)
+        expected = other.accuracy, other.decision_step, other.silent, other.spikes
+        assert at[1:] == pytest.approx(expected)
+    test = found.test
+    assert found.accuracy_by_step[-1] == pytest.approx(test.accuracy)
+    assert (
+        0 < test.layer_reference_spikes[0] <= 3 and test.layer_reference_spikes[1] == 0
+    )
+    assert test.reference_spikes == pytest.approx(sum(test.layer_reference_spikes))
+    trace = own.apply(params, times, method="trace")
+    running = np.asarray(measures.output_potentials(own, params, trace))
+    first = np.asarray(trace.times[-1]).astype(int).clip(max=39)
+    at_spikes = np.take_along_axis(running, first[None], 0)[0]
+    np.testing.assert_allclose(at_spikes, trace.potentials, atol=1e-3)
+    assert measures.reference(own) == "reference spikes"
+    alone = own.clone(pulses=(), urgency=0.3)
+    assert measures.reference(alone) == "reference spikes of 0.3 mV"
 
 
 def network(dataset, spec, **options):

@@ -2,6 +2,8 @@
 
 import shlex
 
+import jax
+import numpy as np
 import pytest
 
 import ds4nn_jax as ds
@@ -38,6 +40,15 @@ def test_its_command_is_the_run_it_was(shipped, smoke_run):
     assert str(smoke_run[0]) not in text
     assert "made by\nwhat `experiments/flagfiles/mine.cfg` begins with." in text
     assert "with the urgency of the run, 0 mV a step; 0.5 was chosen on held" in text
+
+
+def test_its_card_tells_of_pulses():
+    network = ds.SpikingNetwork.from_spec("8C3-P2-10", pulses=(5, 0))
+    assert ship._pulses(network) == " and of pulses (5 of conv1)"
+    assert ship._pulses(network.clone(pulses=())) == ""
+    large = {"kernel": np.ones((200, 100)), "pulses": np.ones((100, 200))}
+    kept = jax.tree.map_with_path(ship._rounded, large)
+    assert kept["kernel"].dtype == np.float16 and kept["pulses"].dtype == np.float64
 
 
 def test_its_command_keeps_what_another_optimizer_shares_with_the_presets(tmp_path):
