@@ -25,7 +25,7 @@ from ds4nn_jax.checkpoints import write_atomically
 from ds4nn_jax.first_weights import FiringRates as Rates
 from ds4nn_jax.first_weights import Uniform
 from ds4nn_jax.guards import RateGuard
-from ds4nn_jax.optimizers import Adam, FreeNorms, HeldNorms, LearnedNorms
+from ds4nn_jax.optimizers import Adam, FreeNorms, HeldNorms, LearnedNorms, Muon
 from ds4nn_jax.rules import Relative, Softmax
 from ds4nn_jax.surrogates import Window
 
@@ -93,13 +93,14 @@ _RELATIVE = (
     ("no normalisation", dict(output_rule=Relative(normalization="none"))),
 )
 
-# The recipe on a small network, in short runs.
-_SMALL = dataclasses.replace(
-    ds.presets.load("fashion_mnist"),
+# Pulses and centred errors on a small network, in short runs.
+_SMALL = ds.TrainConfig(
     spec="32C3-P2-32C3-32C3-10",
-    output_rule=dataclasses.replace(_BEST.output_rule, anchor_time=75),
-    guard=RateGuard(),
-    augmentation=Augmentation(),
+    urgency=0.2,
+    output_rule=Softmax(anchor=0.3, anchor_time=75),
+    initial_weights=Rates(conv=0.2),
+    optimizer=Muon(0.01, 0.005, norms=HeldNorms()),
+    batch_size=32,
 )
 _STEPS = _SMALL.optimizer
 
@@ -126,7 +127,7 @@ def _short(steps: int) -> dict[str, Any]:
 
 _GUARD = RateGuard((0.06, 0.12, 0.2), floor=0.0, strength=0.1, first=0.25, steps=500)
 _SMALL_ROWS = (
-    ("the recipe", {}),
+    ("ten pulses, centred errors", {}),
     ("no pulses", dict(pulses=())),
     ("no centring", dict(centring=0.0)),
     ("neither", dict(pulses=(), centring=0.0)),
