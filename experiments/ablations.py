@@ -93,6 +93,31 @@ _RELATIVE = (
     ("no normalisation", dict(output_rule=Relative(normalization="none"))),
 )
 
+# Budgets fall within the 1,560 steps that these runs have.
+_SPARSE = ds.presets.load("mnist_sparse")
+_GUARD = dataclasses.replace(_SPARSE.guard, steps=1000)
+_SPARSE = dataclasses.replace(_SPARSE, guard=_GUARD)
+_MUON, _ANCHORED = _SPARSE.optimizer, _SPARSE.output_rule
+_ADAM = Adam(0.01, norms=HeldNorms(), average=0.998, first_sum=_MUON.first_sum)
+_FREE_SUMS = dataclasses.replace(_MUON, first_sum=None)
+_DRAWN = dataclasses.replace(_SPARSE.initial_weights, edges=0.0)
+_NOT_ANCHORED = dataclasses.replace(_ANCHORED, anchor=0.0)
+_SPARSE_ROWS = (
+    ("as it is, budgets after 1,000 steps", {}),
+    ("no guard", dict(guard=RateGuard())),
+    ("no floor", dict(guard=dataclasses.replace(_GUARD, floor=0.0))),
+    ("pushed twice as hard", dict(guard=dataclasses.replace(_GUARD, strength=0.3))),
+    ("label not anchored", dict(output_rule=_NOT_ANCHORED)),
+    ("neither", dict(guard=RateGuard(), output_rule=_NOT_ANCHORED)),
+    ("Adam", dict(optimizer=_ADAM)),
+    ("norms learned", dict(optimizer=dataclasses.replace(_MUON, norms=LearnedNorms()))),
+    ("weights not averaged", dict(optimizer=dataclasses.replace(_MUON, average=0.0))),
+    ("no urgency", dict(urgency=0.0)),
+    ("first sums free", dict(optimizer=_FREE_SUMS)),
+    ("first kernels as drawn", dict(initial_weights=_DRAWN)),
+    ("both", dict(optimizer=_FREE_SUMS, initial_weights=_DRAWN)),
+)
+
 # Pulses and centred errors on a small network, in short runs.
 _SMALL = ds.TrainConfig(
     spec="32C3-P2-32C3-32C3-10",
@@ -125,7 +150,9 @@ def _short(steps: int) -> dict[str, Any]:
     )
 
 
-_GUARD = RateGuard((0.06, 0.12, 0.2), floor=0.0, strength=0.1, first=0.25, steps=500)
+_SMALL_GUARD = RateGuard(
+    (0.06, 0.12, 0.2), floor=0.0, strength=0.1, first=0.25, steps=500
+)
 _SMALL_ROWS = (
     ("ten pulses, centred errors", {}),
     ("no pulses", dict(pulses=())),
@@ -158,8 +185,8 @@ _SMALL_ROWS = (
     ("horizon H = T", _rule(horizon=100)),
     ("a window of 100 mV", dict(surrogate=Window(100.0))),
     ("a window of 25 mV", dict(surrogate=Window(25.0))),
-    ("budgets of 6, 12, 20 %", dict(guard=_GUARD)),
-    ("… with a floor", dict(guard=dataclasses.replace(_GUARD, floor=0.5))),
+    ("budgets of 6, 12, 20 %", dict(guard=_SMALL_GUARD)),
+    ("… with a floor", dict(guard=dataclasses.replace(_SMALL_GUARD, floor=0.5))),
     ("strides for pooling", dict(spec="32C3s2-32C3-32C3-10")),
     ("T = 32", _short(32)),
     ("T = 16", _short(16)),
@@ -170,13 +197,14 @@ def _recipe(name: str) -> dict[str, Any]:
     """What a preset says of learning, for any network."""
     preset = ds.presets.load(name)
     learning = ("surrogate", "output_rule", "initial_weights", "optimizer", "schedule")
-    fields = (*learning, "augmentation", "batch_size", "guard")
+    fields = (*learning, "augmentation", "batch_size", "guard", "pulses", "centring")
     return {field: getattr(preset, field) for field in fields}
 
 
 _RECIPES = (
     ("default", {}),
     ("default, urgency 0.3", dict(urgency=0.3)),
+    ("default without pulses and centring", dict(pulses=(), centring=0.0)),
     ("mnist", _recipe("mnist")),
     ("mnist_dense", _recipe("mnist_dense")),
     ("fashion_mnist", _recipe("fashion_mnist")),
@@ -185,6 +213,7 @@ _recipes = functools.partial(_Table, rows=_RECIPES, held=5000, epochs=4)
 _TABLES = {
     "mnist": _Table(_PLAIN, _MNIST),
     "mnist_relative": _Table(ds.presets.load("mnist_relative"), _RELATIVE),
+    "mnist_sparse": _Table(_SPARSE, _SPARSE_ROWS),
     "small": _Table(
         _SMALL,
         _SMALL_ROWS,
