@@ -25,6 +25,8 @@ CONFIG = ds.TrainConfig(
     spec="64C3-P2-128C3-P2-10",
     output_rule="margin",
     optimizer=ds.optimizers.Adam(learning_rate=0.02),
+    pulses=(),
+    centring=0.0,
     batch_size=32,
     epochs=1,
     engine="event",
@@ -153,6 +155,14 @@ def main() -> None:
     }
     table(
         "training step, T = 100", medians(steps, args.rounds), "ReLU CNN (Flax, Adam)"
+    )
+
+    of = {n: spiking_step(images, labels, pulses=(n,) * (n > 0)) for n in (0, 5, 10)}
+    pulses = {f"event, {n} pulses in every layer": run for n, run in of.items()}
+    table(
+        "training step, T = 100",
+        medians(pulses, args.rounds),
+        "event, 0 pulses in every layer",
     )
 
     grown = {f"T = {t}": spiking_step(images, labels, num_steps=t) for t in (50, 400)}
