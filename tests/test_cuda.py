@@ -92,27 +92,30 @@ def test_dyadic_weights_are_exact(rng, layer):
     """With some of the pulses, peaks, counts and silent inputs, which other layers have
     in other turns: bit for bit what the scan finds."""
     index = list(every.values()).index(layer)
-    for turn in (index, index + 1):
-        pulses = PULSES[turn * 2 % 5]
-        active = (0.5, 1, 0.1)[turn % 3]
-        synapse, arrays, pool = given(rng, layer, pulses, active=active)
-        size = arrays[1].size // arrays[1].shape[-1]
-        threshold = float(1 + np.sqrt(size)) * (1, 4, 0.5)[turn % 3]
-        asked = turn % 2 == 0, turn % 3 == 0, threshold
-        found = answers(cuda.forward, synapse, arrays, pool, *asked)
-        assert_same(found, answers(scan.forward, synapse, arrays, pool, *asked))
-        until = found.times if turn % 2 else found.until
-        shape = found.times.shape
-        delta = dyadic(rng, shape) * (rng.random(shape) < (0.3, 1)[turn % 2])
-        taught = arrays, until, delta.astype(np.float32), found.member
-        both = (
-            gradients(rng, taught, pool, turn % 4 < 2, engine, synapse)
-            for engine in (cuda.backward, scan.backward)
-        )
-        assert_same(*both)
+    pulses = PULSES[index * 2 % 5]
+    active = (0.5, 1, 0.1)[index % 3]
+    synapse, arrays, pool = given(rng, layer, pulses, active=active)
+    size = arrays[1].size // arrays[1].shape[-1]
+    threshold = float(1 + np.sqrt(size)) * (1, 4, 0.5)[index % 3]
+    asked = index % 2 == 0, index % 3 == 0, threshold
+    found = answers(cuda.forward, synapse, arrays, pool, *asked)
+    assert_same(found, answers(scan.forward, synapse, arrays, pool, *asked))
+    until = found.times if index % 2 else found.until
+    shape = found.times.shape
+    delta = dyadic(rng, shape) * (rng.random(shape) < (0.3, 1)[index % 2])
+    taught = arrays, until, delta.astype(np.float32), found.member
+    both = (
+        gradients(rng, taught, pool, index % 4 < 2, engine, synapse)
+        for engine in (cuda.backward, scan.backward)
+    )
+    assert_same(*both)
 
 
-@layers
+@pytest.mark.parametrize(
+    "layer",
+    [every[name] for name in ("dense, 33 outputs", "conv 3x3 x 64")]
+    + [*POOLED.values()][:2],
+)
 def test_adds_in_the_order_of_the_event_engine(rng, layer):
     if library.fault() is not None:
         pytest.skip("needs numba")
@@ -132,7 +135,7 @@ def test_adds_in_the_order_of_the_event_engine(rng, layer):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-4)
 
 
-@pytest.mark.parametrize("num_steps", [1, 7, 33, 300, 1024])
+@pytest.mark.parametrize("num_steps", [1, 33, 1024])
 def test_any_number_of_steps(rng, num_steps):
     for name, pulses in ("conv 3x3 same", 0), ("conv 3x3 one channel", 9):
         synapse, arrays, pool = given(rng, LAYERS[name], pulses, num_steps=num_steps)
