@@ -25,6 +25,7 @@ CONFIG = ds.TrainConfig(
     spec="64C3-P2-128C3-P2-10",
     output_rule="margin",
     optimizer=ds.optimizers.Adam(learning_rate=0.02),
+    urgency=0.0,
     pulses=(),
     centring=0.0,
     batch_size=32,

@@ -79,7 +79,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     images = np.zeros((asked.batch, 28, 28, 1), np.uint8)
     labels = np.zeros(asked.batch, np.int32)
     config = ds.TrainConfig(
-        spec=SPEC, pulses=(), centring=0.0, engine="scan", batch_size=asked.batch
+        spec=SPEC,
+        urgency=0.0,
+        pulses=(),
+        centring=0.0,
+        engine="scan",
+        batch_size=asked.batch,
     )
     optimizer = ds.make_optimizer(config, 100)
     params = jax.eval_shape(

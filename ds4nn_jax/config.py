@@ -66,7 +66,7 @@ class TrainConfig:
     num_steps: int = 100
     threshold: float = 100.0
     padding: Literal["SAME", "VALID"] = "SAME"
-    urgency: float = 0.0
+    urgency: float = 0.2
     pulses: tuple[int, ...] = (10,)
     engine: neurons.Engine = "auto"
     surrogate: Surrogate = Window()

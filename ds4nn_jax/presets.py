@@ -27,6 +27,7 @@ _MUON_LEARNED = replace(
 # before reference pulses and centred errors.
 _SHIFTED = TrainConfig(
     spec="64C3-P2-128C3-P2-10",
+    urgency=0.0,
     pulses=(),
     centring=0.0,
     surrogate=Window(50.0),
@@ -95,21 +96,6 @@ _FASHION_SPARSE = replace(
     epochs=14,
 )
 
-# Reference pulses and centred errors with budgets: held norms would let rates collapse.
-_FASHION_PULSES = TrainConfig(
-    spec="128C3-P2-128C3-P2-128C3-10",
-    urgency=0.2,
-    output_rule=Softmax(offset=10, horizon=50, anchor=0.3, anchor_time=75),
-    initial_weights=FiringRates(conv=0.25),
-    optimizer=replace(_MUON_LEARNED, average=0.0),
-    guard=RateGuard(
-        budgets=(0.065, 0.15, 0.22), strength=0.1, floor=0.0, first=0.25, steps=8000
-    ),
-    augmentation=Augmentation(flip=True),
-    batch_size=32,
-    epochs=10,
-)
-
 # The other structures of Tables 2 and 4: wide layers of many neurons, orthogonalised in
 # groups, and a label in the middle; later on Fashion-MNIST, whose dark garments spike
 # late.
@@ -134,6 +120,7 @@ _FASHION_DEEP = replace(
 # range is not printed; [0, 5] here. These fire everything at once (docs/runs.md).
 _PAPER = TrainConfig(
     spec="64C3-P2-128C3-P2-10",
+    urgency=0.0,
     pulses=(),
     centring=0.0,
     num_steps=100,
@@ -171,6 +158,7 @@ _DIGITS_PAPER = replace(
 # `make demo`: half a minute on two CPU cores.
 _DIGITS = TrainConfig(
     spec="32C3-P2-64C3-10",
+    urgency=0.0,
     pulses=(),
     centring=0.0,
     surrogate=Window(50.0),
@@ -206,7 +194,6 @@ _PRESETS = {
     "digits_smoke": _DIGITS_SMOKE,
     "fashion_mnist": _FASHION,
     "fashion_mnist_sparse": _FASHION_SPARSE,
-    "fashion_mnist_pulses": _FASHION_PULSES,
     "fashion_16c5_32c5": _FASHION_DEEP,
     "fashion_20c5_40c5": replace(_FASHION_DEEP, spec="20C5-P2-40C5-P2-1000-10"),
     "fashion_dense_1000": replace(_FASHION_DEEP, spec="784-1000-10"),

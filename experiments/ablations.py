@@ -174,6 +174,16 @@ _SMALL_ROWS = (
         "Adam, batches of 16",
         dict(optimizer=Adam(0.03, norms=HeldNorms()), batch_size=16),
     ),
+    (
+        "Adam, batches of 16, no anchor, no urgency, first rates of 0.25",
+        dict(
+            optimizer=Adam(0.03, norms=HeldNorms()),
+            batch_size=16,
+            urgency=0.0,
+            output_rule=Softmax(),
+            initial_weights=Rates(),
+        ),
+    ),
     ("batches of 16", dict(batch_size=16)),
     ("steps twice as large", _steps(learning_rate=0.02, output_rate=0.01)),
     ("steps in common not damped", _steps(common_step=1.0)),
@@ -197,14 +207,18 @@ def _recipe(name: str) -> dict[str, Any]:
     """What a preset says of learning, for any network."""
     preset = ds.presets.load(name)
     learning = ("surrogate", "output_rule", "initial_weights", "optimizer", "schedule")
-    fields = (*learning, "augmentation", "batch_size", "guard", "pulses", "centring")
+    fields = (*learning, "augmentation", "batch_size", "guard", "centring")
+    fields += ("pulses", "urgency")
     return {field: getattr(preset, field) for field in fields}
 
 
 _RECIPES = (
     ("default", {}),
-    ("default, urgency 0.3", dict(urgency=0.3)),
-    ("default without pulses and centring", dict(pulses=(), centring=0.0)),
+    ("default, no urgency", dict(urgency=0.0)),
+    (
+        "default, no urgency, pulses or centring",
+        dict(urgency=0.0, pulses=(), centring=0.0),
+    ),
     ("mnist", _recipe("mnist")),
     ("mnist_dense", _recipe("mnist_dense")),
     ("fashion_mnist", _recipe("fashion_mnist")),
