@@ -45,8 +45,9 @@ def dense(
       kernel: [I, O] weights, mV.
       threshold: θ > 0, mV.
       num_steps: T.
-      engine: "scan", "event" (CPU), or "auto": event where the computation is compiled
-        for a CPU, scan elsewhere, and where numba cannot work, with one warning.
+      engine: "scan", "event" (CPUs, NVIDIA GPUs), or "auto": event where the computation
+        is compiled for one of these, scan elsewhere, and, with one warning, where numba
+        cannot work or, for a GPU, `nvcc` is missing.
       surrogate: "constant", "window", or a value of `ds4nn_jax.surrogates`.
       urgency: u ≥ 0, mV a step: a current that every neuron gets besides its inputs:
         T pulses, all of weight u.
