@@ -133,7 +133,10 @@ def decide(trace: Trace, *, num_steps: int | None = None) -> Decisions:
 
     counts = trace.reference or (0,) * (len(trace.times) - 1)
     clocks = [
-        jnp.broadcast_to(pulse_steps(count, num_steps), (len(out), count))
+        jnp.broadcast_to(
+            jnp.asarray(pulse_steps(count, num_steps), out.dtype)[None],
+            (len(out), count),
+        )
         for count in counts
     ]
     return Decisions(

@@ -207,7 +207,9 @@ def _steps(network: SpikingNetwork, times, *weights) -> Inference:
                 arriving = spikes.reshape(batch, *stage.shape).astype(times.dtype)
                 kernel, reference = next(of_layers)
                 arrived = current(stage.synapse, arriving, kernel)
-                potential = potential + arrived + reference[now.t]
+                # As in the full scan: first all that comes at a step is summed.
+                arrived += reference[now.t].reshape(*[1] * len(stage.out), -1)
+                potential = potential + arrived
                 fires = (potential >= network.threshold) & ~before
             potentials.append(potential)
             fired.append(before | fires)

@@ -239,7 +239,8 @@ def membrane_potentials(
     def step(potential: jax.Array, now: tuple[jax.Array, jax.Array]):
         t, reference = now
         arriving = (times == t).astype(times.dtype)
-        potential = potential + Dense().current(arriving, kernel) + reference
+        arrived = Dense().current(arriving, kernel) + reference[None]
+        potential = potential + arrived
         return potential, potential
 
     rest = jnp.zeros((times.shape[0], kernel.shape[1]), times.dtype)
@@ -270,7 +271,7 @@ def decision_potentials(
     times, kernel, pulses = lax.stop_gradient(arrays)
     response = _layers.compiled_forward(layer, times, kernel, pulses, peaks=True)
     fired = (times < num_steps).astype(times.dtype)
-    final = Dense().current(fired, kernel) + jnp.sum(pulses, axis=0)
+    final = Dense().current(fired, kernel) + jnp.sum(pulses, axis=0, keepdims=True)
     return jnp.where(response.times < num_steps, response.potential, final)
 
 

@@ -18,7 +18,9 @@ SETTINGS = {
     "disable_jit": lambda: jax.disable_jit(True),
 }
 T, THETA = 12, 3.0
-NETWORK = ds.SpikingNetwork.from_spec("4C3-P2-6", num_steps=T, threshold=THETA)
+NETWORK = ds.SpikingNetwork.from_spec(
+    "4C3-P2-6", num_steps=T, threshold=THETA, pulses=(3, 2), urgency=0.125
+)
 LABELS = np.array([3, 1, 5, 0])
 CONFIG = ds.TrainConfig(
     spec="2C3-P4-10",
@@ -26,6 +28,8 @@ CONFIG = ds.TrainConfig(
     initial_weights=ds.first_weights.FiringRates(conv=0.4),
     optimizer=ds.optimizers.Adam(0.02, norms=ds.optimizers.HeldNorms(), average=0.9),
     augmentation=augmentation.Augmentation(shift=1, flip=True),
+    pulses=(3,),
+    centring=0.5,
     batch_size=50,
     epochs=1,
 )
@@ -49,6 +53,8 @@ def arrays():
         params=params,
         kernel=dyadic(64, 6),
         window=dyadic(3, 3, 1, 4),
+        pulses=dyadic(5, 6),
+        of_window=dyadic(5, 4),
         train=(digits.train_images[:120], digits.train_labels[:120]),
     )
 
@@ -61,19 +67,21 @@ def layers(a):
     shared = dict(threshold=THETA, num_steps=T)
     by_step = {"num_steps": T}
     times, flats = a["times"], flat(a["times"])
+    pulses = {"pulses": a["pulses"]}
     return (
         ds.encode(a["images"], num_steps=T),
         ds.encode(a["images"] / np.float32(255), num_steps=T),
         ds.raster(times, num_steps=T),
         ds.decode(times, num_steps=T),
         ds.dense(flats, a["kernel"], **shared),
+        ds.dense(flats, a["kernel"], **pulses, **shared),
         ds.conv(times, a["window"], **shared),
         ds.conv(times, a["window"], surrogate="window", engine="scan", **shared),
-        ds.conv_pool(times, a["window"], **shared),
+        ds.conv_pool(times, a["window"], pulses=a["of_window"], **shared),
         ds.earliest_pool(times),
-        ds.membrane_potentials(flats, a["kernel"], **by_step),
-        ds.decision_potentials(flats, a["kernel"], **shared),
-        ds.peak_potentials(times, a["window"], **by_step),
+        ds.membrane_potentials(flats, a["kernel"], **pulses, **by_step),
+        ds.decision_potentials(flats, a["kernel"], **pulses, **shared),
+        ds.peak_potentials(times, a["window"], pulses=a["of_window"], **by_step),
     )
 
 
@@ -81,6 +89,7 @@ def gradients(a):
     def error(params, surrogate):
         network = NETWORK.clone(surrogate=surrogate)
         out = network.apply(params, a["times"])
+        out = ds.centre_errors(out, T)
         target = ds.relative_target(out, LABELS, offset=2.0, num_steps=T)
         return ds.temporal_loss(out, target).sum()
 

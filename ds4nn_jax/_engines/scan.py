@@ -237,7 +237,7 @@ def _backward(
         if silent_inputs:
             heard |= t == num_steps
         d_t = jnp.sum(jnp.where(heard, error * weights[None], 0), axis=1)
-        reached = reference <= limit[:, :, None]
+        reached = reference[None, None] <= limit[:, :, None]
         pulsed = jnp.sum(jnp.where(reached, error, 0), axis=0)
         return (d_weights - taught, d_pulses - pulsed), d_t
 
