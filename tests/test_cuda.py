@@ -17,7 +17,16 @@ from ds4nn_jax._engines.synapse import NO_POOL, Conv, Dense
 SAME3 = ((1, 1), (1, 1))
 NONE = ((0, 0), (0, 0))
 
-LAYERS = LAYERS | {
+_SHARED = (
+    "dense",
+    "dense many outputs",
+    "conv 3x3 same",
+    "conv 3x3 one channel",
+    "conv 2x2 stride 2",
+    "conv pads wider than window",
+    "one pixel",
+)
+LAYERS = {name: LAYERS[name] for name in _SHARED} | {
     "dense, rows fetched together": (Dense(), (3, 700), (700, 10)),
     "dense, of an output layer": (Dense(), (1, 6272), (6272, 10)),
     "dense, many lanes": (Dense(), (5, 784), (784, 400)),

@@ -182,7 +182,7 @@ def test_backward_is_the_loop_over_neurons(layer, silent_inputs):
 
 @pytest.mark.parametrize("batch", [1, 5])  # 1: rows of an image in parallel
 @pytest.mark.parametrize("peaks", [False, True])
-@pytest.mark.parametrize("pulses", [0, 3, 12])
+@pytest.mark.parametrize("pulses", [0, 3])
 def test_pooling_and_counts_are_those_of_the_scan(batch, peaks, pulses):
     rng = np.random.default_rng(6)
     synapse = Conv((1, 1), SAME3)

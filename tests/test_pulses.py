@@ -24,7 +24,7 @@ from test_neurons import (
 import ds4nn_jax as ds
 from ds4nn_jax import optimizers, pretrained
 
-RULES = ["constant", ds.Window(64.0)]  # a width that keeps sums exact
+CONSTANT, WINDOW = "constant", ds.Window(64.0)  # a width that keeps sums exact
 
 
 def quiet(rng, shape):
@@ -46,17 +46,17 @@ def assert_equal(actual, expected):
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize(
-    "name, count",
+    "name, count, rule",
     [
-        ("same", 1),
-        ("same", 10),
-        ("same", T),
-        ("stride 2", 10),
-        ("uneven pads", 5),
-        ("one-pixel image", T),
-        ("one channel", 30 - 9),  # more reference neurons than inputs, in a longer T
+        ("same", 1, WINDOW),
+        ("same", 10, CONSTANT),
+        ("same", T, WINDOW),
+        ("stride 2", 10, WINDOW),
+        ("uneven pads", 5, CONSTANT),
+        ("one-pixel image", T, WINDOW),
+        # More reference neurons than inputs, in a longer T.
+        ("one channel", 30 - 9, WINDOW),
     ],
 )
 def test_conv_equals_oracle(name, count, rule, engine, rng):
@@ -80,9 +80,14 @@ def test_conv_equals_oracle(name, count, rule, engine, rng):
     assert_equal(vjp(delta), (*expected, reference.pulse_gradients(pulses, *arrays)))
 
 
-@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize(
-    "name, count", [("2x2", 1), ("2x2", 10), ("uneven window", 9), ("valid", T)]
+    "name, count, rule",
+    [
+        ("2x2", 1, CONSTANT),
+        ("2x2", 10, WINDOW),
+        ("uneven window", 9, WINDOW),
+        ("valid", T, CONSTANT),
+    ],
 )
 def test_pooled_convolution_equals_oracle(name, count, rule, engine, rng):
     """In windows of few and of many rows, with outputs in one and several lanes."""
@@ -106,8 +111,15 @@ def test_pooled_convolution_equals_oracle(name, count, rule, engine, rng):
     assert_equal(vjp(delta), (*expected, reference.pulse_gradients(pulses, *arrays)))
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("count, urgency", [(1, 0.0), (10, 0.0), (T, 0.0), (5, 0.25)])
+@pytest.mark.parametrize(
+    "count, urgency, rule",
+    [
+        (1, 0.0, WINDOW),
+        (10, 0.0, CONSTANT),
+        (T, 0.0, WINDOW),
+        (5, 0.25, WINDOW),
+    ],
+)
 @pytest.mark.parametrize("inputs, outputs", [(9, 5), (40, 70)])
 def test_dense_equals_oracle(inputs, outputs, count, urgency, rule, engine, rng):
     """And the potentials that break ties; an urgency adds T more of one weight."""
@@ -173,7 +185,7 @@ def test_composes(kind, engine, rng):
         "dense": ((3, 2, 9), (9, 5)),
         "conv_pool": ((3, 2, 4, 6, 2), (3, 3, 2, 5)),
     }[kind]
-    options = dict(threshold=THETA, num_steps=T, engine=engine, surrogate=RULES[1])
+    options = dict(threshold=THETA, num_steps=T, engine=engine, surrogate=WINDOW)
     layer = functools.partial(getattr(ds, kind), **options)
     times = spike_times(rng, shape)
     kernel, pulses = dyadic(rng, (3, *of_kernel)), dyadic(rng, (3, 7, 5), -2, 2)
