@@ -78,14 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     asked = parser.parse_args(argv)
     images = np.zeros((asked.batch, 28, 28, 1), np.uint8)
     labels = np.zeros(asked.batch, np.int32)
-    config = ds.TrainConfig(
-        spec=SPEC,
-        urgency=0.0,
-        pulses=(),
-        centring=0.0,
-        engine="scan",
-        batch_size=asked.batch,
-    )
+    config = ds.TrainConfig(spec=SPEC, engine="scan", batch_size=asked.batch)
     optimizer = ds.make_optimizer(config, 100)
     params = jax.eval_shape(
         config.network().init, jax.random.key(0), ds.encode(images[:1])

@@ -66,15 +66,15 @@ class TrainConfig:
     num_steps: int = 100
     threshold: float = 100.0
     padding: Literal["SAME", "VALID"] = "SAME"
-    urgency: float = 0.2
-    pulses: tuple[int, ...] = (10,)
+    urgency: float = 0.0
+    pulses: tuple[int, ...] = ()
     engine: neurons.Engine = "auto"
     surrogate: Surrogate = Window()
     output_rule: OutputRule = Softmax()
     initial_weights: FirstWeights = FiringRates()
     optimizer: Optimizer = Adam(0.03, norms=HeldNorms())
     guard: RateGuard = RateGuard()
-    centring: float = 1.0
+    centring: float = 0.0
     schedule: Schedule = Cosine()
     augmentation: Augmentation = Augmentation()
     batch_size: int = 16

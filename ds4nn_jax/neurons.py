@@ -45,7 +45,7 @@ def dense(
       kernel: [I, O] weights, mV.
       threshold: θ > 0, mV.
       num_steps: T.
-      engine: "scan", "event" (CPUs, NVIDIA GPUs), or "auto": event where the computation
+      engine: "scan", "event" (CPUs, NVIDIA GPUs), or "auto": event where the program
         is compiled for one of these, scan elsewhere, and, with one warning, where numba
         cannot work or, for a GPU, `nvcc` is missing.
       surrogate: "constant", "window", or a value of `ds4nn_jax.surrogates`.

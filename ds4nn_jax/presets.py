@@ -23,13 +23,9 @@ _MUON_LEARNED = replace(
     _MUON, learning_rate=0.006, output_rate=0.004, norms=LearnedNorms()
 )
 
-# Cross-entropy over spike times, shifted training images, hidden norms held. From
-# before reference pulses and centred errors.
+# Cross-entropy over spike times, shifted training images, hidden norms held.
 _SHIFTED = TrainConfig(
     spec="64C3-P2-128C3-P2-10",
-    urgency=0.0,
-    pulses=(),
-    centring=0.0,
     surrogate=Window(50.0),
     output_rule=Softmax(offset=10, horizon=50),
     initial_weights=FiringRates(conv=0.15, output=0.7),
@@ -120,9 +116,6 @@ _FASHION_DEEP = replace(
 # range is not printed; [0, 5] here. These fire everything at once (docs/runs.md).
 _PAPER = TrainConfig(
     spec="64C3-P2-128C3-P2-10",
-    urgency=0.0,
-    pulses=(),
-    centring=0.0,
     num_steps=100,
     threshold=100.0,
     surrogate=Constant(),
@@ -158,9 +151,6 @@ _DIGITS_PAPER = replace(
 # `make demo`: half a minute on two CPU cores.
 _DIGITS = TrainConfig(
     spec="32C3-P2-64C3-10",
-    urgency=0.0,
-    pulses=(),
-    centring=0.0,
     surrogate=Window(50.0),
     output_rule=Margin(offset=15),
     initial_weights=FiringRates(conv=0.25, output=0.7),

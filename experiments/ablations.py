@@ -122,6 +122,8 @@ _SPARSE_ROWS = (
 _SMALL = ds.TrainConfig(
     spec="32C3-P2-32C3-32C3-10",
     urgency=0.2,
+    pulses=(10,),
+    centring=1.0,
     output_rule=Softmax(anchor=0.3, anchor_time=75),
     initial_weights=Rates(conv=0.2),
     optimizer=Muon(0.01, 0.005, norms=HeldNorms()),
@@ -207,18 +209,13 @@ def _recipe(name: str) -> dict[str, Any]:
     """What a preset says of learning, for any network."""
     preset = ds.presets.load(name)
     learning = ("surrogate", "output_rule", "initial_weights", "optimizer", "schedule")
-    fields = (*learning, "augmentation", "batch_size", "guard", "centring")
-    fields += ("pulses", "urgency")
+    fields = (*learning, "augmentation", "batch_size", "guard")
     return {field: getattr(preset, field) for field in fields}
 
 
 _RECIPES = (
     ("default", {}),
-    ("default, no urgency", dict(urgency=0.0)),
-    (
-        "default, no urgency, pulses or centring",
-        dict(urgency=0.0, pulses=(), centring=0.0),
-    ),
+    ("default, urgency 0.3", dict(urgency=0.3)),
     ("mnist", _recipe("mnist")),
     ("mnist_dense", _recipe("mnist_dense")),
     ("fashion_mnist", _recipe("fashion_mnist")),

@@ -494,7 +494,7 @@ def test_fields_are_what_they_are_annotated_with():
     )
     assert config == plain and repr(config) == repr(plain)
     for value in vars(config).values():
-        assert type(value) in (str, int, float) or isinstance(value, Value)
+        assert type(value) in (str, int, float, tuple) or isinstance(value, Value)
 
 
 @dataclasses.dataclass(frozen=True)
