@@ -44,8 +44,10 @@ POOLED = {
 PULSES = (0, 1, 10, 100, 230)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def kernels(tmp_path_factory):
+# Once a process, in which XLA keeps what is registered; workers may leave a module and
+# come back to it.
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory):
     """The same source, compiled as C++."""
     compiler = shutil.which("g++")
     if compiler is None:
@@ -58,9 +60,12 @@ def kernels(tmp_path_factory):
     subprocess.run([*command, str(cuda.SOURCE), "-o", str(made)], check=True)
     loaded = cuda.load(made, "cpu")
     assert loaded.ds4nn_fault() is None
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cuda, "_loaded", lambda: loaded)
-        yield
+    return loaded
+
+
+@pytest.fixture(autouse=True)
+def kernels(compiled, monkeypatch):
+    monkeypatch.setattr(cuda, "_loaded", lambda: compiled)
 
 
 def given(rng, layer, pulses, weights=dyadic, active=0.5, num_steps=100):
