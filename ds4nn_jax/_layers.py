@@ -78,7 +78,8 @@ def reference(
     outputs = kernel.shape[-1]
     if pulses is None:
         pulses = jnp.zeros((0, outputs), kernel.dtype)
-    pulses = _checks.pulses(pulses, outputs, num_steps).astype(kernel.dtype)
+    else:
+        pulses = _checks.pulses(pulses, outputs, num_steps).astype(kernel.dtype)
     if urgency := _checks.urgency(urgency):
         pulses = pulse_currents(pulses, num_steps) + jnp.asarray(urgency, kernel.dtype)
     return pulses

@@ -131,21 +131,18 @@ def decide(trace: Trace, *, num_steps: int | None = None) -> Decisions:
     def spikes(times: SpikeTimes) -> jax.Array:
         return jnp.sum(flat(times) <= last[:, None], axis=1, dtype=jnp.int32)
 
+    def pulses(count: int) -> jax.Array:
+        steps = jnp.asarray(pulse_steps(count, num_steps), out.dtype)
+        return jnp.searchsorted(steps, last, side="right").astype(jnp.int32)
+
     counts = trace.reference or (0,) * (len(trace.times) - 1)
-    clocks = [
-        jnp.broadcast_to(
-            jnp.asarray(pulse_steps(count, num_steps), out.dtype)[None],
-            (len(out), count),
-        )
-        for count in counts
-    ]
     return Decisions(
         label=predict(out, trace.potentials),
         step=step,
         tied=(out == step[:, None]) & (out < num_steps),
         times=out,
         spikes=jnp.stack([spikes(times) for times in trace.times], axis=1),
-        reference_spikes=jnp.stack([spikes(clock) for clock in clocks], axis=1),
+        reference_spikes=jnp.stack([pulses(count) for count in counts], axis=1),
         fired=tuple(
             jnp.any(times < num_steps, axis=0).ravel() for times in trace.times[1:]
         ),

@@ -46,6 +46,15 @@ def assert_equal(actual, expected):
         np.testing.assert_array_equal(one, other)
 
 
+def conv_gradients(times, kernel, pulses, until, errors, steps, geometry, silent):
+    """Those of the oracle, by times, kernel and pulses."""
+    arrays = until, errors, steps
+    others = reference.conv_gradients(
+        times, kernel, *arrays, *geometry, silent_inputs=silent
+    )
+    return *others, reference.pulse_gradients(pulses, *arrays)
+
+
 @pytest.mark.parametrize(
     "name, count, rule",
     [
@@ -73,11 +82,8 @@ def test_conv_equals_oracle(name, count, rule, engine, rng):
     np.testing.assert_array_equal(out, oracle.times)
     delta = cotangent(rng, out.shape)
     until, slope, silent = learning(rule, oracle)
-    arrays = until, delta * slope, steps
-    expected = reference.conv_gradients(
-        times, kernel, *arrays, *geometry, silent_inputs=silent
-    )
-    assert_equal(vjp(delta), (*expected, reference.pulse_gradients(pulses, *arrays)))
+    taught = until, delta * slope, steps, geometry, silent
+    assert_equal(vjp(delta), conv_gradients(times, kernel, pulses, *taught))
 
 
 @pytest.mark.parametrize(
@@ -104,11 +110,8 @@ def test_pooled_convolution_equals_oracle(name, count, rule, engine, rng):
     delta = cotangent(rng, out.shape)
     spread = reference.pool_gradient(oracle.times, window, window, delta)
     until, slope, silent = learning(rule, oracle)
-    arrays = until, spread * slope, T
-    expected = reference.conv_gradients(
-        times, kernel, *arrays, *geometry, silent_inputs=silent
-    )
-    assert_equal(vjp(delta), (*expected, reference.pulse_gradients(pulses, *arrays)))
+    taught = until, spread * slope, T, geometry, silent
+    assert_equal(vjp(delta), conv_gradients(times, kernel, pulses, *taught))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 import threading
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,33 +34,6 @@ _FORWARD, _WEIGHTS, _TIMES = range(3)  # passes, as `ds4nn_scratch` counts them
 _LOCK = threading.RLock()
 
 
-class Plan(NamedTuple):
-    """What is static about a call: int64 words that `cuda.cu` reads in this order."""
-
-    images: int
-    height: int
-    width: int
-    inputs: int
-    out_height: int  # behind the pooling
-    out_width: int
-    outputs: int
-    rows: int
-    columns: int
-    row_stride: int
-    column_stride: int
-    top: int
-    left: int
-    pool_rows: int
-    pool_columns: int
-    padded_height: int
-    padded_width: int
-    pulses: int
-    steps: int
-    flag: int  # forward: peaks are asked for; backward: silent inputs take part
-    counts: int = 0  # rows of spike counts asked for: 0, 1 or, with those of pooling, 2
-    threshold: int = 0  # the bits of a float64
-
-
 def forward(
     synapse: Synapse,
     times: jax.Array,
@@ -76,9 +49,12 @@ def forward(
     """As `scan.forward`, which takes over where a layer is too large for a kernel."""
     asked: Any = dict(num_steps=num_steps, peaks=peaks, pool=pool, counts=counts)
     shapes = response(synapse, times, kernel, **asked)
-    plan = _plan(synapse, times, kernel, pulses, shapes.times.shape, pool)._replace(
+    plan = _plan(
+        synapse,
+        (times, kernel, pulses, shapes.times),
+        pool,
         steps=num_steps,
-        flag=int(peaks),
+        flag=peaks,
         counts=0 if shapes.counts is None else shapes.counts.shape[1],
         threshold=bits(threshold),
     )
@@ -115,8 +91,8 @@ def backward(
 
     Two calls, so that XLA drops that of a first layer, whose times are data.
     """
-    plan = _plan(synapse, times, kernel, pulses, delta.shape, pool)
-    plan = plan._replace(steps=num_steps, flag=int(silent_inputs))
+    shaping = times, kernel, pulses, delta
+    plan = _plan(synapse, shaping, pool, steps=num_steps, flag=silent_inputs)
     room_weights, room_times = _scratch(_WEIGHTS, plan), _scratch(_TIMES, plan)
     if room_weights is None or room_times is None:
         arrays = times, kernel, pulses, until, delta, member
@@ -141,13 +117,18 @@ def backward(
     return d_times, d_kernel, d_pulses[: len(pulses)]
 
 
-def _plan(synapse: Synapse, times, kernel, pulses, out, pool) -> Plan:
-    layout = geometry(synapse, times, kernel, out, pool)
+def _plan(
+    synapse: Synapse, arrays: tuple, pool, *, steps, flag, counts=0, threshold=0
+) -> np.ndarray:
+    """The words of a `Plan` of `cuda.cu`, in its order; `arrays` are times, kernel,
+    pulses, and one of the shape that leaves the layer."""
+    times, kernel, pulses, out = arrays
+    layout = geometry(synapse, times, kernel, out.shape, pool)
     height, width = layout["height"], layout["width"]
     if not isinstance(synapse, Dense):
         height, width = height + sum(synapse.pads[0]), width + sum(synapse.pads[1])
-    padded = dict(padded_height=height, padded_width=width)
-    return Plan(**layout, **padded, pulses=len(pulses), steps=0, flag=0)
+    others = height, width, len(pulses), steps, flag, counts, threshold
+    return np.array([*layout.values(), *others], np.int64)
 
 
 def _padded(synapse: Synapse, times: jax.Array, num_steps: int) -> jax.Array:
@@ -157,12 +138,11 @@ def _padded(synapse: Synapse, times: jax.Array, num_steps: int) -> jax.Array:
     return jnp.pad(times, ((0, 0), *synapse.pads, (0, 0)), constant_values=num_steps)
 
 
-def _call(name: str, results, plan: Plan, *arrays: jax.Array) -> list[jax.Array]:
-    words = np.array(plan, np.int64)
-    return jax.ffi.ffi_call(f"ds4nn_jax.cuda.{name}", results)(*arrays, plan=words)
+def _call(name: str, results, plan, *arrays: jax.Array) -> list[jax.Array]:
+    return jax.ffi.ffi_call(f"ds4nn_jax.cuda.{name}", results)(*arrays, plan=plan)
 
 
-def _scratch(which: int, plan: Plan) -> int | None:
+def _scratch(which: int, plan: np.ndarray) -> int | None:
     """The int32 words of memory that a pass needs; None if it is too large."""
     words = (ctypes.c_int64 * len(plan))(*plan)
     found = _kernels().ds4nn_scratch(which, words)

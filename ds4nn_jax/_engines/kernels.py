@@ -410,7 +410,15 @@ def _forward(kind):
                     start, right = max(left, 0), min(left + kw, width)
                     own_order = tail(order, x * 4 * total)
                     own_when = tail(when, x * (total + 1))
-                    twin[x] = x
+                    n, twin[x] = np.intp(0), x
+                    for row in range(first, bottom):
+                        for column in range(start, right):
+                            n += arrived[row % kh * width + column]
+                    if n == 0:
+                        if quiet >= 0:
+                            twin[x], listed[x] = quiet, listed[quiet]
+                            continue
+                        quiet = x
                     if small:
                         n = np.intp(0)
                         for row in range(first, bottom):
@@ -419,10 +427,6 @@ def _forward(kind):
                                 tap = ((row - top) * kw + column - left) * inputs
                                 own = tail(events, pixel * inputs)
                                 n = _insert(own, arrived[pixel], tap, n, ordered)
-                        if n == 0 and quiet >= 0:
-                            twin[x], listed[x] = quiet, listed[quiet]
-                            continue
-                        quiet = x if n == 0 else quiet
                         _merge(pulses, plan[PLAN.pulses], n, ordered)
                         n += plan[PLAN.pulses]
                         _list_one_by_one(ordered, n, steps, lanes, own_order, own_when)
@@ -430,15 +434,8 @@ def _forward(kind):
                         from_0 = n > 0 and _step(ordered[0]) == 0
                     else:
                         copy(window_count, pulse_count, steps)
-                        n = np.intp(0)
                         for column in range(start, right):
                             _add(window_count, tail(columns, column * steps), steps)
-                            for row in range(first, bottom):
-                                n += arrived[row % kh * width + column]
-                        if n == 0 and quiet >= 0:
-                            twin[x], listed[x] = quiet, listed[quiet]
-                            continue
-                        quiet = x if n == 0 else quiet
                         n += plan[PLAN.pulses]
                         groups, shift = _lay_out(
                             window_count, n, steps, peaks, own_when, place
