@@ -254,12 +254,18 @@ def test_a_network_decides_the_same_however_it_is_run(
             own = params["params"][name]["pulses"]
             assert own.shape[0] == count
             params["params"][name]["pulses"] = dyadic(rng, own.shape, -0.5, 1.5)
-    trace = network.apply(params, times, method="trace")
-    full, short = ds.decide(trace), ds.infer(network, params, times)
+
+    @jax.jit  # one program, which compiles sooner than many small ones
+    def run(params, times):
+        trace = network.apply(params, times, method="trace")
+        activity = network.apply(params, times, method="activity")
+        return trace, ds.decide(trace), activity
+
+    trace, full, activity = run(params, times)
+    short = ds.infer(network, params, times)
     for name in ("label", "step", "spikes"):
         np.testing.assert_array_equal(getattr(short, name), getattr(full, name), name)
     assert full.step[0] < 24, "an image without a spike is decided by pulses alone"
-    activity = network.apply(params, times, method="activity")
     by_step = [
         (np.asarray(x).reshape(9, -1, 1) == np.arange(24)).sum(1) for x in trace.times
     ]

@@ -107,8 +107,8 @@ def _forward(
     out = jax.eval_shape(current, times, kernel)
     silent = jnp.full(out.shape, num_steps, out.dtype)
     rest = jnp.zeros(out.shape, out.dtype)
-    # Nothing arrives at the steps that fill up the last turn.
-    reference = jnp.pad(pulse_currents(pulses, num_steps), ((0, 1), (0, 0)))
+    if len(pulses):  # nothing arrives at the steps that fill up the last turn
+        reference = jnp.pad(pulse_currents(pulses, num_steps), ((0, 1), (0, 0)))
 
     def several(membrane: _Membrane, steps: jax.Array):
         column = steps.reshape(turn, *[1] * times.ndim)

@@ -64,6 +64,8 @@ def pulse_currents(pulses: jax.Array, num_steps: int) -> jax.Array:
     if count == num_steps:
         return pulses
     none = jnp.zeros((num_steps, outputs), pulses.dtype)
+    if not count:
+        return none
     return none.at[pulse_steps(count, num_steps)].add(pulses)
 
 
