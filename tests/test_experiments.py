@@ -167,7 +167,7 @@ def test_without_flags_a_data_set_has_the_best_known_recipe(dataset, preset):
 
 def test_every_flag_has_a_help_under_its_value(capsys):
     with pytest.raises(SystemExit) as caught:
-        options.parse(["x", "--help"], dataset="digits")
+        options.parse(["x", "--helpfull"], dataset="digits")
     assert caught.value.code == 0
     text = capsys.readouterr().out
     for field in dataclasses.fields(ds.TrainConfig):

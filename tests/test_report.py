@@ -155,7 +155,7 @@ def hostile(smoke_run, root, tmp_path_factory):
                     f"--run_dir={bad}",
                     f"--run_dir={folder / 'lost.safetensors'}",
                     f"--run_dir={folder / 'damaged.safetensors'}",
-                    f"--data_root={root}",
+                    f"--data_dir={root}",
                     f"--out_dir={out}",
                     "--markdown",
                 ]
@@ -374,7 +374,7 @@ def test_refuses_what_is_no_run(tmp_path):
     "notes, metrics, message",
     [
         ({}, "", "do not name their data set: --dataset=NAME"),
-        ({"dataset": "kmnist"}, "", "no data set 'kmnist' found in .*--data_root=DIR"),
+        ({"dataset": "kmnist"}, "", "no data set 'kmnist' found in .*--data_dir=DIR"),
         ({"dataset": "digits"}, '{"epoch": 1}\n[2]\n', "metrics.jsonl, line 2"),
         ({"dataset": "mnist", "dataset ": ""}, "", "no data set 'mnist' found in"),
     ],
@@ -384,7 +384,7 @@ def test_says_in_one_line_what_is_missing(smoke_run, tmp_path, notes, metrics, m
     ds.save_weights(tmp_path / "best.safetensors", network, params, notes=notes)
     (tmp_path / "metrics.jsonl").write_text(metrics)
     with pytest.raises(SystemExit, match=message) as left:
-        report.main([f"--run_dir={tmp_path}", f"--data_root={tmp_path}"])
+        report.main([f"--run_dir={tmp_path}", f"--data_dir={tmp_path}"])
     assert "\n" not in str(left.value)
 
 
