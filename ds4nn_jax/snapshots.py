@@ -115,8 +115,8 @@ class Snapshots:
         """The latest snapshot, or None if there is none.
 
         Args:
-          like: one of the same run, as `training.first_snapshot` gives it, or its
-            shapes: `jax.eval_shape` of that.
+          like: one of the same run, or its shapes, as `training.first_snapshot` gives
+            them.
 
         Raises:
           CheckpointError: it is damaged, of a newer format, or of another run; the

@@ -213,13 +213,17 @@ def first_snapshot(
     soft_labels: np.ndarray | None = None,
     steps_per_epoch: int | None = None,
     params: Params | None = None,
+    shapes: bool = False,
 ) -> Snapshot:
     """What `train` starts from: first weights, no step taken.
 
     Arguments and errors as `train`; without steps_per_epoch, batches that do not know
     how many there are give a snapshot with no rows in `seen`, which `train` fills in.
-    Of what can be iterated over only once nothing is read: every leaf is then a
-    `jax.ShapeDtypeStruct`. `Snapshots.latest` takes it, `train` refuses it.
+
+    Args:
+      shapes: compute nothing; every leaf is then a `jax.ShapeDtypeStruct`. This is
+        enough for `Snapshots.latest`, and `train` refuses it. Always so for batches
+        that can be iterated over only once: none of them is read.
     """
     once = labels is None and isinstance(images, Iterator)
     if once:
@@ -233,7 +237,7 @@ def first_snapshot(
         steps=steps_per_epoch if counted else config.initial_weights.sample,
         params=params,
     )
-    start = jax.eval_shape(run.beginning) if once else run.beginning()
+    start = jax.eval_shape(run.beginning) if once or shapes else run.beginning()
     return start if counted and not once else start._replace(seen=_unseen(0))
 
 

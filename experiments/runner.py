@@ -197,7 +197,7 @@ def _train(
         print(f"{config.spec}, from the preset {asked.preset}", flush=True)
         if asked.resume and _has_snapshots(asked):
             record = _Record(out, asked, images)
-            start = record.latest(jax.eval_shape(first))
+            start = record.latest(first(shapes=True))
             if record.finished(start):
                 record.close()
                 print(f"all {config.epochs} epochs are done; results in {out}")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jax
 import markdown_it
+import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
@@ -79,7 +80,9 @@ def root(tmp_path_factory):
 def made(smoke_run, tmp_path_factory):
     """The page of the digits' smoke run, as HTML and Markdown."""
     (run, test), out = smoke_run, tmp_path_factory.mktemp("page")
-    report.main([f"--run_dir={run}", f"--out_dir={out}", "--markdown"])
+    # What a user has set, LaTeX here, is not for these figures.
+    with matplotlib.rc_context({"text.usetex": True, "savefig.dpi": 3}):
+        report.main([f"--run_dir={run}", f"--out_dir={out}", "--markdown"])
     return out, test
 
 
@@ -431,7 +434,8 @@ def test_numbers_stand_right_and_names_left(tmp_path):
 
 def test_animates_a_test_image_of_a_run(smoke_run, tmp_path, capsys):
     weights, film = str(smoke_run[0] / "best.safetensors"), tmp_path / "film.gif"
-    animate.main([weights, f"--out={film}", "--image=3"])
+    with matplotlib.rc_context({"text.usetex": True}):
+        animate.main([weights, f"--out={film}", "--image=3"])
     said = capsys.readouterr().out
     assert said == f"{film}: {film.stat().st_size:,} bytes\n"
     network, params, _ = ds.load_weights(weights)
