@@ -22,7 +22,7 @@ from rich.progress import (
 
 from ds4nn_jax.training import EpochResult, Step, StepMetrics
 
-_SECONDS_BETWEEN = 5.0  # lines in a pipe, the first two; twice as long each time
+_SECONDS_BETWEEN = 5.0  # before the first line in a pipe; then twice as long each time
 _SECONDS_IN_EPOCH = 30.0  # the same, within an epoch
 _SECONDS_BETWEEN_REDRAWS = 0.2  # of the bar
 _SMOOTHING = 0.9  # of the running means beside the bar
@@ -149,7 +149,12 @@ class Display:
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=self._console) as self._bar:
-            self._task = self._bar.add_task("", epoch="", metrics="compiling …")
+            self._task = self._bar.add_task(
+                "",
+                total=None,
+                epoch=f"{self._epoch}/{self._epochs}",
+                metrics="compiling …",
+            )
             yield self
 
     def on_step(self, step: Step) -> None:

@@ -37,7 +37,9 @@ from ds4nn_jax.snapshots import Snapshots
 
 from . import measures, options, progress, tensorboard
 
-_COMPILING = "compiling, and first weights: half a minute, less once it is kept …"
+_COMPILING = (
+    "compiling, about half a minute the first time, and scaling the first weights …"
+)
 _LAST_FIGURE = "spikes_per_layer"
 
 
