@@ -142,7 +142,9 @@ def load(name: str, data_dir: str | os.PathLike | None = None) -> Dataset:
         )
     if name == "digits":
         if data_dir is not None:
-            raise ValueError("digits comes with scikit-learn and takes no data_dir")
+            raise ValueError(
+                "digits comes with scikit-learn: leave data_dir (--data_dir) out"
+            )
         return _load_digits()
     looked = []
     for source in _sources(name, data_dir):

@@ -11,7 +11,7 @@ Under `out_dir`:
 import contextlib
 import dataclasses
 import functools
-import importlib.util
+import importlib
 import json
 import os
 import platform
@@ -177,10 +177,14 @@ def _check_out(asked: options.Options) -> None:
 
 
 def _check_figures() -> None:
-    if importlib.util.find_spec("matplotlib") is None:
+    """Refuses, before any work, to go without matplotlib, or with settings of it that
+    stop it."""
+    try:
+        importlib.import_module("matplotlib")
+    except ImportError as error:
         raise ValueError(
             "figures need matplotlib: pip install 'ds4nn_jax[experiments]'"
-        )
+        ) from error
 
 
 def _train(

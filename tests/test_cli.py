@@ -36,7 +36,7 @@ def test_evaluate_repeats_what_training_found(run, capsys):
         (["train", "--epochs", "1", "minst"], "ds4nn train minst: no data set"),
         (
             ["train", "--preset", "digits", "--spec=9C3", "mnist"],
-            "ds4nn train mnist: la",
+            "ds4nn train mnist: network spec",
         ),
         (
             ["train", "digits", "mnist"],
@@ -44,7 +44,7 @@ def test_evaluate_repeats_what_training_found(run, capsys):
         ),
         (["evaluate", "--data_dir", "x", "digits"], "no trained network 'digits'"),
         (["train", "fashion-mnist"], "did you mean fashion_mnist"),
-        (["train", "digits", "--epochz=3"], "ds4nn train digits: .*mean: epochs"),
+        (["train", "digits", "--epochz=3"], "ds4nn train: .*mean: epochs"),
         (["train", "mnist", "--dataset=digits"], "--dataset=digits says another"),
         (["train", "digits", "--init_from=mnist"], "is 64C3-P2-128C3-P2-10, the run"),
         (["train", "digits", "--batch_size=0"], "batch_size must be at least 1"),

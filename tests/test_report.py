@@ -225,15 +225,16 @@ def test_opens_in_a_browser_without_scrolling_sideways(hostile, tmp_path, width)
     assert found["images"]
 
 
-def test_a_run_on_a_data_set_and_a_grid_of_its_own(root, tmp_path, capsys):
-    """Other T, other data, no metrics, an urgency."""
+def test_a_run_on_a_data_set_and_a_grid_of_its_own(root, tmp_path, capsys, monkeypatch):
+    """Other T, other data, no metrics, an urgency; found in the folder `runs`."""
+    monkeypatch.chdir(tmp_path)
     digits.main(
         ["digits", "--dataset=kmnist", f"--data_dir={root}", "--preset=digits_smoke"]
         + ["--num_steps=40", "--output_rule.offset=5", "--epochs=1", "--urgency=0.07"]
-        + [f"--out_dir={tmp_path / 'run'}"]
+        + ["--out_dir=runs/run"]
     )
-    (tmp_path / "run/metrics.jsonl").unlink()
-    report.main([f"--run_dir={tmp_path / 'run'}", f"--out_dir={tmp_path / 'page'}"])
+    (tmp_path / "runs/run/metrics.jsonl").unlink()
+    report.main([f"--out_dir={tmp_path / 'page'}"])
     said = capsys.readouterr().out
     assert f"run: IDX files in {root / 'kmnist'}" in said  # where its flags say
     assert said.splitlines()[-1] == f"report in {tmp_path / 'page/report.html'}"
@@ -382,13 +383,16 @@ def test_refuses_what_is_no_run(tmp_path):
         ({"dataset": "mnist", "dataset ": ""}, "", "no data set 'mnist' found in"),
     ],
 )
-def test_says_in_one_line_what_is_missing(smoke_run, tmp_path, notes, metrics, message):
+def test_says_in_one_line_what_is_missing(
+    smoke_run, tmp_path, notes, metrics, message, capsys
+):
     network, params, _ = ds.load_weights(smoke_run[0] / "best.safetensors")
     ds.save_weights(tmp_path / "best.safetensors", network, params, notes=notes)
     (tmp_path / "metrics.jsonl").write_text(metrics)
     with pytest.raises(SystemExit, match=message) as left:
         report.main([f"--run_dir={tmp_path}", f"--data_dir={tmp_path}"])
     assert "\n" not in str(left.value)
+    assert not re.search(message, capsys.readouterr().out), "it is said once"
 
 
 def test_help_is_printed(capsys):
