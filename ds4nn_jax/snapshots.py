@@ -143,8 +143,8 @@ class Snapshots:
                     f"expected {self._run.get(name)!r}"
                 )
         if not len(like.seen):
-            rows = (about["steps"], *like.seen.shape[1:])
-            like = like._replace(seen=jax.ShapeDtypeStruct(rows, like.seen.dtype))
+            rows = np.zeros((about["steps"], *like.seen.shape[1:]), np.float32)
+            like = like._replace(seen=rows)
         restore = ocp.args.StandardRestore(jax.tree.map(_blank, like)._asdict())
         items = self._read(damaged, step, snapshot=restore)["snapshot"]
         host = Snapshot(**items)
