@@ -114,9 +114,8 @@ def load(name: str, data_dir: str | os.PathLike | None = None) -> Dataset:
     Your own images are named by their path, see `from_folders` and `from_file`.
 
     Args:
-      name: "digits", "mnist", "fashion_mnist", or another TFDS image data set, with
-        its configuration if it has any ("emnist/letters"); or the path of a folder, a
-        .npz or a .csv file.
+      name: "digits", "mnist", "fashion_mnist", another TFDS image data set with its
+        configuration, if any ("emnist/letters"), or the path of your own images.
       data_dir: where the files are. Not for `digits`.
 
     Returns:
