@@ -1,8 +1,9 @@
-"""T of the functions that take it one by one: left out it is 100, and compared.
+"""T of the functions that take it one by one: left out it is that of their times.
 
 An array of times does not show how many steps it was coded in: what is silent in 64
 steps is a late spike in 100. So times that come from `encode` or from a layer are known
-by identity, eager or traced, until something is computed with them.
+by identity, eager or traced, until something is computed with them. Of other times T
+is 100, if nothing is said.
 """
 
 import warnings
@@ -50,13 +51,13 @@ def settled(num_steps: int, times: object) -> int:
       ValueError: no positive whole number, or the times were coded in another T.
     """
     _checks.num_steps(num_steps)
-    steps, of_times = int(num_steps), of(times)
     left_out = num_steps is DEFAULT_STEPS
+    of_times = of(times)
+    steps = of_times if left_out and of_times else int(num_steps)
     if of_times not in (None, steps):
         raise ValueError(
-            f"spike times are coded in T = {of_times} steps, num_steps is {steps}"
-            f"{' if it is left out' if left_out else ''}: "
-            f"say num_steps={of_times}"
+            f"spike times are coded in T = {of_times} steps, num_steps is {steps}: "
+            f"leave it out, or say num_steps={of_times}"
         )
     unsure = of_times is None and isinstance(times, jax.Array)  # tracers included
     if left_out and unsure and _latest != steps:

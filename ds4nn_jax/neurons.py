@@ -45,8 +45,8 @@ def dense(
       times: [B, I] spike times of the inputs, whole steps 0 … T; T is silent.
       kernel: [I, O] weights, mV.
       threshold: θ > 0, mV.
-      num_steps: T, 100 if it is left out. Times that come straight from `encode` or
-        a layer know theirs, and another is refused.
+      num_steps: T. Times that come straight from `encode` or a layer know theirs:
+        left out it is that, and another is refused. Of other times it is 100.
       engine: "scan", "event" (CPUs, NVIDIA GPUs), or "auto": event where the program
         is compiled for one of these, scan elsewhere, and, with one warning, where numba
         cannot work or, for a GPU, `nvcc` is missing.

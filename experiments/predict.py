@@ -109,7 +109,7 @@ def _answer(asked: argparse.Namespace, model: Model) -> bool:
                 remarks = [*remarks, *_unlike(model, image)]
                 if asked.figure is not None:
                     figure = _figure_path(asked, number)
-                    with _told("drawing"):
+                    with _told("drawing"), _style():
                         _draw(figure, model, image, answer)
                     remarks = [*remarks, f"drawn in {figure}"]
                 _show(asked, model, path, answer, remarks)
@@ -386,6 +386,12 @@ def _draw(path: Path, model: Model, image: np.ndarray, answer: Answer) -> None:
     write_atomically(path, content.getvalue())
 
 
+def _style() -> contextlib.AbstractContextManager:
+    from . import figures
+
+    return figures.style()
+
+
 def _page(figure: Any) -> Any:
     from PIL import Image
 
@@ -438,6 +444,6 @@ def _need(module: str, package: str, what: str) -> None:
 
 
 def _positive(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise ValueError(text)
-    return number
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"a whole number ≥ 1, not {text!r}")
+    return int(text)

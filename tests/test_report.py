@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jax
 import markdown_it
+import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
@@ -79,7 +80,9 @@ def root(tmp_path_factory):
 def made(smoke_run, tmp_path_factory):
     """The page of the digits' smoke run, as HTML and Markdown."""
     (run, test), out = smoke_run, tmp_path_factory.mktemp("page")
-    report.main([f"--run_dir={run}", f"--out_dir={out}", "--markdown"])
+    # What a user has set, LaTeX here, is not for these figures.
+    with matplotlib.rc_context({"text.usetex": True, "savefig.dpi": 3}):
+        report.main([f"--run_dir={run}", f"--out_dir={out}", "--markdown"])
     return out, test
 
 
@@ -155,7 +158,7 @@ def hostile(smoke_run, root, tmp_path_factory):
                     f"--run_dir={bad}",
                     f"--run_dir={folder / 'lost.safetensors'}",
                     f"--run_dir={folder / 'damaged.safetensors'}",
-                    f"--data_root={root}",
+                    f"--data_dir={root}",
                     f"--out_dir={out}",
                     "--markdown",
                 ]
@@ -374,7 +377,7 @@ def test_refuses_what_is_no_run(tmp_path):
     "notes, metrics, message",
     [
         ({}, "", "do not name their data set: --dataset=NAME"),
-        ({"dataset": "kmnist"}, "", "no data set 'kmnist' found in .*--data_root=DIR"),
+        ({"dataset": "kmnist"}, "", "no data set 'kmnist' found in .*--data_dir=DIR"),
         ({"dataset": "digits"}, '{"epoch": 1}\n[2]\n', "metrics.jsonl, line 2"),
         ({"dataset": "mnist", "dataset ": ""}, "", "no data set 'mnist' found in"),
     ],
@@ -384,7 +387,7 @@ def test_says_in_one_line_what_is_missing(smoke_run, tmp_path, notes, metrics, m
     ds.save_weights(tmp_path / "best.safetensors", network, params, notes=notes)
     (tmp_path / "metrics.jsonl").write_text(metrics)
     with pytest.raises(SystemExit, match=message) as left:
-        report.main([f"--run_dir={tmp_path}", f"--data_root={tmp_path}"])
+        report.main([f"--run_dir={tmp_path}", f"--data_dir={tmp_path}"])
     assert "\n" not in str(left.value)
 
 
@@ -431,7 +434,8 @@ def test_numbers_stand_right_and_names_left(tmp_path):
 
 def test_animates_a_test_image_of_a_run(smoke_run, tmp_path, capsys):
     weights, film = str(smoke_run[0] / "best.safetensors"), tmp_path / "film.gif"
-    animate.main([weights, f"--out={film}", "--image=3"])
+    with matplotlib.rc_context({"text.usetex": True}):
+        animate.main([weights, f"--out={film}", "--image=3"])
     said = capsys.readouterr().out
     assert said == f"{film}: {film.stat().st_size:,} bytes\n"
     network, params, _ = ds.load_weights(weights)

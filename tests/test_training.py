@@ -709,6 +709,9 @@ def test_batches_as_they_come(digits):
     )
     expected = list(ds.train(config, *digits))
     once = batches_of(config, *digits, epochs=2)
+    start = ds.first_snapshot(config, once)
+    with pytest.raises(ValueError, match="shapes but no weights"):
+        ds.train(config, digits[0], digits[1], start=start)
     got = list(ds.train(config, once, steps_per_epoch=15, validation=digits))
     for a, b in zip(got, expected, strict=True):
         jax.tree.map(np.testing.assert_array_equal, a.params, b.params)
