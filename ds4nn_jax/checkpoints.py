@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -54,10 +54,12 @@ def save_weights(
       network: stored as spec, T, θ, padding, urgency and pulses: what decides
         spike times.
       params: {"params": {layer: {"kernel": array}}} with finite weights.
-      notes: anything JSON can hold: seed, command, accuracy.
+      notes: anything JSON can hold: seed, command, accuracy. `ds4nn predict` reads
+        "input_shape", "class_names" and "pictures", see `data.Pictures`.
 
     Raises:
       ValueError: layers that are not the network's, or NaN or infinite weights.
+      TypeError: notes that JSON cannot hold.
       OSError: the file cannot be written; an older one is then left as it was.
     """
     path = Path(path)
@@ -88,7 +90,10 @@ def save_weights(
         "pulses": list(network.pulses),
         "notes": dict(notes or {}),
     }
-    text = json.dumps(header, sort_keys=True)
+    try:
+        text = json.dumps(header, sort_keys=True, default=_plain)
+    except TypeError as error:
+        raise TypeError(f"notes must be what JSON can hold: {error}") from error
     # One entry: safetensors writes several in no fixed order, and the same weights
     # should be the same bytes.
     signed = json.dumps([text, digest(text, sorted(tensors.items()))])
@@ -157,6 +162,13 @@ def load_weights(
         layer, leaf = name.split("/")
         params.setdefault(layer, {})[leaf] = array
     return Weights(network, {"params": params}, header["notes"])
+
+
+def _plain(value: Any) -> Any:
+    """Numbers and arrays of NumPy and JAX as Python's."""
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        return np.asarray(value).tolist()
+    raise TypeError(f"{type(value).__name__} {value!r:.40} is none of its types")
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -65,6 +65,10 @@ _ARRAYS = (  # names in .npz files
 _SPLIT_STREAM = 2**64 - 1  # of the generator's streams, one that no epoch reaches
 
 
+# Sums of CRC-32 over all images with their labels: TFDS has them in another order.
+_DIGESTS = {150584038463785: "mnist", 150020560615121: "fashion_mnist"}
+
+
 class DataError(ValueError):
     """A data file is corrupt or does not hold what it must."""
 
@@ -95,6 +99,69 @@ class Dataset(NamedTuple):
     source: str
 
 
+class Pictures(NamedTuple):
+    """How images were made of pictures, which `ds4nn predict` does again.
+
+    It is a note of the weights file, "pictures": `pictures(…)._asdict()`.
+
+    Fields:
+      fit: "whole": a picture is scaled until it fits; "ink": as MNIST was made, the
+        ink's box is scaled to 20×20 and centred by its mass in 28×28.
+      ground: "dark", "light", or "mixed": what the borders of the images are.
+      light: the least and the largest share of light pixels (≥ 128) of an image, but
+        for one image in a hundred on either side.
+    """
+
+    fit: str
+    ground: str
+    light: tuple[float, float]
+
+
+def pictures(images: np.ndarray, *, fit: str = "whole") -> Pictures:
+    """How the pictures of training images were prepared, as far as these show it.
+
+    Args:
+      images: [N, H, W, C] uint8, or floating in [0, 1].
+      fit: as `Pictures` has it.
+
+    Example:
+      >>> from ds4nn_jax import data
+      >>> data.pictures(data.load("digits").train_images).ground
+      'dark'
+    """
+    images = np.asarray(images)
+    few = images[:: max(1, len(images) // 10_000)]
+    few = few if few.dtype == np.uint8 else np.rint(255 * few.astype(np.float32))
+    tones = np.array([border_tone(image) for image in few])
+    ground = "mixed"
+    if np.mean(tones < 64) > 0.95:
+        ground = "dark"
+    elif np.mean(tones > 191) > 0.95:
+        ground = "light"
+    share = (few >= 128).mean(axis=(1, 2, 3))
+    low, high = np.quantile(share, (0.005, 0.995)).tolist()
+    return Pictures(fit, ground, (low, high))
+
+
+def border_tone(image: np.ndarray) -> float:
+    """Median of the outermost pixels of an image [H, W] or [H, W, C]."""
+    sides = image[0], image[-1], image[:, 0], image[:, -1]
+    return float(np.median(np.concatenate([side.ravel() for side in sides])))
+
+
+def known(dataset: Dataset) -> str | None:
+    """The name by which the world knows these images and labels, whatever they were
+    loaded as: "mnist", "fashion_mnist", or None."""
+    digest = 0
+    for images, labels in (
+        (dataset.train_images, dataset.train_labels),
+        (dataset.test_images, dataset.test_labels),
+    ):
+        for image, label in zip(np.ascontiguousarray(images), labels, strict=True):
+            digest += zlib.crc32(image, int(label))
+    return _DIGESTS.get(digest)
+
+
 def load(name: str, data_dir: str | os.PathLike | None = None) -> Dataset:
     """Loads a data set from the nearest place that holds it.
 
@@ -123,7 +190,8 @@ def load(name: str, data_dir: str | os.PathLike | None = None) -> Dataset:
 
     Raises:
       DataNotFoundError: no place holds it.
-      DataError: the files found are corrupt, or are not an image data set.
+      DataError: the files found are corrupt, are not an image data set, or hold
+        another one than the name says.
       ValueError: the name cannot be that of a data set.
     """
     if path := own(name):
@@ -148,11 +216,28 @@ def load(name: str, data_dir: str | os.PathLike | None = None) -> Dataset:
     looked = []
     for source in _sources(name, data_dir):
         try:
-            return source()
+            return _itself(source())
         except DataNotFoundError as missing:
             looked.append(f"  - {missing}")
     nowhere = f"no data set {name!r} found{hint or '.'} Looked at:"
     raise DataNotFoundError("\n".join([nowhere, *looked, *_how_to_fetch(name)]))
+
+
+def _itself(dataset: Dataset) -> Dataset:
+    """The data set, if it is what its name says; said in `source` if nobody knows.
+
+    Raises:
+      DataError: these are the images of another.
+    """
+    if dataset.name not in _DIGESTS.values():
+        return dataset
+    name = known(dataset)
+    if name is None:
+        changed = f"{dataset.source} (not the {dataset.name} that everybody has)"
+        return dataset._replace(source=changed)
+    if name != dataset.name:
+        raise DataError(f"{dataset.source}: hold {name}, not {dataset.name}")
+    return dataset
 
 
 def own(name: str) -> Path | None:

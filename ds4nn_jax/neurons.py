@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ds4nn_jax import _checks, _layers
+from ds4nn_jax import _checks, _coding, _layers
+from ds4nn_jax._coding import DEFAULT_STEPS
 from ds4nn_jax._engines import pool as pooling
 from ds4nn_jax._engines.synapse import Dense, Padding, pulse_currents
 from ds4nn_jax._layers import Engine
@@ -20,7 +21,7 @@ def dense(
     kernel: jax.Array,
     *,
     threshold: float = 100.0,
-    num_steps: int = 100,
+    num_steps: int = DEFAULT_STEPS,
     engine: Engine = "auto",
     surrogate: str | Surrogate = "constant",
     urgency: float = 0.0,
@@ -44,7 +45,8 @@ def dense(
       times: [B, I] spike times of the inputs, whole steps 0 … T; T is silent.
       kernel: [I, O] weights, mV.
       threshold: θ > 0, mV.
-      num_steps: T.
+      num_steps: T. Times that come straight from `encode` or a layer know theirs:
+        left out it is that, and another is refused. Of other times it is 100.
       engine: "scan", "event" (CPUs, NVIDIA GPUs), or "auto": event where the program
         is compiled for one of these, scan elsewhere, and, with one warning, where numba
         cannot work or, for a GPU, `nvcc` is missing.
@@ -73,10 +75,11 @@ def dense(
              [-1.,  0.],
              [ 0.,  0.]], dtype=float32)
     """
+    steps = _coding.settled(num_steps, times)
     layer, *arrays = _layers.dense_layer(
-        times, kernel, pulses, threshold, num_steps, engine, surrogate, urgency
+        times, kernel, pulses, threshold, steps, engine, surrogate, urgency
     )
-    return _layers.respond(layer, *arrays).times
+    return _coding.known(_layers.respond(layer, *arrays).times, steps)
 
 
 def conv(
@@ -84,7 +87,7 @@ def conv(
     kernel: jax.Array,
     *,
     threshold: float = 100.0,
-    num_steps: int = 100,
+    num_steps: int = DEFAULT_STEPS,
     strides: tuple[int, int] = (1, 1),
     padding: Padding = "SAME",
     engine: Engine = "auto",
@@ -101,7 +104,7 @@ def conv(
       times: [B, H, W, I] spike times of the inputs, whole steps 0 … T; T is silent.
       kernel: [kh, kw, I, O] weights, mV (cross-correlation, as in every framework).
       threshold: θ > 0, mV.
-      num_steps: T.
+      num_steps: T, as for `dense`.
       strides: rows and columns between neighbouring windows.
       padding: "SAME", "VALID" or ((top, bottom), (left, right)).
       engine: as for `dense`.
@@ -121,10 +124,11 @@ def conv(
       >>> ds.conv(times, np.full((1, 2, 1, 1), 60.0), padding="VALID").ravel()
       Array([7., 9.], dtype=float32)
     """
+    steps = _coding.settled(num_steps, times)
     layer, *arrays = _layers.conv_layer(
-        times, kernel, pulses, threshold, num_steps, engine, strides, padding, surrogate
+        times, kernel, pulses, threshold, steps, engine, strides, padding, surrogate
     )
-    return _layers.respond(layer, *arrays).times
+    return _coding.known(_layers.respond(layer, *arrays).times, steps)
 
 
 def conv_pool(
@@ -133,7 +137,7 @@ def conv_pool(
     *,
     window: tuple[int, int] = (2, 2),
     threshold: float = 100.0,
-    num_steps: int = 100,
+    num_steps: int = DEFAULT_STEPS,
     strides: tuple[int, int] = (1, 1),
     padding: Padding = "SAME",
     engine: Engine = "auto",
@@ -161,8 +165,9 @@ def conv_pool(
       As `conv`; ValueError also for a window that does not divide the output.
     """
     window = _layers.pair("window", window)
+    steps = _coding.settled(num_steps, times)
     layer, *arrays = _layers.conv_layer(
-        times, kernel, pulses, threshold, num_steps, engine, strides, padding, surrogate
+        times, kernel, pulses, threshold, steps, engine, strides, padding, surrogate
     )
     shape = jax.eval_shape(layer.synapse.current, *arrays[:2]).shape
     if not _layers.divides(window, shape):
@@ -170,7 +175,7 @@ def conv_pool(
             f"window {window} does not divide the convolution's output {shape[1:3]}: "
             "use earliest_pool, which drops what is left over"
         )
-    return _layers.respond(layer, *arrays, pool=window).times
+    return _coding.known(_layers.respond(layer, *arrays, pool=window).times, steps)
 
 
 def earliest_pool(
@@ -204,20 +209,22 @@ def earliest_pool(
       >>> ds.earliest_pool(times).ravel()
       Array([4.], dtype=float32)
     """
+    steps = _coding.of(times)
     times = _checks.spike_times(times)
     _checks.rank("times", times, "[B, H, W, I]")
     window, strides = _layers.pair("window", window), _layers.pair("strides", strides)
     image = times.shape[1:3]
     if window[0] > image[0] or window[1] > image[1]:
         raise ValueError(f"window {window} is larger than the image {image}")
-    return pooling.earliest(times, window, strides)
+    pooled = pooling.earliest(times, window, strides)
+    return pooled if steps is None else _coding.known(pooled, steps)
 
 
 def membrane_potentials(
     times: SpikeTimes,
     kernel: jax.Array,
     *,
-    num_steps: int = 100,
+    num_steps: int = DEFAULT_STEPS,
     urgency: float = 0.0,
     pulses: jax.Array | None = None,
 ) -> jax.Array:
@@ -226,13 +233,14 @@ def membrane_potentials(
     Args:
       times: [B, I] spike times of the inputs.
       kernel: [I, O] weights, mV.
-      num_steps: T.
+      num_steps: T, as for `dense`.
       urgency: u ≥ 0, mV a step.
       pulses: [P, O], as for `dense`.
 
     Returns:
       [T, B, O] potentials V_j(t), mV, as they would run on after a spike.
     """
+    num_steps = _coding.settled(num_steps, times)
     times, kernel = _layers.checked(times, kernel, num_steps, "[B, I]", "[I, O]")
     pulses = _layers.reference(pulses, kernel, num_steps, urgency)
 
@@ -253,7 +261,7 @@ def decision_potentials(
     kernel: jax.Array,
     *,
     threshold: float = 100.0,
-    num_steps: int = 100,
+    num_steps: int = DEFAULT_STEPS,
     engine: Engine = "auto",
     urgency: float = 0.0,
     pulses: jax.Array | None = None,
@@ -265,6 +273,7 @@ def decision_potentials(
     Returns:
       [B, O] potentials, mV.
     """
+    num_steps = _coding.settled(num_steps, times)
     layer, *arrays = _layers.dense_layer(
         times, kernel, pulses, threshold, num_steps, engine, urgency=urgency
     )
@@ -279,7 +288,7 @@ def peak_potentials(
     times: SpikeTimes,
     kernel: jax.Array,
     *,
-    num_steps: int = 100,
+    num_steps: int = DEFAULT_STEPS,
     strides: tuple[int, int] = (1, 1),
     padding: Padding = "SAME",
     engine: Engine = "auto",
@@ -290,7 +299,7 @@ def peak_potentials(
     Args:
       times: [B, I] or [B, H, W, I] spike times of the inputs.
       kernel: [I, O] (dense) or [kh, kw, I, O] (convolution) weights, mV.
-      num_steps: T.
+      num_steps: T, as for `dense`.
       strides: of a convolution, as for `conv`.
       padding: of a convolution, as for `conv`.
       engine: as for `dense`.
@@ -302,6 +311,7 @@ def peak_potentials(
     Raises:
       As `dense` and `conv`.
     """
+    num_steps = _coding.settled(num_steps, times)
     never = 1e30  # mV: finite, as every threshold, and out of reach
     if jnp.ndim(kernel) == 2:
         layer, *arrays = _layers.dense_layer(

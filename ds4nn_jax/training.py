@@ -115,7 +115,9 @@ def fit(
     steps = _steps_per_epoch(len(images), config.batch_size)
     optimizer = make_optimizer(config, steps)
     init_key, *epoch_keys = jax.random.split(key, config.epochs + 1)
-    state = init(config, optimizer, init_key, images[: config.initial_weights.sample])
+    count = min(config.initial_weights.sample, len(images))
+    some = jax.random.choice(init_key, len(images), (count,), replace=False)
+    state = init(config, optimizer, init_key, images[some])
 
     def step(state: TrainState, batch: jax.Array):
         return train_step(config, optimizer, state, images[batch], labels[batch])
@@ -281,6 +283,7 @@ def _prepared(
     else:
         images, labels = analysis.pairs(images, labels, network.num_classes)
         if soft_labels is not None:
+            soft_labels = _checks.array(soft_labels)
             _check_soft_labels(config, soft_labels, len(labels))
         kept, out = np.arange(len(labels)), np.arange(0)
         if held is None:
@@ -288,10 +291,13 @@ def _prepared(
         if len(out):
             held = images[out], labels[out]
         steps = _steps_per_epoch(len(kept), config.batch_size)
-        some = images[kept[: config.initial_weights.sample]]
+        # Any of them: data sets come sorted by class. No epoch is number 0.
+        order = data.epoch_permutation(len(kept), seed=config.seed, epoch=0)
+        some = images[kept[order[: config.initial_weights.sample]]]
         arrays = images, labels, soft_labels
         batches = functools.partial(_shuffled, config, kept, arrays)
         digest = _digest(arrays)
+    analysis.advise(network, some)
     optimizer = make_optimizer(config, steps)
     if params is not None:
         analysis.check_params(network, params, some)
@@ -474,9 +480,11 @@ def _epochs(config, run, start, on_step, mesh) -> Iterator[EpochResult]:
         params = jax.tree.map(np.array, kept_weights(state))
         report = None
         if run.held is not None:
-            report = analysis.evaluate(
-                config.network(), params, *run.held, batch_size=config.batch_size
+            report = analysis.reported(
+                config.network(), params, *run.held, config.batch_size
             )
+            if epoch == config.epochs:  # before, it may still be learning
+                analysis.advise(config.network(), run.held[0], report)
         score = math.inf if report is None else report.accuracy
         settled = config.guard.settled(int(state.step))
         # The last epoch is kept even so, but a run that goes on must not compete with

@@ -257,6 +257,8 @@ class _Record:
         self._metrics, self._weights = out / "metrics.jsonl", out / "best.safetensors"
         self._history: list[dict] = []
         self._board = None
+        fit = "ink" if data.known(images) == "mnist" else "whole"
+        self._pictures = data.pictures(images.train_images, fit=fit)._asdict()
         out.mkdir(parents=True, exist_ok=True)
         self._lock = filelock.FileLock(out / ".lock")
         try:
@@ -331,6 +333,7 @@ class _Record:
                 "dataset": self._images.name,
                 "class_names": list(self._images.class_names),
                 "input_shape": list(self._images.train_images.shape[1:]),
+                "pictures": self._pictures,
                 "seed": self._asked.config.seed,
                 "made_by": _made_by(),
                 **row,

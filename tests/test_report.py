@@ -454,3 +454,12 @@ def test_animates_a_test_image_of_a_run(smoke_run, tmp_path, capsys):
     ):
         with pytest.raises(SystemExit, match=message):
             animate.main(argv)
+
+
+def test_table_1_is_that_of_the_paper():
+    blocks = list(chapters._parameters("mnist"))
+    (table,) = (block for block in blocks if isinstance(block, page.Table))
+    paper = {row[0]: row[1] for row in table.rows}
+    assert paper["optimizer.learning_rate"] == "0.1"
+    assert paper["initial_weights.ranges"].startswith("0.0:80.0,0.0:50.0")
+    assert all(row[1] != row[2] for row in table.rows)
