@@ -7,7 +7,9 @@ run may be killed at any moment. Nothing that is read is executed.
 import hashlib
 import json
 import os
+import shutil
 import tempfile
+import weakref
 from dataclasses import fields
 from pathlib import Path
 
@@ -76,8 +78,9 @@ class Snapshots:
             odd = True
         if not odd or os.name == "nt":
             return self._directory
-        self._links = tempfile.TemporaryDirectory(prefix="ds4nn_jax-")
-        link = Path(self._links.name) / "snapshots"
+        folder = tempfile.mkdtemp(prefix="ds4nn_jax-")
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        link = Path(folder) / "snapshots"
         link.symlink_to(self._directory, target_is_directory=True)
         return link
 
