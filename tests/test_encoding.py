@@ -85,38 +85,53 @@ def test_more_steps_than_floats_tell_apart():
         ds.encode(np.zeros(3, np.uint8), num_steps=2**24 + 1)
 
 
+IMAGES, KERNEL = np.array([[0, 255]], np.uint8), np.full((2, 2), 60, np.float32)
+
+
 @pytest.mark.parametrize(
     "layers",
     [
-        lambda t, k: ds.dense(t, k),
-        lambda t, k: jax.jit(ds.dense)(t, k),
-        lambda t, k: ds.dense(ds.normalize_gradient(ds.dense(t, k, num_steps=64)), k),
+        lambda t, k, **steps: ds.dense(t, k, **steps),
+        lambda t, k, **steps: ds.dense(ds.normalize_gradient(ds.dense(t, k)), k),
+        lambda t, k, **steps: ds.relative_target(t, np.array([0]), offset=1, **steps),
+        lambda t, k, **steps: ds.raster(t, **steps),
+    ],
+)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_times_know_their_number_of_steps(layers, compiled):
+    def run(images, **steps):
+        return layers(ds.encode(images, num_steps=64), KERNEL, **steps)
+
+    result = (jax.jit(run) if compiled else run)(IMAGES)
+    np.testing.assert_array_equal(result, run(IMAGES, num_steps=64))
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
         lambda t, k: ds.dense(t, k, num_steps=100),
+        lambda t, k: jax.jit(ds.dense)(t, k),
         lambda t, k: ds.dense(t.reshape(1, -1) + 0, k),
         lambda t, k: jax.vmap(lambda one: ds.dense(one[None], k))(t),
-        lambda t, k: ds.relative_target(t, np.array([0]), offset=1),
-        lambda t, k: ds.raster(t),
     ],
 )
 @pytest.mark.parametrize("compiled", [False, True])
 def test_times_of_another_number_of_steps(layers, compiled):
     """What is silent in 64 steps is no spike at step 64 of 100: an error where it is
     known, else a word."""
-    images, kernel = np.array([[0, 255]], np.uint8), np.full((2, 2), 60, np.float32)
 
     def run(images):
-        return layers(ds.encode(images, num_steps=64), kernel)
+        return layers(ds.encode(images, num_steps=64), KERNEL)
 
     try:
         with pytest.raises((ValueError, UserWarning), match="num_steps=64"):
-            (jax.jit(run) if compiled else run)(images)
+            (jax.jit(run) if compiled else run)(IMAGES)
     finally:
-        ds.encode(images)  # what a process says last of T
+        ds.encode(IMAGES)  # what a process says last of T
 
 
 def test_times_of_the_same_number_of_steps():
-    times = ds.encode(np.array([[0, 255]], np.uint8), num_steps=64)
-    kernel = np.full((2, 1), 60, np.float32)
-    assert ds.dense(times, kernel, num_steps=64)[0, 0] == 64
-    ds.encode(np.array([[0]], np.uint8))
-    assert ds.dense(np.asarray(times), kernel)[0, 0] == 64  # 60 mV, then 120
+    times = ds.encode(IMAGES, num_steps=64)
+    assert ds.dense(times, KERNEL, num_steps=64)[0, 0] == 64
+    ds.encode(IMAGES)
+    assert ds.dense(np.asarray(times), KERNEL)[0, 0] == 64  # 60 mV, then 120
