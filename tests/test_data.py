@@ -507,7 +507,7 @@ def test_digits_test_set_never_changes():
 
 
 def test_digits_take_no_data_dir(tmp_path):
-    with pytest.raises(ValueError, match="no data_dir"):
+    with pytest.raises(ValueError, match="leave data_dir"):
         data.load("digits", tmp_path)
 
 
