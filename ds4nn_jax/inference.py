@@ -61,7 +61,10 @@ def infer(network: SpikingNetwork, params: dict, times: SpikeTimes) -> Inference
       As `SpikingNetwork.__call__`.
     """
     _coding.compare(times, network.num_steps)
-    jax.eval_shape(network.apply, params, times)  # refuses what the network would
+    leaves, structure = jax.tree.flatten((params, times))
+    _check_shapes(
+        network, structure, tuple((jnp.shape(x), jnp.result_type(x)) for x in leaves)
+    )
     times = _checks.spike_times(times, network.num_steps)
     kernels = [params["params"][name]["kernel"] for name in network.weighted]
     for name, kernel in zip(network.weighted, kernels, strict=True):
@@ -70,6 +73,13 @@ def infer(network: SpikingNetwork, params: dict, times: SpikeTimes) -> Inference
     dtype = jnp.result_type(times, *kernels)
     arrays = [x.astype(dtype) for x in (times, *kernels, *pulses)]
     return _infer(network, *arrays)
+
+
+@functools.lru_cache(256)
+def _check_shapes(network: SpikingNetwork, structure: Any, leaves: tuple) -> None:
+    """Refuses what the network would; traces it once for the same shapes."""
+    shapes = [jax.ShapeDtypeStruct(*leaf) for leaf in leaves]
+    jax.eval_shape(network.apply, *jax.tree.unflatten(structure, shapes))
 
 
 def classify(
@@ -136,7 +146,7 @@ def _infer(network: SpikingNetwork, times, *weights) -> Inference:
         return by_step(times, *weights)
     if not _fits(network, _stages(network, times.shape[1:], kernels)):
         return by_step(times, *weights)
-    shapes, only = _shapes(network, len(times)), network.engine == "event"
+    shapes, only = _shapes(network, times.shape[0]), network.engine == "event"
     return choice.choose("sweep", sweep, by_step, shapes, times, *weights, only=only)
 
 

@@ -430,7 +430,10 @@ def test_eight_devices_agree_with_one():
     mesh = jax.make_mesh((8,), ("data",))
     sharded = jax.device_put(times, NamedSharding(mesh, P("data")))
     shared = jax.device_put(kernel, NamedSharding(mesh, P()))
-    assert same(jax.jit(run)(sharded, shared), alone)
+    plain = jax.jit(run).lower(sharded, shared).compile()
+    assert same(plain(sharded, shared), alone)
+    assert "f32[8,14,14,32]" in plain.as_text()  # its images alone
+    assert "f32[64,14,14,32]" not in plain.as_text()
 
     def summed(times, kernel):
         *rest, d_kernel = run(times, kernel)

@@ -1,5 +1,6 @@
 """numba may fail in any way: the answer stays right, and one warning says why."""
 
+import ctypes
 import os
 import re
 import subprocess
@@ -33,6 +34,14 @@ PROGRAM = """
     except ImportError as error:
         print("refused:", error)
 """
+# Another right answer than the kernels have: they fail their trial.
+WRONG = """
+    from ds4nn_jax._engines import library, trial
+    def wrong(*names, right=trial.trial):
+        plan, operands, results = right(*names)
+        return plan, operands, [x + 1 for x in results]
+    library.trial = wrong
+"""
 
 
 def run(program=PROGRAM, **environment):
@@ -62,6 +71,7 @@ def run(program=PROGRAM, **environment):
         ),
         "absent": (None, {}, r"numba is not installed \(pip install numba\)"),
         "switched off": ("", {"NUMBA_DISABLE_JIT": "1"}, "unset NUMBA_DISABLE_JIT"),
+        "wrong in its trial": (WRONG, {}, "its kernels compute wrong spikes here"),
     }.values(),
     ids=str,
 )
@@ -69,7 +79,9 @@ def test_without_numba_the_scan_computes_and_one_warning_says_why(
     package, environment, why, tmp_path
 ):
     program = PROGRAM
-    if package is None:
+    if package == WRONG:
+        program = WRONG + PROGRAM
+    elif package is None:
         program = '    import sys; sys.modules["numba"] = None\n' + PROGRAM
     elif package:
         (tmp_path / "numba").mkdir()
@@ -123,6 +135,17 @@ def test_kernels_are_found_again_beside_new_ones(tmp_path):
     both = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert sorted(name.split("-")[0] for name in both) == ["backward", "sweep"]
     assert found.items() <= both.items()
+
+
+@pytest.mark.parametrize(("frame_bytes", "api_bytes"), [(160, 200), (168, 144)])
+def test_calls_of_another_layout_are_refused(frame_bytes, api_bytes):
+    """XLA's own first words say how large its structures are."""
+    function = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)
+    create = function(lambda _: 77)  # an error
+    api, frame = (ctypes.c_int64 * 25)(api_bytes), (ctypes.c_int64 * 21)(frame_bytes)
+    api[6], frame[2] = ctypes.cast(create, ctypes.c_void_p).value, ctypes.addressof(api)
+    handler = function(library._address("forward", "float32"))
+    assert handler(ctypes.addressof(frame)) == 77
 
 
 @pytest.fixture

@@ -1,10 +1,10 @@
 """How XLA calls a kernel: compiled code to compiled code, without Python in between.
 
-A kernel is an XLA FFI handler (`xla/ffi/api/c_api.h`, major version 0): XLA passes the
-address of a call frame with the buffers and one attribute, the plan, which is all that
-is static about a call. Since no Python runs, nothing can leave a kernel half-way: no
-signal, no exception, no interpreter that shuts down. A call is shared out to XLA's own
-threads in parts that never change a result; the calling thread works too, so a call
+A kernel is an XLA FFI handler (`xla/ffi/api/c_api.h`, versions 0.1 to 0.3): XLA passes
+the address of a call frame with the buffers and one attribute, the plan, which is all
+that is static about a call. Since no Python runs, nothing can leave a kernel half-way:
+no signal, no exception, no interpreter that shuts down. A call is shared out to XLA's
+own threads in parts that never change a result; the calling thread works too, so a call
 never waits for a free thread, and it returns when every part that began has ended.
 """
 
@@ -15,12 +15,18 @@ from numba import njit, types
 
 from ds4nn_jax._engines.lanes import address_of, array_at, call, fetch_add, text
 
-OPTIONS: dict[str, Any] = dict(error_model="numpy", no_cpython_wrapper=True, _nrt=False)
+OPTIONS: dict[str, Any] = dict(
+    error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False
+)
 LINE = 64  # bytes: vectors across two cache lines cost twice
 
 _malloc = types.ExternalFunction("malloc", types.intp(types.intp))
 _free = types.ExternalFunction("free", types.void(types.intp))
 _yield = types.ExternalFunction("sched_yield", types.int32())
+
+# Of XLA's FFI: the oldest version whose memory layout these offsets are of. Later minor
+# versions only add to it; XLA refuses a handler of a version that it supports no more.
+VERSION = 0, 1
 
 # Offsets in XLA's call frame and its parts.
 _EXTENSION, _API, _CONTEXT = 8, 16, 24
@@ -29,7 +35,10 @@ _BUFFER_DATA, _ARRAY_DATA = 24, 16
 _METADATA = 1  # the type of the extension that asks a handler about itself
 # Functions of its table.
 _ERROR_CREATE, _ERROR_DESTROY, _SCHEDULE, _NUM_THREADS = 48, 64, 136, 144
-_RESOURCE_EXHAUSTED = 8
+_RESOURCE_EXHAUSTED, _UNIMPLEMENTED = 8, 12
+# Bytes, by their own first words, that structures must have for all that is read.
+_FRAME_BYTES, _API_BYTES, _LIST_BYTES, _ATTRIBUTES_BYTES = 168, 152, 40, 48
+_METADATA_EXTENSION_BYTES, _METADATA_BYTES = 32, 36
 
 # Words of a job, what the threads of a call share, and XLA's arguments behind them.
 # A job's first word cannot be a frame's, which is its size.
@@ -111,15 +120,27 @@ def _nothing_shared(plan):
 
 
 @njit(**OPTIONS)
-def _out_of_memory(frame):
-    """The error that XLA turns into one of Python's."""
-    api = peek(frame + _API)
+def _known(frame):
+    """Whether a call frame is large enough for all that is read of it."""
+    if peek(frame) < _FRAME_BYTES or peek(peek(frame + _API)) < _API_BYTES:
+        return False
+    lists = peek(frame + _ARGUMENTS - 32), peek(frame + _RESULTS - 32)
+    attributes = frame + _ATTRIBUTES - 40
+    if min(lists[0], lists[1]) < _LIST_BYTES or peek(attributes) < _ATTRIBUTES_BYTES:
+        return False
+    return peek(attributes + 16) == 1  # the plan
+
+
+@njit(**OPTIONS)
+def _error(frame, message, code):
+    """What XLA turns into an error of Python's; 0 if there is no way to make one."""
+    if peek(frame) < _API + 8 or peek(peek(frame + _API)) < _ERROR_CREATE + 8:
+        return 0
     arguments = _malloc(32)
     if arguments == 0:
         return 0
-    message = text("ds4nn_jax: no memory for the event engine")
-    _write(arguments, 28, 0, message, _RESOURCE_EXHAUSTED)
-    error = call(peek(api + _ERROR_CREATE), arguments)
+    _write(arguments, 28, 0, message, code)
+    error = call(peek(peek(frame + _API) + _ERROR_CREATE), arguments)
     _free(arguments)
     return error
 
@@ -140,19 +161,18 @@ def _release(job):
         _free(job)
 
 
-def handler(cell, version, counts, part, memory, shared_bytes=_nothing_shared):
+def handler(cell, counts, part, memory, shared_bytes=_nothing_shared):
     """The function that XLA calls, to be compiled. Its helping threads call it too.
 
     Args:
       cell: by this name LLVM knows the memory that holds the function's own address.
-      version: (major, minor) of XLA's FFI.
       counts: counts(plan, phase) tells how many parts a phase has; 0 ends the call.
       part: part(frame, plan, phase, index, scratch, shared) computes one part.
       memory: memory(plan, at) gives the arrays that each thread needs for itself, from
         an address on, and last the address behind them.
       shared_bytes: of memory that the parts of a call share, by the plan.
     """
-    major, minor = version
+    major, minor = VERSION
 
     @njit(**OPTIONS)
     def describe(frame):
@@ -160,8 +180,11 @@ def handler(cell, version, counts, part, memory, shared_bytes=_nothing_shared):
         extension = peek(frame + _EXTENSION)
         if extension == 0 or array_at(extension + 8, np.int32)[0] != _METADATA:
             return False
-        answer = array_at(peek(extension + 24) + 24, np.int32)
-        answer[0], answer[1], answer[2] = major, minor, 0
+        if peek(extension) >= _METADATA_EXTENSION_BYTES:
+            metadata = peek(extension + 24)
+            if peek(metadata) >= _METADATA_BYTES:  # else XLA refuses the handler
+                answer = array_at(metadata + 24, np.int32)
+                answer[0], answer[1], answer[2] = major, minor, 0
         return True
 
     @njit(**OPTIONS)
@@ -175,7 +198,7 @@ def handler(cell, version, counts, part, memory, shared_bytes=_nothing_shared):
             frame = peek(job + _FRAME)
             plan = plan_of(frame)
             if scratch == 0:
-                scratch = _malloc(memory(plan, 0)[-1] + LINE)
+                scratch = _malloc(memory(plan, np.intp(0))[-1] + LINE)
             if scratch == 0:
                 fetch_add(job + _FAILED, 1)
             else:
@@ -196,7 +219,7 @@ def handler(cell, version, counts, part, memory, shared_bytes=_nothing_shared):
         count, task = job + _COUNT, job + _TASK
         _write(count, 32, 0, context, count + 32, 1)
         _ignore(api, call(peek(api + _NUM_THREADS), count), count)
-        helpers = min(total - 1, max(1, peek(count + 32) - 1))
+        helpers = min(total, peek(count + 32)) - 1  # this thread works, too
         _write(task, 40, 0, context, peek(address_of(cell)), job)
         for _ in range(helpers):
             fetch_add(job + _HOLDERS, 1)
@@ -212,11 +235,14 @@ def handler(cell, version, counts, part, memory, shared_bytes=_nothing_shared):
             return 0
         if describe(address):
             return 0
+        if not _known(address):
+            message = text("ds4nn_jax: this version of XLA calls in another way")
+            return _error(address, message, _UNIMPLEMENTED)
         plan = plan_of(address)
         size = shared_bytes(plan)
         memory = _malloc(size + LINE) if size > 0 else 0
         shared = (memory + LINE - 1) // LINE * LINE
-        complete, phase = size == 0 or memory != 0, 0
+        complete, phase = size == 0 or memory != 0, np.intp(0)
         while complete:
             total = counts(plan, phase)
             if total == 0:
@@ -232,6 +258,9 @@ def handler(cell, version, counts, part, memory, shared_bytes=_nothing_shared):
             _release(job)
             phase += 1
         _free(memory)
-        return 0 if complete else _out_of_memory(address)
+        if complete:
+            return 0
+        message = text("ds4nn_jax: no memory for the event engine")
+        return _error(address, message, _RESOURCE_EXHAUSTED)
 
     return entry

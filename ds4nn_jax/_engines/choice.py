@@ -12,8 +12,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.custom_partitioning import custom_partitioning
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
+from jax.sharding import NamedSharding, PartitionSpec
 
 from ds4nn_jax._engines import cuda as gpu
 from ds4nn_jax._engines import library
@@ -60,10 +62,25 @@ def choose(
         scan=functools.partial(_leaves, scan),
         cuda=cuda and functools.partial(_leaves, cuda),
         shapes=static,
-        by_image=kernel != "backward",
+        # A backward pass sums what weights learn over the images.
+        of_images=tuple(
+            k not in (1, 2) if kernel == "backward" else k == 0
+            for k in range(len(arrays))
+        ),
+        summed=tuple(kernel == "backward" and k > 0 for k in range(len(static))),
         only=only,
+        partitioned=_partitioned(),
     )
     return jax.tree.unflatten(structure, found)
+
+
+@functools.cache
+def _partitioned() -> Any:
+    """A program with a partitioning rule: where one is among a primitive's parameters,
+    JAX tells the primitive's lowering the devices."""
+    program = custom_partitioning(lambda x: x)
+    program.def_partition(None)
+    return jax.make_jaxpr(program)(np.float32(0))
 
 
 def _leaves(function: Callable, *arrays: jax.Array) -> list[jax.Array]:
@@ -88,10 +105,11 @@ def _eager(*arrays, **static):
         return jax.jit(functools.partial(engine_p.bind, **static))(*arrays)
 
 
-def _mapped(arrays, axes, *, event, scan, cuda, shapes, by_image, **static):
+def _mapped(arrays, axes, *, event, scan, cuda, shapes, of_images, summed, **static):
     """A mapped axis of images makes a larger batch, any other is a loop over calls.
 
-    `by_image`: results have an axis of images in front, as the first array has.
+    `of_images` are the arrays that have an axis of images in front, as all results have
+    but those that are `summed` over it.
     """
     size = next(x.shape[n] for x, n in zip(arrays, axes, strict=True) if n is not None)
     arrays = [
@@ -99,15 +117,15 @@ def _mapped(arrays, axes, *, event, scan, cuda, shapes, by_image, **static):
         for x, n in zip(arrays, axes, strict=True)
     ]
     moving = tuple(n is not None for n in axes)
-    by_image &= moving[0] and not any(moving[1:])
-    over = _over_images if by_image else _over_calls
+    over = _over_images if moving == of_images and not any(summed) else _over_calls
     found = engine_p.bind(
         *arrays,
         event=functools.partial(over, event, moving),
         scan=jax.vmap(scan, tuple(0 if m else None for m in moving)),
         cuda=cuda and functools.partial(over, cuda, moving),
         shapes=tuple(((size, *shape), dtype) for shape, dtype in shapes),
-        by_image=by_image,
+        of_images=moving,
+        summed=(False,) * len(shapes),
         **static,
     )
     return found, [0] * len(shapes)
@@ -134,9 +152,9 @@ batching.primitive_batchers[engine_p] = _mapped
 def _lower_for_cpu(ctx, *operands, kernel, event, scan, **static):
     exporting = ctx.module_context.lowering_parameters.for_export
     dtype = ctx.avals_in[0].dtype.name
-    usable = not exporting and library.usable(kernel, dtype)
-    chosen = event if usable else scan
-    return mlir.lower_fun(chosen, multiple_results=True)(ctx, *operands)
+    if exporting or not library.usable(kernel, dtype):
+        return mlir.lower_fun(scan, multiple_results=True)(ctx, *operands)
+    return _shared_out(ctx, *operands, engine=event, **static)
 
 
 def _lower_for_cuda(ctx, *operands, cuda, **static):
@@ -144,7 +162,51 @@ def _lower_for_cuda(ctx, *operands, cuda, **static):
     dtypes = {aval.dtype.name for aval in ctx.avals_in}
     if cuda is None or exporting or not all(map(gpu.usable, dtypes)):
         return _lower_elsewhere(ctx, *operands, **static)
-    return mlir.lower_fun(cuda, multiple_results=True)(ctx, *operands)
+    return _shared_out(ctx, *operands, engine=cuda, **static)
+
+
+def _shared_out(ctx, *operands, engine, of_images, summed, **static):
+    """Lowers an engine so that each of several devices computes its own images."""
+    context = ctx.module_context.axis_context
+    if len(getattr(context, "device_assignment", None) or ()) < 2:
+        return mlir.lower_fun(engine, multiple_results=True)(ctx, *operands)
+
+    def partition(mesh, arrays, results):
+        first = arrays[of_images.index(True)]
+        axes = tuple(first.sharding.spec)[:1]
+        if axes and first.shape[0] % mesh.size:
+            axes = ()  # shards would be filled up with what is no image
+        everywhere = NamedSharding(mesh, PartitionSpec())
+        by_image = NamedSharding(mesh, PartitionSpec(*axes))
+
+        def compute(*arrays):
+            found = engine(*arrays)
+            if not axes or axes[0] is None:
+                return found
+            pairs = zip(found, summed, strict=True)
+            return [jax.lax.psum(x, axes[0]) if total else x for x, total in pairs]
+
+        to_results = [everywhere if total else by_image for total in summed]
+        of_arrays = [by_image if images else everywhere for images in of_images]
+        return mesh, compute, to_results, tuple(of_arrays)
+
+    def rule(mesh, arrays, results):
+        """Factors "b" of images; all others are of one array, and whole."""
+        pairs = [*zip(arrays, of_images, strict=True)]
+        pairs += [(x, not total) for x, total in zip(results, summed, strict=True)]
+        names = [
+            ["b" if images and axis == 0 else f"x{k}_{axis}" for axis in range(x.rank)]
+            for k, (x, images) in enumerate(pairs)
+        ]
+        whole = tuple(name for of_one in names for name in of_one if name != "b")
+        words = [" ".join(of_one) for of_one in names]
+        sides = words[: len(arrays)], words[len(arrays) :]
+        text = " -> ".join(", ".join(side) for side in sides)
+        return text, dict(need_replication_factors=whole)
+
+    shared = custom_partitioning(engine)
+    shared.def_partition(partition=partition, sharding_rule=rule)
+    return mlir.lower_fun(shared, multiple_results=True)(ctx, *operands)
 
 
 def _lower_elsewhere(ctx, *operands, scan, only, **static):

@@ -237,26 +237,35 @@ def _highest_potentials(kind, lanes, slots):
     return integrate
 
 
-def _by(choices, compiled):
-    """Compiles something for each of some numbers; the first argument chooses."""
-    first, *others = choices
-    of_first = compiled(first)
-    if not others:
-        return njit(**OPTIONS)(lambda choice, *arguments: of_first(*arguments))
-    of_others = _by(others, compiled)
+def _by_lanes(kind, compiled):
+    """Compiles something for blocks of both sizes; the first argument chooses."""
+    wide, narrow = LANES[np.dtype(kind).name]
+    of_wide, of_narrow = compiled(kind, wide), compiled(kind, narrow)
 
     @njit(**OPTIONS)
-    def chosen(choice, *arguments):
-        if choice == first:
-            of_first(*arguments)
+    def chosen(lanes, *arguments):
+        if lanes == wide:
+            of_wide(*arguments)
         else:
-            of_others(choice, *arguments)
+            of_narrow(*arguments)
 
     return chosen
 
 
 def _by_slots(compiled, kind, lanes):
-    return _by((1, 2, 4), functools.partial(compiled, kind, lanes))
+    """Compiles something for groups of 1, 2 and 4; the first argument chooses."""
+    of_1, of_2, of_4 = (compiled(kind, lanes, slots) for slots in (1, 2, 4))
+
+    @njit(**OPTIONS)
+    def chosen(slots, *arguments):
+        if slots == 1:
+            of_1(*arguments)
+        elif slots == 2:
+            of_2(*arguments)
+        else:
+            of_4(*arguments)
+
+    return chosen
 
 
 def _counting(kind, lanes):
@@ -279,10 +288,10 @@ def _counting(kind, lanes):
 
 def _forward(kind):
     """What `calls.handler` asks for, of spike times of a scalar type."""
-    size_of, sizes = np.dtype(kind).itemsize, LANES[np.dtype(kind).name]
-    first_spikes = _by(sizes, functools.partial(_by_slots, _first_spikes, kind))
-    highest = _by(sizes, functools.partial(_by_slots, _highest_potentials, kind))
-    count_block = _by(sizes, functools.partial(_counting, kind))
+    size_of = np.dtype(kind).itemsize
+    first_spikes = _by_lanes(kind, functools.partial(_by_slots, _first_spikes))
+    highest = _by_lanes(kind, functools.partial(_by_slots, _highest_potentials))
+    count_block = _by_lanes(kind, _counting)
 
     @njit(**OPTIONS)
     def integrate(plan, windows, of_row, weights, threshold, spike, potential, until):
@@ -293,7 +302,7 @@ def _forward(kind):
         size = plan[PLAN.rows] * plan[PLAN.columns] * plan[PLAN.inputs]
         size += plan[PLAN.pulses]
         padded = (outputs + lanes - 1) // lanes * lanes
-        start = 0
+        start = np.intp(0)  # a literal would be a type, and a compilation, of its own
         for block in range(0, outputs, lanes):
             filled = min(lanes, outputs - block)
             for x in range(windows):
@@ -541,7 +550,7 @@ def _teaching(kind, lanes):
 def _backward(kind):
     """What `calls.handler` asks for, of spike times of a scalar type."""
     size_of = np.dtype(kind).itemsize
-    teach = _by(LANES[np.dtype(kind).name], functools.partial(_teaching, kind))
+    teach = _by_lanes(kind, _teaching)
 
     @njit(**OPTIONS)
     def lessons(plan, until, delta, member, b, found, begins, neurons, deltas, limits):
@@ -744,10 +753,10 @@ def _backward(kind):
     return counts_of, part, memory, shared_bytes
 
 
-def entry(kernel, kind, cell, version):
+def entry(kernel, kind, cell):
     """The function that XLA calls for "forward" or "backward", to be compiled.
 
-    See `calls.handler` for `cell` and `version`.
+    See `calls.handler` for `cell`.
     """
     made = _forward(kind) if kernel == "forward" else _backward(kind)
-    return handler(cell, version, *made)
+    return handler(cell, *made)

@@ -13,7 +13,6 @@ import importlib
 import logging
 import marshal
 import os
-import re
 import stat
 import threading
 import warnings
@@ -25,6 +24,7 @@ import jax
 import jaxlib
 import numpy as np
 
+from ds4nn_jax._engines.trial import trial
 from ds4nn_jax._files import whole
 
 SOURCES = ("calls", "kernels", "lanes", "plan", "sweep")
@@ -68,7 +68,6 @@ def fault() -> str | None:
     if numba.config.DISABLE_JIT:
         return "numba's compiler is switched off (unset NUMBA_DISABLE_JIT)"
     try:
-        _ffi_version()
         ctypes.CDLL(None).sched_yield  # noqa: B018  the kernels call it
     except Exception as error:
         return _told("its calls are not known here", error)
@@ -85,19 +84,6 @@ def _told(what: str, error: Exception) -> str:
 def warn(message: str) -> None:
     """Says it once in a process."""
     warnings.warn(message, RuntimeWarning, stacklevel=2)
-
-
-@functools.cache
-def _ffi_version() -> tuple[int, int]:
-    """Of XLA's interface for compiled code, which this jaxlib's header tells."""
-    header = Path(jax.ffi.include_dir(), "xla", "ffi", "api", "c_api.h").read_text()
-    found = [
-        int(re.findall(rf"#define XLA_FFI_API_{name} (\d+)", header)[0])
-        for name in ("MAJOR", "MINOR")
-    ]
-    if found[0] != 0:
-        raise RuntimeError(f"XLA FFI {found[0]}.{found[1]}, expected 0")
-    return found[0], found[1]
 
 
 def target(kernel: str, dtype: str) -> str:
@@ -123,8 +109,25 @@ def _registered(kernel: str, dtype: str) -> str | Unusable:
         return Unusable(_told("numba cannot compile its kernels", error))
     name = f"ds4nn_jax.{kernel}.{dtype}"
     function = ctypes.CFUNCTYPE(ctypes.c_void_p)(address)
-    jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(function), platform="cpu")
+    try:
+        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(function), platform="cpu")
+        right = _tried(name, *trial(kernel, dtype))
+    except Exception as error:
+        return Unusable(_told("XLA does not call its kernels", error))
+    if not right:
+        return Unusable("its kernels compute wrong spikes here")
     return name
+
+
+def _tried(name: str, plan: np.ndarray, operands: list, expected: list) -> bool:
+    """Whether a kernel that XLA calls gives what was worked out by hand."""
+    results = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in expected]
+    # Compiled ahead, as this may be within another function's tracing.
+    (cpu, *_) = jax.local_devices(backend="cpu")
+    with jax.default_device(cpu), jax.transfer_guard("allow"):
+        run = jax.jit(lambda *x: jax.ffi.ffi_call(name, results)(*x, plan=plan))
+        found = run.lower(*operands).compile()(*operands)
+        return all(map(np.array_equal, found, expected))
 
 
 # What XLA and its threads hold addresses of stays for as long as the process.
@@ -164,7 +167,7 @@ def _compile(kernel: str, dtype: str, cell: str) -> tuple[str, bytes]:
 
     source = "sweep" if kernel == "sweep" else "kernels"
     module = importlib.import_module(f"ds4nn_jax._engines.{source}")
-    entry = module.entry(kernel, getattr(np, dtype), cell, _ffi_version())
+    entry = module.entry(kernel, getattr(np, dtype), cell)
     options: Any = dict(error_model="numpy", _nrt=False)
     compiled: Any = cfunc(types.intp(types.intp), **options)(entry)
     _, _, (code, _) = compiled._library.serialize_using_object_code()
@@ -187,7 +190,7 @@ def _digest(machine: tuple) -> str:
     import numba
 
     versions = numba.__version__, llvmlite.__version__, jaxlib.__version__
-    digest = hashlib.sha256(repr((versions, _ffi_version(), machine)).encode())
+    digest = hashlib.sha256(repr((versions, machine)).encode())
     for source in SOURCES:
         digest.update(Path(__file__).with_name(f"{source}.py").read_bytes())
     return digest.hexdigest()[:24]

@@ -8,10 +8,11 @@ needs no time steps at all.
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.export
 import jax.numpy as jnp
 from jax import lax
 
@@ -31,6 +32,7 @@ _TURN, _TURN_ON_CPU = 10, 4  # steps, at most: their bookkeeping is unrolled
 _NEAR = 2**19  # inputs of a turn on a CPU: what its caches hold
 _CURRENTS = 2**25  # of a turn, at most, where there are matrix units
 _PAIRS = 2**28  # input-output pairs of a turn of the backward pass, likewise
+_IMAGES = 128  # taken for the batch where its size is left open (`jax.export`)
 
 
 class _Membrane(NamedTuple):
@@ -68,8 +70,11 @@ def forward(
         heard = synapse.windows(times, kernel, num_steps)
         rows = kernel.reshape(-1, kernel.shape[-1])
         batch, *image = heard.shape
-        some = _NEAR // max(1, _TURN_ON_CPU * math.prod(image))
-        some = next((n for n in range(min(some, batch), 1, -1) if batch % n == 0), 1)
+        if jax.export.is_symbolic_dim(batch):
+            some = 1 if len(image) > 1 else batch
+        else:
+            some = min(batch, _NEAR // max(1, _TURN_ON_CPU * math.prod(image)))
+            some = next((n for n in range(some, 1, -1) if batch % n == 0), 1)
         found = lax.map(
             lambda heard: _forward(
                 jnp.dot, _TURN_ON_CPU, heard, rows, pulses, **settings
@@ -81,13 +86,21 @@ def forward(
     elsewhere = functools.partial(
         _forward,
         functools.partial(current_on_matrix_units, synapse),
-        min(_TURN, max(1, _CURRENTS // max(1, out.size))),
+        min(_TURN, max(1, _CURRENTS // max(1, _size(out.shape)))),
         **settings,
     )
     response = lax.platform_dependent(
         times, kernel, pulses, cpu=on_cpu, default=elsewhere
     )
     return response if pool == NO_POOL else _pooled(response, pool, num_steps)
+
+
+def _size(shape: Sequence[int]) -> int:
+    """Product of a shape [B, …], if need be of a usual B."""
+    batch, *rest = shape
+    return math.prod(
+        rest, start=_IMAGES if jax.export.is_symbolic_dim(batch) else batch
+    )
 
 
 def _forward(
@@ -194,7 +207,7 @@ def backward(
     if member is not None:
         until, delta = (pooling.to_member(x, member, pool) for x in (until, delta))
     rows = kernel.reshape(-1, kernel.shape[-1])
-    places = math.prod(delta.shape[:-1])
+    places = _size(delta.shape[:-1])
     run = functools.partial(
         _backward, synapse, num_steps=num_steps, silent_inputs=silent_inputs
     )
@@ -244,8 +257,8 @@ def _backward(
     def in_turns(x: jax.Array) -> jax.Array:
         """[turns, turn, features], filled up with places that have no error."""
         x = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-        turns = -(-len(x) // turn)
-        x = jnp.pad(x, ((0, turns * turn - len(x)), (0, 0)))
+        turns = -(-x.shape[0] // turn)
+        x = jnp.pad(x, ((0, turns * turn - x.shape[0]), (0, 0)))
         return x.reshape(turns, turn, x.shape[-1])
 
     (d_weights, d_pulses), d_windows = lax.scan(

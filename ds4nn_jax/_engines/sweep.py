@@ -197,7 +197,7 @@ def _flatten(spikes, count, features):
         spikes[k] = _spike(_step(spikes[k]), 0, feature)
 
 
-def entry(kernel, kind, cell, version):
+def entry(kernel, kind, cell):
     """The function that XLA calls for "sweep", to be compiled.
 
     It decides each image: operands are times [B, inputs] and all kernels, flat, each
@@ -364,4 +364,4 @@ def entry(kernel, kind, cell, version):
     def counts_of(plan, phase):
         return plan[SWEEP.parts] if phase == 0 else 0
 
-    return handler(cell, version, counts_of, part, memory)
+    return handler(cell, counts_of, part, memory)

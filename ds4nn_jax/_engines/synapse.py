@@ -153,8 +153,9 @@ def flat(x: jax.Array) -> jax.Array:
 def spikes_per_step(times: jax.Array, num_steps: int) -> jax.Array:
     """[B, T] int32 spikes of each step, of spike times [B, …]."""
     steps = flat(times).astype(jnp.int32)
-    images = jnp.arange(len(times))[:, None]
-    empty = jnp.zeros((len(times), num_steps), jnp.int32)
+    batch = times.shape[0]  # not len: a batch of any size is exported, too
+    images = jnp.arange(batch)[:, None]
+    empty = jnp.zeros((batch, num_steps), jnp.int32)
     return empty.at[images, steps].add(1, mode="drop")  # T, silence, drops out
 
 
