@@ -41,11 +41,7 @@ def to_c(
     Raises:
       ValueError: weights that are not whole numbers, or images that are not uint8.
     """
-    if not quantization.is_whole(params):
-        raise ValueError(
-            "C sources are of networks of whole numbers: ds.quantize(network, params, "
-            "bits=8) makes one, training on with --bits=8 wins back what that costs"
-        )
+    check_whole(params)
     images = np.asarray(images)
     if images.dtype != np.uint8 or not len(images):
         raise ValueError(f"pixels must be uint8, got {len(images)} of {images.dtype}")
@@ -59,6 +55,46 @@ def to_c(
         "network.c": f"{_about(network, plan)}\n{tables}\n{code}",
         "main.c": _main(images, classify(network, params, images)),
     }
+
+
+def to_arrays(
+    network: SpikingNetwork, params: dict
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """A network of whole numbers as values for JSON and arrays by name.
+
+    Returns:
+      ({"spec", "num_steps", "padding", "layers": [names]}, {"LAYER/kernel" int8,
+      "LAYER/threshold" int32 [O], "LAYER/pulses" int32 [P, O]}); an urgency is among
+      the pulses, of which pulse p comes at step ⌊p·T/P⌋.
+
+    Raises:
+      ValueError: weights that are not whole numbers.
+    """
+    check_whole(params)
+    structure = dict(
+        spec=network.spec,
+        num_steps=network.num_steps,
+        padding=network.padding,
+        layers=list(network.weighted),
+    )
+    arrays = {}
+    references = network.reference_weights(params)
+    whole = zip(network.weighted, references, network.thresholds(params), strict=True)
+    for name, reference, threshold in whole:
+        arrays[f"{name}/kernel"] = np.asarray(params["params"][name]["kernel"])
+        arrays[f"{name}/threshold"] = np.asarray(threshold, np.int32)
+        arrays[f"{name}/pulses"] = np.asarray(reference, np.int32)
+    return structure, arrays
+
+
+def check_whole(params: dict) -> None:
+    """Refuses weights that are not whole numbers, and says how they become so."""
+    if not quantization.is_whole(params):
+        raise ValueError(
+            "these weights are real numbers: ds.quantize(network, params, bits=8) "
+            "rounds them, as --bits=8 does; training on (--init_from, --bits) wins "
+            "back what that costs"
+        )
 
 
 class _Layer(NamedTuple):
@@ -219,7 +255,8 @@ def _about(network: SpikingNetwork, plan: _Plan) -> str:
     how = "to the decision, step by step" if plan.stop else "layer after layer"
     return f"""\
 /* {network.spec}, T = {network.num_steps}, {how}.
- * Flash: {plan.flash} bytes of weights, and the code. RAM: {plan.ram} bytes, and the stack.
+ * Flash: {plan.flash} bytes of weights, and the code.
+ * RAM: {plan.ram} bytes, and the stack.
  * Written by ds4nn_jax. */
 #include "network.h"
 """

@@ -12,7 +12,8 @@ That times are equal is tested on a plain executor of the graph, not on any of t
     64C3                  Conv2d (no bias) → IF
     P2                    SumPool2d → IF with threshold 1: fires with its first input
     10                    Flatten, the first time → Linear → IF
-    10, with an urgency   … → Affine, whose bias arrives at every step → IF
+    10, with an urgency   … → Affine, whose bias arrives at every step → IF; an
+                          urgency in whole numbers, which varies, is among the pulses
     10, with pulses       Input "LAYER_reference" [P] → Linear → the same IF
     64C3, with pulses     Input "LAYER_reference" [P, H, W] → Conv2d 1×1 → the same IF
 
@@ -32,7 +33,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from ds4nn_jax import _layers
+from ds4nn_jax import _layers, quantization
 from ds4nn_jax._engines.synapse import explicit_pads, pulse_steps
 from ds4nn_jax.modules import ConvSpec, PoolSpec, SpikingNetwork
 
@@ -68,10 +69,13 @@ def to_nir(
     nodes = {"input": nir.Input({"input": np.array(_channels_first(before))})}
     references: dict[str, nir.NIRNode] = {}
     edges = []
+    whole = quantization.is_whole(params)
+    arrays = network.reference_weights(params), network.thresholds(params)
+    weighted = dict(zip(network.weighted, zip(*arrays, strict=True), strict=True))
     for name, layer, shape in zip(
         network.names, network.layers, shapes[1:], strict=True
     ):
-        threshold = network.threshold
+        pulses, threshold = weighted.get(name, ((), np.ones(1)))
         if isinstance(layer, PoolSpec):
             if not _layers.divides((layer.size, layer.size), (1, *before)):
                 raise ValueError(
@@ -80,7 +84,7 @@ def to_nir(
                 )
             size = np.array([layer.size] * 2)
             nodes[f"{name}_in"] = nir.SumPool2d(size, size, np.zeros(2, int))
-            threshold, most = 1.0, float(layer.size**2)
+            most = float(layer.size**2)
         elif isinstance(layer, ConvSpec):
             kernel = _kernel(params, name)
             window, strides = kernel.shape[:2], layer.strides
@@ -103,19 +107,21 @@ def to_nir(
                 kernel = kernel.reshape(-1, kernel.shape[-1])
             most, last = _most(kernel), name == network.names[-1]
             nodes[f"{name}_in"] = nir.Linear(kernel.T)
-            if last and network.urgency:
+            if last and network.urgency and not whole:
                 bias = np.full(kernel.shape[1], network.urgency, np.float32)
                 nodes[f"{name}_in"] = nir.Affine(kernel.T, bias)
                 most += network.num_steps * network.urgency
-        if network.pulse_counts.get(name):
-            pulses = np.asarray(params["params"][name]["pulses"], np.float32)
+                pulses = params["params"][name].get("pulses", ())
+        if len(pulses):
+            pulses = np.asarray(pulses, np.float32)
             most += _most(pulses)
             own = f"{name}_reference", f"{name}_reference_in"
             reference = _reference(pulses, shape[:-1], network.num_steps)
             references |= zip(own, reference, strict=True)
             edges += [own, (own[1], name)]
         neuron = np.ones(_channels_first(shape), np.float32)
-        below = np.nextafter(np.float32(threshold), np.float32(0))
+        below = np.nextafter(np.asarray(threshold, np.float32), np.float32(0))
+        below = below.reshape(-1, *[1] * (len(shape) - 1))  # channels first
         nodes[name] = nir.IF(
             r=neuron, v_threshold=below * neuron, v_reset=-most * neuron
         )

@@ -3,6 +3,7 @@
 ds4nn train mnist                   by the best recipe known; or --preset, --flagfile
 ds4nn evaluate mnist                python -m experiments.mnist --evaluate=pretrained
 ds4nn predict image.png             what is in it, and when that was clear
+ds4nn export mnist --out_dir=DIR    C sources for a microcontroller; npz; NIR
 ds4nn report                        python -m experiments.report
 """
 
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 
 import ds4nn_jax as ds
 
-from . import predict, progress
+from . import export, predict, progress
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -41,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
             "dataset", nargs="?", help="digits, mnist, fashion_mnist, …"
         )
     predict.add_parser(commands)
+    export.add_parser(commands)
     commands.add_parser("report", add_help=False, help="tables and figures")
     return parser
 
@@ -50,10 +52,10 @@ def _run(asked: argparse.Namespace, rest: list[str]) -> None:
         from . import report
 
         report.main(rest, "ds4nn report")
-    elif asked.command == "predict":
+    elif asked.command in ("predict", "export"):
         if rest:
-            raise SystemExit(f"ds4nn predict: unknown flag {rest[0]}")
-        predict.main(asked)
+            raise SystemExit(f"ds4nn {asked.command}: unknown flag {rest[0]}")
+        {"predict": predict, "export": export}[asked.command].main(asked)
     else:
         from . import runner
 
