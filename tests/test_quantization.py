@@ -88,11 +88,13 @@ def test_equal_everywhere(bits, rng):
             found, wanted = getattr(decided, name), getattr(full, name)
             np.testing.assert_array_equal(found, wanted)
 
-    for engine in ("auto", "scan"):
-        same(whole.clone(engine=engine), weights, times)
-        with float64():
-            same(whole.clone(engine=engine), weights, times.astype(np.float64))
-    same(*quantization.rounded(network, params, bits), times)
+    same(whole, weights, times)
+    if bits == 3:
+        same(whole.clone(engine="scan"), weights, times)
+        for engine in ("auto", "scan"):
+            with float64():
+                same(whole.clone(engine=engine), weights, times.astype(np.float64))
+        same(*quantization.rounded(network, params, bits), times)
 
 
 def oracle(network, params, times):
@@ -234,12 +236,9 @@ def compiler():
 
 
 def compiled(compiler, folder, images):
-    """Runs main.c, then all images through `ds4nn_classify`: [n, 3]."""
+    """Label, step and spikes of all images: [n, 3]."""
     (folder / "reader.c").write_text(READER)
     run = functools.partial(subprocess.run, cwd=folder, check=True)
-    own = ["main.c", "network.c", "-o", "own"]
-    run([*compiler, *own])
-    assert "0 of" in run(["./own"], capture_output=True, text=True).stdout
     pixels = f"-DPIXELS={images[0].size}"
     run([*compiler, pixels, "reader.c", "network.c", "-o", "reader"])
     told = run(["./reader"], input=images.tobytes(), capture_output=True).stdout
@@ -251,7 +250,6 @@ def decisions(network, params, images):
     return np.stack([found.label, found.step, found.spikes[:, 1:].sum(axis=1)], axis=1)
 
 
-@pytest.mark.parametrize("stop", [True, False])
 @pytest.mark.parametrize(
     "spec, shape, attributes",
     [
@@ -262,16 +260,18 @@ def decisions(network, params, images):
         ("3C3-4C3-18-4", (5, 5, 1), dict(padding=((2, 0), (1, 1)))),
     ],
 )
-def test_c_decides_the_same(spec, shape, attributes, stop, tmp_path, compiler, rng):
+def test_c_decides_the_same(spec, shape, attributes, tmp_path, compiler, rng):
+    """Step by step, and layer after layer."""
     network, params = network_of(spec, shape, rng, **attributes)
     images = rng.integers(0, 256, (60, *shape)).astype(np.uint8)
     images[0] = 0
     whole, weights = ds.quantize(network, params, bits=4)
-    for name, text in export.to_c(whole, weights, images[:3], stop=stop).items():
-        (tmp_path / name).write_text(text)
     expected = decisions(whole, weights, images)
     assert len(np.unique(expected[:, 1])) > 2
-    np.testing.assert_array_equal(compiled(compiler, tmp_path, images), expected)
+    for stop in (True, False):
+        for name, text in export.to_c(whole, weights, images[:3], stop=stop).items():
+            (tmp_path / name).write_text(text)
+        np.testing.assert_array_equal(compiled(compiler, tmp_path, images), expected)
 
 
 def test_a_shipped_network_from_the_command(images, tmp_path, compiler, capsys):
@@ -287,6 +287,10 @@ def test_a_shipped_network_from_the_command(images, tmp_path, compiler, capsys):
     assert "network.c" in capsys.readouterr().out
     network, params, _ = pretrained.load("mnist")
     whole, weights = ds.quantize(network, params, bits=8)
+    command = [*compiler, "main.c", "network.c", "-o", "own"]
+    subprocess.run(command, cwd=folder, check=True)
+    own = subprocess.run(["./own"], cwd=folder, capture_output=True, text=True)
+    assert own.returncode == 0 and "0 of 10 differ" in own.stdout
     found = compiled(compiler, folder, pixels)
     np.testing.assert_array_equal(found, decisions(whole, weights, pixels))
     about = (folder / "network.c").read_text()[:400]
