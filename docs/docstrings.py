@@ -15,6 +15,15 @@ _ELSEWHERE = re.compile(r"^Raises:\n  As ((?:.+\n?)(?:  .+\n?)*)", re.MULTILINE)
 class Docstrings(griffe.Extension):
     """Prepares every docstring before it is parsed."""
 
+    def on_class(self, *, cls: griffe.Class, **kwargs) -> None:
+        """Bases that are nobody's to use are not shown."""
+        names = [str(base).rpartition(".")[2] for base in cls.bases]
+        cls.bases = [
+            base
+            for base, name in zip(cls.bases, names, strict=True)
+            if name != "Value" and not name.startswith("_")
+        ]
+
     def on_object(self, *, obj: griffe.Object, **kwargs) -> None:
         if obj.docstring is not None:
             obj.docstring.value = prepared(obj.docstring.value)

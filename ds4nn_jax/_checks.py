@@ -6,13 +6,13 @@ cost); values only when they are at hand, that is outside `jit`.
 
 import math
 import operator
-import warnings
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-DEFAULT_STEPS = 100  # the paper's T
+MOST_STEPS = 2**24  # beyond it float32 does not tell whole numbers apart
 
 
 def at_hand(x: jax.Array | np.ndarray) -> bool:
@@ -27,6 +27,19 @@ def num_steps(steps: int) -> None:
         valid = False
     if not valid:
         raise ValueError(f"num_steps must be a positive whole number, got {steps!r}")
+    if steps > MOST_STEPS:
+        raise ValueError(
+            f"num_steps must be at most 2²⁴ = {MOST_STEPS:,}, got {steps:,}: beyond it "
+            "float32 does not tell steps apart"
+        )
+
+
+def array(x: Any) -> jax.Array | np.ndarray:
+    """As an array in this machine's byte order, which is all that JAX takes."""
+    if isinstance(x, jax.Array):
+        return x
+    x = np.asarray(x)
+    return x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
 
 
 def threshold(values: jax.typing.ArrayLike, outputs: int) -> jax.Array | np.ndarray:
@@ -57,7 +70,7 @@ def urgency(value: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
 
 def pulses(values: jax.Array, outputs: int, steps: int) -> jax.Array:
     """Weights [P, O] of reference neurons, of which no two spike at once."""
-    values = jnp.asarray(values)
+    values = jnp.asarray(array(values))
     if not jnp.issubdtype(values.dtype, jnp.number):
         raise TypeError(f"pulses must be numbers, got {values.dtype}")
     if values.ndim != 2 or values.shape[1] != outputs or len(values) > steps:
@@ -92,7 +105,7 @@ def times_and_kernel(
 ) -> tuple[jax.Array, jax.Array]:
     """Both as arrays of one floating type, values checked where they are at hand."""
     times = spike_times(times, steps)
-    kernel = jnp.asarray(kernel)
+    kernel = jnp.asarray(array(kernel))
     if not (jnp.issubdtype(kernel.dtype, jnp.floating) or kernel.dtype == jnp.int8):
         raise TypeError(f"kernel must be floating or int8, got {kernel.dtype}")
     finite("kernel", kernel)
@@ -107,7 +120,7 @@ def times_and_kernel(
 
 def spike_times(times: jax.Array, steps: int | None = None) -> jax.Array:
     """Times as a floating array; whole steps 0 … T where values are at hand."""
-    times = jnp.asarray(times)
+    times = jnp.asarray(array(times))
     if not jnp.issubdtype(times.dtype, jnp.floating):
         raise TypeError(
             f"spike times must be a floating array, got {times.dtype}: "
@@ -135,20 +148,6 @@ def potentials(values: jax.Array | None, times: jax.Array) -> None:
         )
 
 
-def coded_for(times: jax.Array, steps: int) -> None:
-    """Warns of times that look coded with `encode`'s own T, which is less than this:
-    nothing is later, and much is at that very step. Of more, `spike_times` is sure."""
-    if steps > DEFAULT_STEPS and at_hand(times):
-        seen = np.asarray(times)
-        last = seen == DEFAULT_STEPS
-        if seen.size and seen.max() == DEFAULT_STEPS and last.mean() >= 0.05:
-            warnings.warn(
-                f"spike times look coded in T = {DEFAULT_STEPS} steps, the network has "
-                f"T = {steps}: encode images with network.encode",
-                stacklevel=4,
-            )
-
-
 def finite(name: str, x: jax.Array) -> None:
     if at_hand(x):
         seen = np.asarray(x)
@@ -171,27 +170,30 @@ def intensities(images: jax.Array | np.ndarray) -> None:
 
 def labels(values: jax.Array | np.ndarray, batch: int, classes: int) -> jax.Array:
     """Labels [B] as whole numbers 0 … C−1."""
-    if not isinstance(values, jax.Array):
-        values = np.asarray(values)
+    values = array(values)
     if not jnp.issubdtype(values.dtype, jnp.integer):
         raise TypeError(f"labels must be integers, got {values.dtype}")
-    values = jnp.asarray(values.astype(np.int32))
     if values.shape != (batch,):
-        raise ValueError(f"labels must have shape [B] = ({batch},), got {values.shape}")
+        column = values.shape == (batch, 1)
+        raise ValueError(
+            f"labels must have shape [B] = ({batch},), got {values.shape}"
+            f"{': labels[:, 0] has it' if column else ''}"
+        )
     if at_hand(values) and values.size:
         seen = np.asarray(values)
         if seen.min() < 0 or seen.max() >= classes:
             raise ValueError(
                 f"labels must lie in 0 … {classes - 1}, got {seen.min()} … {seen.max()}"
             )
-    return values
+    return jnp.asarray(values.astype(np.int32))
 
 
 def shares(values: jax.Array | np.ndarray, batch: int, classes: int) -> jax.Array:
     """Soft labels [B, C]: how much of each image belongs to each class."""
-    values = jnp.asarray(values)
+    values = array(values)
     if not jnp.issubdtype(values.dtype, jnp.floating):
         raise TypeError(f"soft labels must be floating, got {values.dtype}")
+    values = jnp.asarray(values)
     if values.shape != (batch, classes):
         raise ValueError(
             f"soft labels must have shape [B, C] = {(batch, classes)}, "

@@ -2,7 +2,7 @@
 written once for both synapses (dense, convolution) and both engines."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import jax
@@ -120,10 +120,28 @@ def _layer(synapse, num_steps, engine, surrogate) -> Layer:
 def _dispatch(layer: Layer, function: str, *arrays: jax.Array, **static):
     """Calls `function` of the engine module that the layer names."""
     static["num_steps"] = layer.num_steps
-    if layer.engine == "scan":
-        return getattr(scan, function)(layer.synapse, *arrays, **static)
-    static["only"] = layer.engine == "event"
-    return getattr(event, function)(layer.synapse, *arrays, **static)
+    module = scan if layer.engine == "scan" else event
+    if module is event:
+        static["only"] = layer.engine == "event"
+    call = functools.partial(getattr(module, function), layer.synapse, **static)
+    return _undifferentiated(call, *arrays)
+
+
+_ONCE = (
+    "layers have first derivatives in reverse mode (jax.grad, jax.vjp): spikes have "
+    "none of their own, so there is neither forward mode (jax.jvp, jax.jacfwd) nor a "
+    "second derivative (jax.hessian)"
+)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _undifferentiated(call: Callable, *arrays: jax.Array):
+    return call(*arrays)
+
+
+@_undifferentiated.defjvp
+def _refused(call: Callable, primals, tangents):
+    raise TypeError(_ONCE)
 
 
 def _forward(layer: Layer, times, kernel, pulses, threshold, **asked) -> Response:
@@ -173,8 +191,18 @@ def _response_bwd(layer: Layer, pool, counts: bool, residuals, cotangent: Respon
 _response.defvjp(_response_fwd, _response_bwd)
 
 # Compiled once per layer and shape also where the caller does not jit.
-respond = jax.jit(_response, static_argnums=0, static_argnames=("pool", "counts"))
+_respond = jax.jit(_response, static_argnums=0, static_argnames=("pool", "counts"))
 compiled_forward = jax.jit(_forward, static_argnums=0, static_argnames="peaks")
+
+
+def respond(layer: Layer, *arrays: jax.Array, **outputs) -> Response:
+    """What a layer does, with the gradient of its surrogate."""
+    try:
+        return _respond(layer, *arrays, **outputs)
+    except TypeError as error:
+        if "custom_vjp" not in str(error):
+            raise
+        raise TypeError(_ONCE) from error
 
 
 def checked(

@@ -5,6 +5,7 @@ sets, gathered in NumPy.
 """
 
 import functools
+import logging
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -14,10 +15,12 @@ import numpy as np
 
 from ds4nn_jax import _checks
 from ds4nn_jax._engines.synapse import flat, pulse_steps
-from ds4nn_jax.encoding import encode
+from ds4nn_jax.encoding import spike_times
 from ds4nn_jax.inference import batches_of
 from ds4nn_jax.modules import SpikingNetwork, Trace
 from ds4nn_jax.types import SpikeTimes
+
+_LOGGER = logging.getLogger("ds4nn_jax")
 
 
 def predict(times: SpikeTimes, potentials: jax.Array | None = None) -> jax.Array:
@@ -276,9 +279,25 @@ def evaluate(
     Raises:
       ValueError, TypeError: images, labels or parameters do not fit each other or the
         network; NaN or infinite weights.
+
+    Logs a warning, once for a network, if its decisions say little: see `advise`.
     """
+    images, labels = pairs(images, labels, network.num_classes)
+    result = reported(network, params, images, labels, batch_size, on_images)
+    advise(network, images, result)
+    return result
+
+
+def reported(
+    network: SpikingNetwork,
+    params: dict,
+    images: Any,
+    labels: Any,
+    batch_size: int,
+    on_images: Callable[[int], None] | None = None,
+) -> Report:
+    """`evaluate` of `pairs`, without advice."""
     classes = network.num_classes
-    images, labels = pairs(images, labels, classes)
     check_params(network, params, images)
 
     def batches():
@@ -290,6 +309,55 @@ def evaluate(
             yield rows._replace(fired=decisions.fired), labels[start : start + count]
 
     return report(batches(), classes)
+
+
+def advise(network: SpikingNetwork, images: Any, result: Report | None = None) -> None:
+    """Logs what is wrong with images or with decisions on them, and the remedy: most
+    pixels at step 0, over half of the images decided without an output spike, over half
+    tied, all decided at step 0. Each once for a network."""
+    few = np.asarray(images[:: max(1, len(images) // 100)])
+    at_once = float(np.mean(np.asarray(spike_times(few, network.num_steps)) == 0))
+    if at_once > 0.5:
+        _advised(
+            network,
+            "light",
+            f"{at_once:.0%} of the pixels spike at step 0, as on a light ground: most "
+            "of an image arrives at once. 255 − images (of floats 1 − images) turns "
+            "light and dark round",
+        )
+    if result is None:
+        return
+    if result.silent > 0.5:
+        _advised(
+            network,
+            "silent",
+            f"{result.silent:.0%} of the images are decided by potentials, without an "
+            "output spike: train for longer, with larger initial weights or a lower "
+            "threshold, or give the outputs an urgency (network.clone(urgency=…))",
+        )
+    if result.tied > 0.5:
+        _advised(
+            network,
+            "tied",
+            f"in {result.tied:.0%} of the images several outputs fire first: use more "
+            "time steps (num_steps), or smaller initial weights",
+        )
+    if result.decision_step == 0:
+        _advised(
+            network,
+            "at once",
+            "all images are decided at step 0, before most of them has arrived: use "
+            "smaller initial weights or a higher threshold, and dark grounds",
+        )
+
+
+_said: set[tuple[SpikingNetwork, str]] = set()
+
+
+def _advised(network: SpikingNetwork, kind: str, text: str) -> None:
+    if (network, kind) not in _said:
+        _said.add((network, kind))
+        _LOGGER.warning(text)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -324,8 +392,8 @@ def check_params(network: SpikingNetwork, params: dict, images: np.ndarray) -> N
     wanted = {name: leaf.shape for name, leaf in leaves(expected).items()}
     if shapes != wanted:
         raise ValueError(
-            f"parameters do not fit the network {network.spec}: "
-            f"expected {wanted}, got {shapes}"
+            f"parameters do not fit the network {network.spec} and images of shape "
+            f"{np.shape(images)[1:]}: expected {wanted}, got {shapes}"
         )
     for name, leaf in given.items():
         if not np.isfinite(leaf).all():
@@ -345,13 +413,11 @@ def pairs(images: Any, labels: Any, classes: int) -> tuple[Any, Any]:
     Raises:
       TypeError, ValueError: they are something else, or do not fit each other.
     """
-    images, labels = (
-        x if isinstance(x, jax.Array) else np.asarray(x) for x in (images, labels)
-    )
+    images, labels = map(_checks.array, (images, labels))
     if not images.ndim or not len(images):
         raise ValueError("no images")
     if images.dtype != np.uint8:
-        encode(images[:0])  # refuses types that have no code
+        spike_times(images[:0], 1)  # refuses types that have no code
         _checks.intensities(images)
     if images.ndim == 4 and images.shape[1] in (1, 3) and images.shape[3] > 4:
         raise ValueError(

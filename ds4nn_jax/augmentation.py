@@ -16,9 +16,9 @@ class Augmentation(Value):
 
     Attributes:
       shift: images are moved by up to so many pixels in each direction.
-      flip: whether images are mirrored left to right, every other one.
-      rotation: every other image is turned about its centre by up to so many degrees
-        either way, see `rotate`.
+      flip: whether images are mirrored left to right, each with probability ½.
+      rotation: images are turned about their centre, each with probability ½, by up to
+        so many degrees either way, see `rotate`.
     """
 
     shift: int = 0
@@ -72,7 +72,7 @@ def shift(key: jax.Array, images: jax.Array, *, pixels: int) -> jax.Array:
 
 
 def flip(key: jax.Array, images: jax.Array) -> jax.Array:
-    """Mirrors every other image, on average, left to right: [B, H, W, C].
+    """Mirrors each image with probability ½, left to right: [B, H, W, C].
 
     Raises:
       ValueError: images of another rank.
@@ -83,7 +83,7 @@ def flip(key: jax.Array, images: jax.Array) -> jax.Array:
 
 
 def rotate(key: jax.Array, images: jax.Array, *, degrees: float) -> jax.Array:
-    """Turns every other image, on average, about its centre, by its own angle, black
+    """Turns each image with probability ½ about its centre, by its own angle, black
     coming in.
 
     Every pixel takes the value of the one that comes nearest to its place: a mean of

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -59,10 +59,12 @@ def save_weights(
         spike times.
       params: {"params": {layer: {"kernel": array}}} with finite weights. Whole ones
         (`quantize`) take the bits that they need.
-      notes: anything JSON can hold: seed, command, accuracy.
+      notes: anything JSON can hold: seed, command, accuracy. `ds4nn predict` reads
+        "input_shape", "class_names" and "pictures", see `data.Pictures`.
 
     Raises:
       ValueError: layers that are not the network's, or NaN or infinite weights.
+      TypeError: notes that JSON cannot hold.
       OSError: the file cannot be written; an older one is then left as it was.
     """
     path = Path(path)
@@ -101,7 +103,10 @@ def save_weights(
     }
     if packed:
         header["packed"] = packed
-    text = json.dumps(header, sort_keys=True)
+    try:
+        text = json.dumps(header, sort_keys=True, default=_plain)
+    except TypeError as error:
+        raise TypeError(f"notes must be what JSON can hold: {error}") from error
     # One entry: safetensors writes several in no fixed order, and the same weights
     # should be the same bytes.
     signed = json.dumps([text, digest(text, sorted(tensors.items()))])
@@ -200,6 +205,13 @@ def _unpacked(packed: np.ndarray, bits: int, shape: list[int]) -> np.ndarray:
         return (1 - 2 * each.astype(np.int8)).reshape(shape)
     full = np.concatenate([each[:, :1].repeat(8 - bits, axis=1), each], axis=1)
     return np.packbits(full, axis=1).view(np.int8).reshape(shape)
+
+
+def _plain(value: Any) -> Any:
+    """Numbers and arrays of NumPy and JAX as Python's."""
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        return np.asarray(value).tolist()
+    raise TypeError(f"{type(value).__name__} {value!r:.40} is none of its types")
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Data sets as NumPy arrays: IDX files, the embedded digits, or TFDS.
+"""Data sets as NumPy arrays: IDX files, the embedded digits, TFDS, or your own images.
 
 The only module that knows TFDS, and it imports it only when nothing nearer is found.
 Everything that comes from a file is checked before it is handed on.
@@ -52,7 +52,21 @@ _SYSTEM_DATASETS = Path("/usr/share/datasets")  # Debian's dataset-* packages
 _CACHE = "ds4nn_jax.npz"
 _MAX_RANK = 4
 _DEFLATE_LIMIT = 1032  # no deflate stream expands further than this
+_OWN = (
+    "the path of your own images: a folder with a folder for each class, a .npz or a "
+    ".csv file (ds4nn_jax.data.from_folders, from_file)"
+)
+_ARRAYS = (  # names in .npz files
+    ("train_images", "train_labels", "test_images", "test_labels"),
+    ("x_train", "y_train", "x_test", "y_test"),
+    ("images", "labels"),
+    ("x", "y"),
+)
 _SPLIT_STREAM = 2**64 - 1  # of the generator's streams, one that no epoch reaches
+
+
+# Sums of CRC-32 over all images with their labels: TFDS has them in another order.
+_DIGESTS = {150584038463785: "mnist", 150020560615121: "fashion_mnist"}
 
 
 class DataError(ValueError):
@@ -85,6 +99,69 @@ class Dataset(NamedTuple):
     source: str
 
 
+class Pictures(NamedTuple):
+    """How images were made of pictures, which `ds4nn predict` does again.
+
+    It is a note of the weights file, "pictures": `pictures(…)._asdict()`.
+
+    Fields:
+      fit: "whole": a picture is scaled until it fits; "ink": as MNIST was made, the
+        ink's box is scaled to 20×20 and centred by its mass in 28×28.
+      ground: "dark", "light", or "mixed": what the borders of the images are.
+      light: the least and the largest share of light pixels (≥ 128) of an image, but
+        for one image in a hundred on either side.
+    """
+
+    fit: str
+    ground: str
+    light: tuple[float, float]
+
+
+def pictures(images: np.ndarray, *, fit: str = "whole") -> Pictures:
+    """How the pictures of training images were prepared, as far as these show it.
+
+    Args:
+      images: [N, H, W, C] uint8, or floating in [0, 1].
+      fit: as `Pictures` has it.
+
+    Example:
+      >>> from ds4nn_jax import data
+      >>> data.pictures(data.load("digits").train_images).ground
+      'dark'
+    """
+    images = np.asarray(images)
+    few = images[:: max(1, len(images) // 10_000)]
+    few = few if few.dtype == np.uint8 else np.rint(255 * few.astype(np.float32))
+    tones = np.array([border_tone(image) for image in few])
+    ground = "mixed"
+    if np.mean(tones < 64) > 0.95:
+        ground = "dark"
+    elif np.mean(tones > 191) > 0.95:
+        ground = "light"
+    share = (few >= 128).mean(axis=(1, 2, 3))
+    low, high = np.quantile(share, (0.005, 0.995)).tolist()
+    return Pictures(fit, ground, (low, high))
+
+
+def border_tone(image: np.ndarray) -> float:
+    """Median of the outermost pixels of an image [H, W] or [H, W, C]."""
+    sides = image[0], image[-1], image[:, 0], image[:, -1]
+    return float(np.median(np.concatenate([side.ravel() for side in sides])))
+
+
+def known(dataset: Dataset) -> str | None:
+    """The name by which the world knows these images and labels, whatever they were
+    loaded as: "mnist", "fashion_mnist", or None."""
+    digest = 0
+    for images, labels in (
+        (dataset.train_images, dataset.train_labels),
+        (dataset.test_images, dataset.test_labels),
+    ):
+        for image, label in zip(np.ascontiguousarray(images), labels, strict=True):
+            digest += zlib.crc32(image, int(label))
+    return _DIGESTS.get(digest)
+
+
 def load(name: str, data_dir: str | os.PathLike | None = None) -> Dataset:
     """Loads a data set from the nearest place that holds it.
 
@@ -101,9 +178,11 @@ def load(name: str, data_dir: str | os.PathLike | None = None) -> Dataset:
     `<name>`, or a TFDS directory prepared below it. TFDS shuffles the images when it
     prepares them, so their order depends on the source; the images do not.
 
+    Your own images are named by their path, see `from_folders` and `from_file`.
+
     Args:
-      name: "digits", "mnist", "fashion_mnist", or another TFDS image data set, with
-        its configuration if it has any ("emnist/letters").
+      name: "digits", "mnist", "fashion_mnist", another TFDS image data set with its
+        configuration, if any ("emnist/letters"), or the path of your own images.
       data_dir: where the files are. Not for `digits`.
 
     Returns:
@@ -111,29 +190,144 @@ def load(name: str, data_dir: str | os.PathLike | None = None) -> Dataset:
 
     Raises:
       DataNotFoundError: no place holds it.
-      DataError: the files found are corrupt, or are not an image data set.
+      DataError: the files found are corrupt, are not an image data set, or hold
+        another one than the name says.
       ValueError: the name cannot be that of a data set.
     """
+    if path := own(name):
+        if data_dir is not None:
+            raise ValueError(f"{name} is a path already and takes no data_dir")
+        return from_folders(path) if path.is_dir() else from_file(path)
     known = "digits", *_TFDS_BUILDERS
     meant = difflib.get_close_matches(name.lower().replace("-", "_"), known, 1)
     hint = f": did you mean {meant[0]}?" if meant and name not in known else ""
     if not re.fullmatch(r"[a-z][a-z0-9_]*(/\w[\w.-]*)?", name):
         raise ValueError(
             f"{name!r} is no data set name{hint or ':'} Say digits, mnist, "
-            "fashion_mnist, or the name of another TFDS image data set"
+            "fashion_mnist, the name of another TFDS image data set, or "
+            f"{_OWN}"
         )
     if name == "digits":
         if data_dir is not None:
-            raise ValueError("digits comes with scikit-learn and takes no data_dir")
+            raise ValueError(
+                "digits comes with scikit-learn: leave data_dir (--data_dir) out"
+            )
         return _load_digits()
     looked = []
     for source in _sources(name, data_dir):
         try:
-            return source()
+            return _itself(source())
         except DataNotFoundError as missing:
             looked.append(f"  - {missing}")
     nowhere = f"no data set {name!r} found{hint or '.'} Looked at:"
     raise DataNotFoundError("\n".join([nowhere, *looked, *_how_to_fetch(name)]))
+
+
+def _itself(dataset: Dataset) -> Dataset:
+    """The data set, if it is what its name says; said in `source` if nobody knows.
+
+    Raises:
+      DataError: these are the images of another.
+    """
+    if dataset.name not in _DIGESTS.values():
+        return dataset
+    name = known(dataset)
+    if name is None:
+        changed = f"{dataset.source} (not the {dataset.name} that everybody has)"
+        return dataset._replace(source=changed)
+    if name != dataset.name:
+        raise DataError(f"{dataset.source}: hold {name}, not {dataset.name}")
+    return dataset
+
+
+def own(name: str) -> Path | None:
+    """The folder, .npz or .csv file that a name stands for; None for a data set's."""
+    path = Path(name).expanduser()
+    if not name or name == "digits" or name in _TFDS_BUILDERS:
+        return None
+    readable = path.is_dir() or path.is_file() and path.suffix in (".npz", ".csv")
+    return path if readable else None
+
+
+def from_folders(directory: str | os.PathLike, *, test: float = 0.2) -> Dataset:
+    """Images in folders, one for each class, as files that Pillow reads.
+
+        pets/cat/1.png  pets/dog/2.png                         a share is for testing,
+        pets/train/cat/1.png  pets/train/dog/2.png  pets/test/cat/3.png  or a folder is
+
+    Args:
+      directory: with a folder for each class, or with `train` and `test`, which have
+        them. Classes are numbered by name.
+      test: the share of each class that is the test set, always the same, where there
+        are no folders `train` and `test`.
+
+    Returns:
+      Images [N, H, W, 1], or [N, H, W, 3] if one has colours. What is transparent is
+      black.
+
+    Raises:
+      DataError: no classes, a file that is no picture, or pictures of several sizes.
+    """
+    directory = Path(directory)
+    parts = {folder.name: folder for folder in _folders(directory)}
+    split = {"train", "test"} <= parts.keys()
+    classes = [f.name for f in _folders(parts["train"] if split else directory)]
+    if len(classes) < 2:
+        raise DataError(
+            f"{directory}: {len(classes)} folders, needed is one for each class (or "
+            "train and test, with one for each class)"
+        )
+    where = [parts["train"], parts["test"]] if split else [directory]
+    paths: list[Path] = []
+    labels: list[int] = []
+    counts = []
+    for root in where:
+        for folder in _folders(root):
+            if folder.name not in classes:
+                raise DataError(f"{folder}: train has no class {folder.name!r}")
+            files = [f for f in sorted(folder.iterdir()) if not f.name.startswith(".")]
+            paths += files
+            labels += [classes.index(folder.name)] * len(files)
+        counts.append(len(paths))
+    images = _pictures(paths)
+    return _own_dataset(
+        directory,
+        images,
+        np.array(labels, np.int32),
+        tuple(classes),
+        counts[0] if split else test,
+    )
+
+
+def from_file(path: str | os.PathLike, *, test: float = 0.2) -> Dataset:
+    """Images in one file: a .npz of arrays, or a .csv with a row for each image.
+
+    Args:
+      path: a .npz with train_images, train_labels, test_images and test_labels (or
+        x_train, …), or images and labels (or x, y): uint8 [N, H, W] or [N, H, W, C]. A
+        .csv: the label, then 0 … 255 for each pixel, with or without a header.
+      test: the share of each class that is the test set, always the same, where the
+        file has none.
+
+    Raises:
+      DataError: the file holds something else.
+    """
+    path = Path(path)
+    read = _from_npz if path.suffix == ".npz" else _from_csv
+    try:
+        images, named, count = read(path)
+    except (ValueError, OSError, KeyError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: {' '.join(str(error).split())}") from error
+    if images.ndim == 3:
+        images = images[..., None]
+    names, labels = np.unique(named, return_inverse=True)
+    return _own_dataset(
+        path,
+        images,
+        labels.astype(np.int32),
+        tuple(map(str, names.tolist())),
+        test if count is None else count,
+    )
 
 
 def read_idx(path: str | os.PathLike, *, max_bytes: int = 1 << 30) -> np.ndarray:
@@ -269,7 +463,7 @@ def _load_digits() -> Dataset:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise DataNotFoundError(
-            "digits come with scikit-learn: pip install scikit-learn"
+            "digits come with scikit-learn: pip install 'ds4nn_jax[experiments]'"
         ) from error
     digits = load_digits()
     images = np.rint(digits.images[..., None] * (255 / 16)).astype(np.uint8)
@@ -284,6 +478,107 @@ def _load_digits() -> Dataset:
         class_names=_DIGIT_NAMES,
         source="scikit-learn's copy of the UCI digits",
     )
+
+
+def _folders(directory: Path) -> list[Path]:
+    try:
+        found = [f for f in directory.iterdir() if f.is_dir()]
+    except OSError as error:
+        raise DataNotFoundError(f"{directory}: no such directory") from error
+    return sorted(f for f in found if not f.name.startswith((".", "_")))
+
+
+def _pictures(paths: list[Path]) -> np.ndarray:
+    """Pictures [N, H, W, C] of one size, C = 3 if one has colours."""
+    pictures = [_picture(path) for path in paths]
+    for path, picture in zip(paths, pictures, strict=True):
+        if picture.shape[:2] != pictures[0].shape[:2]:
+            sizes = [f"{p.shape[1]}×{p.shape[0]}" for p in (pictures[0], picture)]
+            raise DataError(
+                f"images must have one size: {paths[0]} is {sizes[0]}, {path} is "
+                f"{sizes[1]}"
+            )
+    channels = max((p.shape[2] for p in pictures), default=1)
+    wide = [np.broadcast_to(p, (*p.shape[:2], channels)) for p in pictures]
+    return np.stack(wide) if wide else np.zeros((0, 0, 0, 1), np.uint8)
+
+
+def _picture(path: Path) -> np.ndarray:
+    """A picture [H, W, 1 or 3] uint8, turned as its EXIF says."""
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as opened:
+            if opened.mode[0] in "IF":
+                raise DataError(f"{path}: {opened.mode} pixels, needed are 8 bits")
+            grey = opened.mode in ("1", "L", "LA")
+            picture = ImageOps.exif_transpose(opened).convert("RGBA")
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: no picture that Pillow reads: {error}") from error
+    black = Image.new("RGBA", picture.size, "black")
+    flat = Image.alpha_composite(black, picture).convert("L" if grey else "RGB")
+    return np.atleast_3d(np.asarray(flat))
+
+
+def _from_npz(path: Path) -> tuple[np.ndarray, np.ndarray, int | None]:
+    """Images, labels, and how many of them are for training, if the file says so."""
+    with np.load(path) as file:
+        for names in _ARRAYS:
+            if {*names} <= {*file.files}:
+                arrays = [file[name] for name in names]
+                break
+        else:
+            raise ValueError(
+                f"holds {', '.join(file.files) or 'nothing'}; needed are "
+                + ", or ".join(" and ".join(names) for names in _ARRAYS)
+            )
+    images, labels = arrays[::2], [np.ravel(each) for each in arrays[1::2]]
+    count = len(images[0]) if len(images) > 1 else None
+    return np.concatenate(images), np.concatenate(labels), count
+
+
+def _from_csv(path: Path) -> tuple[np.ndarray, np.ndarray, None]:
+    with path.open(encoding="utf-8-sig") as file:
+        first = file.readline().strip().split(",")
+    header = not first[-1].strip().isdigit()
+    names = [name.strip().lower() for name in first]
+    column = names.index("label") if header and "label" in names else 0
+    rows = np.loadtxt(
+        path, str, delimiter=",", skiprows=int(header), ndmin=2, encoding="utf-8-sig"
+    )
+    pixels = np.delete(rows, column, axis=1).astype(int)
+    if pixels.size and not 0 <= pixels.min() <= pixels.max() <= 255:
+        raise ValueError("pixels must be whole numbers 0 … 255")
+    side = math.isqrt(pixels.shape[1])
+    shape = (side, side) if side**2 == pixels.shape[1] else (1, pixels.shape[1])
+    labels = np.char.strip(rows[:, column])
+    whole = np.char.isdigit(labels).all()
+    images = pixels.astype(np.uint8).reshape(-1, *shape)
+    return images, labels.astype(int) if whole else labels, None
+
+
+def _own_dataset(
+    path: Path,
+    images: np.ndarray,
+    labels: np.ndarray,
+    names: tuple[str, ...],
+    split: int | float,
+) -> Dataset:
+    """The first so many images train, if `split` is a number; a share of each class is
+    for testing otherwise."""
+    if isinstance(split, int):
+        train, test = np.arange(split), np.arange(split, len(labels))
+        source = f"{path}, which says what is for testing"
+    else:
+        try:
+            train, test = stratified_split(labels, split, seed=DIGITS_SPLIT_SEED)
+        except ValueError as error:
+            raise DataError(f"{path}: {error}") from error
+        source = f"{path}, {split:.0%} of each class for testing"
+    if len(images) != len(labels):
+        raise DataError(f"{path}: {len(images)} images, {len(labels)} labels")
+    arrays = images[train], labels[train], images[test], labels[test]
+    return _checked(Dataset(os.path.normpath(path), *arrays, names, source))
 
 
 def _sources(
@@ -322,7 +617,9 @@ def _how_to_fetch(name: str) -> list[str]:
     return [
         f'To fetch it, with network: python -c "{command}"',
         *(["or: apt install dataset-fashion-mnist"] if name == "fashion_mnist" else []),
-        f"or put {', '.join(_IDX_GZ)} into a directory and pass it as data_dir",
+        f"or put {', '.join(_IDX_GZ)} into a directory DIR and say data_dir=DIR "
+        "(--data_dir=DIR on the command line)",
+        f"or give {_OWN}",
     ]
 
 
@@ -405,7 +702,7 @@ def _from_prepared(name: str, root: Path) -> Dataset:
         raise DataError(
             f"{folder}: prepared as {builder.info.file_format.value}, which only "
             "TensorFlow reads: prepare it as array_record under another "
-            "$TFDS_DATA_DIR, or pass IDX files as data_dir"
+            "$TFDS_DATA_DIR, or pass IDX files by data_dir"
         ) from error
     names = tuple(features["label"].names)
     train, test = _stack(rows["train"]), _stack(rows["test"])

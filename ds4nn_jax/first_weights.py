@@ -11,7 +11,7 @@ import numpy as np
 from ds4nn_jax import _checks, neurons
 from ds4nn_jax._engines.synapse import flat
 from ds4nn_jax._values import Value
-from ds4nn_jax.encoding import encode
+from ds4nn_jax.encoding import spike_times
 from ds4nn_jax.modules import SpikingNetwork
 from ds4nn_jax.types import SpikeTimes
 
@@ -52,7 +52,7 @@ class Uniform(FirstWeights):
     def draw(self, network, key, images) -> Params:
         if self.ranges:
             network = network.clone(initial_weights=self.ranges)
-        return _init(network, key, encode(images[:1], num_steps=network.num_steps))
+        return _init(network, key, spike_times(images[:1], network.num_steps))
 
     def check_network(self, network: SpikingNetwork) -> None:
         if self.ranges:
@@ -90,7 +90,7 @@ class FiringRates(FirstWeights):
         return self.images
 
     def draw(self, network, key, images) -> Params:
-        times = encode(images[: self.images], num_steps=network.num_steps)
+        times = spike_times(images[: self.images], network.num_steps)
         params = _init(network, key, times[:1])
         hidden = [
             self.conv if name.startswith("conv") else self.dense

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ds4nn_jax import _checks, _layers
+from ds4nn_jax import _checks, _coding, _layers
 from ds4nn_jax._engines import choice
 from ds4nn_jax._engines.plan import LINE, SWEEP, SWEEP_LANES, Line, Sweep
 from ds4nn_jax._engines.pool import members
@@ -22,6 +22,7 @@ from ds4nn_jax._engines.synapse import (
     flat,
     pulse_currents,
 )
+from ds4nn_jax._values import scalar
 from ds4nn_jax.modules import ConvSpec, PoolSpec, SpikingNetwork
 from ds4nn_jax.types import SpikeTimes
 
@@ -59,9 +60,9 @@ def infer(network: SpikingNetwork, params: dict, times: SpikeTimes) -> Inference
     Raises:
       As `SpikingNetwork.__call__`.
     """
+    _coding.compare(times, network.num_steps)
     jax.eval_shape(network.apply, params, times)  # refuses what the network would
     times = _checks.spike_times(times, network.num_steps)
-    _checks.coded_for(times, network.num_steps)
     kernels = [params["params"][name]["kernel"] for name in network.weighted]
     for name, kernel in zip(network.weighted, kernels, strict=True):
         _checks.finite(f"kernel of {name}", kernel)
@@ -97,8 +98,7 @@ def classify(
       >>> decided.label.shape, decided.step.dtype
       ((359,), dtype('int32'))
     """
-    if not isinstance(images, jax.Array):
-        images = np.asarray(images)
+    images = _checks.array(images)
     if not images.ndim or not len(images):
         raise ValueError("no images")
     found = []
@@ -110,7 +110,14 @@ def classify(
 
 def batches_of(images: Any, size: int) -> Iterator[tuple[int, Any, int]]:
     """Where each batch starts, its images, and how many of these count: the last image
-    fills the last batch up, so that one shape is compiled."""
+    fills the last batch up, so that one shape is compiled.
+
+    Raises:
+      ValueError, TypeError: the size is no positive whole number.
+    """
+    size = scalar("batch_size", int, size)
+    if size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {size}")
     for start in range(0, len(images), size):
         some = images[start : start + size]
         count = len(some)

@@ -11,6 +11,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from ds4nn_jax import _coding
 from ds4nn_jax.types import SpikeTimes
 
 Normalization = Literal["l2", "l1", "sum", "none"]
@@ -62,7 +63,10 @@ def normalize_gradient(x: jax.Array, *, method: Normalization = "l2") -> jax.Arr
         raise ValueError(f'method must be "l2", "l1", "sum" or "none", got {method!r}')
     if jnp.ndim(x) < 1:
         raise ValueError("x must have a batch axis: [B, …]")
-    return x if method == "none" else _normalized(method, x)
+    if method == "none":
+        return x
+    steps, result = _coding.of(x), _normalized(method, x)
+    return result if steps is None else _coding.known(result, steps)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ds4nn_jax import _checks, _layers, neurons
+from ds4nn_jax import _checks, _coding, _layers, neurons
 from ds4nn_jax._engines.synapse import (
     NO_POOL,
     Response,
@@ -19,7 +19,7 @@ from ds4nn_jax._engines.synapse import (
     flat,
     spikes_per_step,
 )
-from ds4nn_jax.encoding import encode
+from ds4nn_jax.encoding import spike_times
 from ds4nn_jax.losses import Normalization, normalize_gradient
 from ds4nn_jax.surrogates import Surrogate, Window, resolve
 from ds4nn_jax.types import SpikeTimes
@@ -46,8 +46,8 @@ def scaled_weights(threshold: float = 100.0) -> Initializer:
     """Initial weights on the scale of θ/√fan-in, their mean a little above zero.
 
     Uniform in [−a, 1.4·a) with a = θ/√(fan-in): the paper's all-positive ranges
-    fire every neuron at once, smaller ones none. `training.calibrate` refines the scale
-    on data.
+    fire every neuron at once, smaller ones none. `first_weights.calibrate` refines the
+    scale on data.
     """
 
     def init(key, shape, dtype=jnp.float32):
@@ -55,6 +55,31 @@ def scaled_weights(threshold: float = 100.0) -> Initializer:
         return jax.random.uniform(key, shape, dtype, -scale, 1.4 * scale)
 
     return init
+
+
+def _kernel(
+    layer: "SpikingDense | SpikingConv", shape: tuple[int, ...], times: SpikeTimes
+) -> jax.Array:
+    """The layer's parameter, drawn while the network is initialised.
+
+    Raises:
+      ValueError: there is none, or one of another shape.
+    """
+    if not layer.is_initializing():
+        if not layer.has_variable("params", "kernel"):
+            raise ValueError(
+                f"the parameters have no kernel of {layer.name}: they are not those "
+                "of this network"
+            )
+        found = jnp.shape(layer.get_variable("params", "kernel"))
+        if found != shape:
+            raise ValueError(
+                f"{layer.name} takes inputs of another size: its kernel is {found}, "
+                f"spike times of shape {times.shape} need {shape}: images of another "
+                "size, or the parameters of another network"
+            )
+    init = layer.kernel_init or scaled_weights(layer.threshold)
+    return layer.param("kernel", init, shape, times.dtype)
 
 
 def _own_pulses(layer: "SpikingDense | SpikingConv", times: SpikeTimes):
@@ -92,11 +117,10 @@ class SpikingDense(nn.Module):
     @nn.compact
     def respond(self, times: SpikeTimes, *, counts: bool = False) -> Response:
         """Spike times and, if asked for, the spikes of every step."""
-        init = self.kernel_init or scaled_weights(self.threshold)
         shape = (times.shape[-1], self.features)
         layer, *arrays = _layers.dense_layer(
             times,
-            self.param("kernel", init, shape, times.dtype),
+            _kernel(self, shape, times),
             _own_pulses(self, times),
             threshold=_own_threshold(self),
             num_steps=self.num_steps,
@@ -136,11 +160,10 @@ class SpikingConv(nn.Module):
         counts: bool = False,
     ) -> Response:
         """Spike times behind pooling windows and, if asked for, spikes of each step."""
-        init = self.kernel_init or scaled_weights(self.threshold)
         shape = (*self.window, times.shape[-1], self.features)
         layer, *arrays = _layers.conv_layer(
             times,
-            self.param("kernel", init, shape, times.dtype),
+            _kernel(self, shape, times),
             _own_pulses(self, times),
             threshold=_own_threshold(self),
             num_steps=self.num_steps,
@@ -257,9 +280,13 @@ def parse_spec(spec: str) -> tuple[int | None, tuple[LayerSpec, ...]]:
     return layers[0].features, tuple(layers[1:])
 
 
-def _tuples(given: Any) -> Any:
-    """Lists as tuples, all the way down; what is a tuple stays what it is."""
-    return tuple(map(_tuples, given)) if type(given) in (list, tuple) else given
+def _plain(value: Any) -> Any:
+    """Lists as tuples and NumPy's numbers as Python's, all the way down."""
+    if isinstance(value, np.ndarray | np.generic | jax.Array) and _checks.at_hand(
+        value
+    ):
+        value = np.asarray(value).tolist()
+    return tuple(map(_plain, value)) if type(value) in (list, tuple) else value
 
 
 @jax.tree_util.register_dataclass
@@ -433,13 +460,16 @@ class SpikingNetwork(nn.Module):
     @nn.nowrap
     def encode(self, images: jax.Array | np.ndarray) -> SpikeTimes:
         """Spike times of images in this network's T, see `ds4nn_jax.encode`."""
-        return encode(images, num_steps=self.num_steps)
+        return _coding.known(spike_times(images, self.num_steps), self.num_steps)
 
     def __post_init__(self):
-        # Tuples, whatever JSON or a user makes of them: a network is a static argument.
-        for name in ("layers", "padding", "pulses", "initial_weights"):
-            object.__setattr__(self, name, _tuples(getattr(self, name)))
+        # Plain, whatever JSON or NumPy makes of them: a network is a static argument.
+        for field in dataclasses.fields(self):
+            if field.name not in ("parent", "name"):
+                plain = _plain(getattr(self, field.name))
+                object.__setattr__(self, field.name, plain)
         super().__post_init__()
+        _checks.num_steps(self.num_steps)
         _checks.urgency(self.urgency)
         _checks.pulse_counts(self.pulses, len(self.weighted), self.num_steps)
         if self.initial_weights is not None:
@@ -577,8 +607,8 @@ class SpikingNetwork(nn.Module):
         return (following.size, following.size) if fits else NO_POOL
 
     def _checked_input(self, times: SpikeTimes) -> SpikeTimes:
+        _coding.compare(times, self.num_steps)
         times = _checks.spike_times(times, self.num_steps)
-        _checks.coded_for(times, self.num_steps)
         if not isinstance(self.layers[0], DenseSpec):
             _checks.rank("times", times, "[B, H, W, I]")
         elif times.ndim < 2 or self.input_size not in (None, flat(times).shape[1]):

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ds4nn_jax import _checks, _layers
+from ds4nn_jax import _checks, _coding, _layers
+from ds4nn_jax._coding import DEFAULT_STEPS
 from ds4nn_jax._engines import pool as pooling
 from ds4nn_jax._engines.synapse import Dense, Padding, pulse_currents
 from ds4nn_jax._layers import Engine
@@ -20,7 +21,7 @@ def dense(
     kernel: jax.Array,
     *,
     threshold: jax.typing.ArrayLike = 100.0,
-    num_steps: int = 100,
+    num_steps: int = DEFAULT_STEPS,
     engine: Engine = "auto",
     surrogate: str | Surrogate = "constant",
     urgency: float = 0.0,
@@ -45,7 +46,8 @@ def dense(
       kernel: [I, O] weights, mV; int8 for whole numbers (`quantize`), which get an
         urgency in whole numbers, too, and take no gradient.
       threshold: θ > 0, mV, of all neurons, or [O] of each; ∂E/∂θ_j = Σ δ_j.
-      num_steps: T.
+      num_steps: T. Times that come straight from `encode` or a layer know theirs:
+        left out it is that, and another is refused. Of other times it is 100.
       engine: "scan", "event" (CPUs, NVIDIA GPUs), or "auto": event where the program
         is compiled for one of these, scan elsewhere, and, with one warning, where numba
         cannot work or, for a GPU, `nvcc` is missing.
@@ -74,10 +76,11 @@ def dense(
              [-1.,  0.],
              [ 0.,  0.]], dtype=float32)
     """
+    steps = _coding.settled(num_steps, times)
     layer, *arrays = _layers.dense_layer(
-        times, kernel, pulses, threshold, num_steps, engine, surrogate, urgency
+        times, kernel, pulses, threshold, steps, engine, surrogate, urgency
     )
-    return _layers.respond(layer, *arrays).times
+    return _coding.known(_layers.respond(layer, *arrays).times, steps)
 
 
 def conv(
@@ -85,7 +88,7 @@ def conv(
     kernel: jax.Array,
     *,
     threshold: jax.typing.ArrayLike = 100.0,
-    num_steps: int = 100,
+    num_steps: int = DEFAULT_STEPS,
     strides: tuple[int, int] = (1, 1),
     padding: Padding = "SAME",
     engine: Engine = "auto",
@@ -102,7 +105,7 @@ def conv(
       times: [B, H, W, I] spike times of the inputs, whole steps 0 … T; T is silent.
       kernel: [kh, kw, I, O] weights, mV (cross-correlation, as in every framework).
       threshold: θ > 0, mV, of all neurons, or [O] of each channel.
-      num_steps: T.
+      num_steps: T, as for `dense`.
       strides: rows and columns between neighbouring windows.
       padding: "SAME", "VALID" or ((top, bottom), (left, right)).
       engine: as for `dense`.
@@ -122,10 +125,11 @@ def conv(
       >>> ds.conv(times, np.full((1, 2, 1, 1), 60.0), padding="VALID").ravel()
       Array([7., 9.], dtype=float32)
     """
+    steps = _coding.settled(num_steps, times)
     layer, *arrays = _layers.conv_layer(
-        times, kernel, pulses, threshold, num_steps, engine, strides, padding, surrogate
+        times, kernel, pulses, threshold, steps, engine, strides, padding, surrogate
     )
-    return _layers.respond(layer, *arrays).times
+    return _coding.known(_layers.respond(layer, *arrays).times, steps)
 
 
 def conv_pool(
@@ -134,7 +138,7 @@ def conv_pool(
     *,
     window: tuple[int, int] = (2, 2),
     threshold: jax.typing.ArrayLike = 100.0,
-    num_steps: int = 100,
+    num_steps: int = DEFAULT_STEPS,
     strides: tuple[int, int] = (1, 1),
     padding: Padding = "SAME",
     engine: Engine = "auto",
@@ -162,8 +166,9 @@ def conv_pool(
       As `conv`; ValueError also for a window that does not divide the output.
     """
     window = _layers.pair("window", window)
+    steps = _coding.settled(num_steps, times)
     layer, *arrays = _layers.conv_layer(
-        times, kernel, pulses, threshold, num_steps, engine, strides, padding, surrogate
+        times, kernel, pulses, threshold, steps, engine, strides, padding, surrogate
     )
     shape = jax.eval_shape(layer.synapse.current, *arrays[:2]).shape
     if not _layers.divides(window, shape):
@@ -171,7 +176,7 @@ def conv_pool(
             f"window {window} does not divide the convolution's output {shape[1:3]}: "
             "use earliest_pool, which drops what is left over"
         )
-    return _layers.respond(layer, *arrays, pool=window).times
+    return _coding.known(_layers.respond(layer, *arrays, pool=window).times, steps)
 
 
 def earliest_pool(
@@ -205,20 +210,22 @@ def earliest_pool(
       >>> ds.earliest_pool(times).ravel()
       Array([4.], dtype=float32)
     """
+    steps = _coding.of(times)
     times = _checks.spike_times(times)
     _checks.rank("times", times, "[B, H, W, I]")
     window, strides = _layers.pair("window", window), _layers.pair("strides", strides)
     image = times.shape[1:3]
     if window[0] > image[0] or window[1] > image[1]:
         raise ValueError(f"window {window} is larger than the image {image}")
-    return pooling.earliest(times, window, strides)
+    pooled = pooling.earliest(times, window, strides)
+    return pooled if steps is None else _coding.known(pooled, steps)
 
 
 def membrane_potentials(
     times: SpikeTimes,
     kernel: jax.Array,
     *,
-    num_steps: int = 100,
+    num_steps: int = DEFAULT_STEPS,
     urgency: float = 0.0,
     pulses: jax.Array | None = None,
 ) -> jax.Array:
@@ -227,7 +234,7 @@ def membrane_potentials(
     Args:
       times: [B, I] spike times of the inputs.
       kernel: [I, O] weights, mV.
-      num_steps: T.
+      num_steps: T, as for `dense`.
       urgency: u ≥ 0, mV a step.
       pulses: [P, O], as for `dense`.
 
@@ -235,6 +242,7 @@ def membrane_potentials(
       [T, B, O] potentials V_j(t), mV, as they would run on after a spike.
     """
     whole = _layers.is_whole(kernel)
+    num_steps = _coding.settled(num_steps, times)
     times, kernel = _layers.checked(times, kernel, num_steps, "[B, I]", "[I, O]")
     pulses = _layers.reference(pulses, kernel, num_steps, urgency, whole)
 
@@ -255,7 +263,7 @@ def decision_potentials(
     kernel: jax.Array,
     *,
     threshold: jax.typing.ArrayLike = 100.0,
-    num_steps: int = 100,
+    num_steps: int = DEFAULT_STEPS,
     engine: Engine = "auto",
     urgency: float = 0.0,
     pulses: jax.Array | None = None,
@@ -267,6 +275,7 @@ def decision_potentials(
     Returns:
       [B, O] potentials, mV.
     """
+    num_steps = _coding.settled(num_steps, times)
     layer, *arrays = _layers.dense_layer(
         times, kernel, pulses, threshold, num_steps, engine, urgency=urgency
     )
@@ -281,7 +290,7 @@ def peak_potentials(
     times: SpikeTimes,
     kernel: jax.Array,
     *,
-    num_steps: int = 100,
+    num_steps: int = DEFAULT_STEPS,
     strides: tuple[int, int] = (1, 1),
     padding: Padding = "SAME",
     engine: Engine = "auto",
@@ -292,7 +301,7 @@ def peak_potentials(
     Args:
       times: [B, I] or [B, H, W, I] spike times of the inputs.
       kernel: [I, O] (dense) or [kh, kw, I, O] (convolution) weights, mV.
-      num_steps: T.
+      num_steps: T, as for `dense`.
       strides: of a convolution, as for `conv`.
       padding: of a convolution, as for `conv`.
       engine: as for `dense`.
@@ -304,6 +313,7 @@ def peak_potentials(
     Raises:
       As `dense` and `conv`.
     """
+    num_steps = _coding.settled(num_steps, times)
     never = 1e30  # mV: finite, as every threshold, and out of reach
     if jnp.ndim(kernel) == 2:
         layer, *arrays = _layers.dense_layer(

@@ -169,7 +169,9 @@ def from_nir(
     Args:
       graph: a chain of the nodes that `to_nir` makes, and their reference neurons, in
         any order. Its input may be flat, [C, H, W], [H, W], or have a batch axis of 1
-        in front; it may begin with Flatten.
+        in front; it may begin with Flatten. An input of no shape, or of [1] as some
+        exporters write, has the shape that the first weights take. Thresholds are one
+        for each neuron, one for each channel, or one for all.
       num_steps: T, also that of the reference neurons, if there are any.
       **attributes: others of `SpikingNetwork`: surrogate, normalization, engine.
 
@@ -190,7 +192,7 @@ def from_nir(
     current: _Current | None = None
     pulses = _pulses(graph, num_steps)
     chain = _chain(graph)
-    shape = _image(chain[0][1])
+    shape = _image(chain)
     bias, before = 0.0, ""  # of the neurons that came last
     for name, node in chain[1:-1]:
         if isinstance(node, nir.IF):
@@ -206,17 +208,17 @@ def from_nir(
                 raise ValueError(f"{before}: only the output neurons may have a bias")
             bias, before = current.bias, name
             tokens.append(current.token)
-            shape, current = node.v_threshold.shape, None
+            shape, current = current.shape, None
         elif current is not None:
             raise ValueError(
                 f"{name}: {type(node).__name__} stands where an IF must be: "
                 "single-spike neurons do not leak"
             )
         elif isinstance(node, nir.Conv2d):
-            current = _convolution(name, node)
-            paddings[name] = _pads(node, shape)
+            paddings[name] = _pads(name, node, shape)
+            current = _convolution(name, node, shape, paddings[name][0])
         elif isinstance(node, nir.SumPool2d):
-            current = _pooling(name, node)
+            current = _pooling(name, node, shape)
         elif isinstance(node, nir.Linear | nir.Affine):
             current = _linear(name, node, shape)
             if not tokens:
@@ -245,12 +247,15 @@ class _Current(NamedTuple):
 
     kind: str
     token: str
+    shape: tuple[int, ...]  # of the neurons: [O] or [C, H, W]
     kernel: np.ndarray | None
     most: float
     bias: float = 0.0
 
 
-def _convolution(name: str, node: nir.Conv2d) -> _Current:
+def _convolution(
+    name: str, node: nir.Conv2d, image: tuple[int, ...], pads: tuple
+) -> _Current:
     if np.any(node.bias) or node.groups != 1 or _pair(node.dilation) != (1, 1):
         raise ValueError(f"{name}: a Conv2d must have no bias, groups or dilation")
     down, right = _pair(node.stride)
@@ -260,11 +265,21 @@ def _convolution(name: str, node: nir.Conv2d) -> _Current:
     if kernel.shape[0] != kernel.shape[1]:
         raise ValueError(f"{name}: kernel must be square, got {kernel.shape[:2]}")
     token = str(ConvSpec(kernel.shape[3], kernel.shape[0], down))
-    return _Current("conv", token, kernel, _most(kernel))
+    sides = (
+        (size + low + high - kernel.shape[0]) // down + 1
+        for size, (low, high) in zip(image[1:], pads, strict=True)
+    )
+    shape = (kernel.shape[3], *sides)
+    return _Current("conv", token, shape, kernel, _most(kernel))
 
 
-def _pads(node: nir.Conv2d, shape: tuple) -> tuple:
+def _pads(name: str, node: nir.Conv2d, shape: tuple) -> tuple:
     """A convolution's pads, and what "SAME" would be."""
+    channels = np.shape(node.weight)[1]
+    if len(shape) != 3 or shape[0] != channels:
+        raise ValueError(
+            f"{name}: its input must be [{channels}, H, W], got {list(shape)}"
+        )
     geometry = shape[1:], node.weight.shape[2:], _pair(node.stride)
     padding = (
         node.padding.upper()
@@ -274,14 +289,15 @@ def _pads(node: nir.Conv2d, shape: tuple) -> tuple:
     return explicit_pads(padding, *geometry), explicit_pads("SAME", *geometry)
 
 
-def _pooling(name: str, node: nir.SumPool2d) -> _Current:
+def _pooling(name: str, node: nir.SumPool2d, image: tuple[int, ...]) -> _Current:
     sizes = {*_pair(node.kernel_size), *_pair(node.stride)}
     if len(sizes) != 1 or _pair(node.padding) != (0, 0):
         raise ValueError(
             f"{name}: pooling windows must be square, side by side and unpadded"
         )
     (size,) = sizes
-    return _Current("pool", f"P{size}", None, size**2)
+    shape = (image[0], *(side // size for side in image[1:]))
+    return _Current("pool", f"P{size}", shape, None, size**2)
 
 
 def _linear(name: str, node: nir.Linear | nir.Affine, shape: tuple) -> _Current:
@@ -295,12 +311,17 @@ def _linear(name: str, node: nir.Linear | nir.Affine, shape: tuple) -> _Current:
         kernel = kernel.reshape(*shape, -1).transpose(1, 2, 0, 3)
     kernel = np.ascontiguousarray(kernel.reshape(-1, kernel.shape[-1]))
     most, urgency = _most(kernel), _shortest(bias.flat[0])
-    return _Current("dense", str(kernel.shape[1]), kernel, most, urgency)
+    outputs = kernel.shape[1]
+    return _Current("dense", str(outputs), (outputs,), kernel, most, urgency)
 
 
-def _image(node: nir.Input) -> tuple[int, ...]:
+def _image(chain: list[tuple[str, nir.NIRNode]]) -> tuple[int, ...]:
     """The shape of one image: [I] or [C, H, W]."""
-    shape = tuple(int(size) for size in node.input_type["input"])
+    name, node = chain[0]
+    size = node.input_type["input"]
+    shape = () if size is None else tuple(int(length) for length in np.ravel(size))
+    if shape in ((), (1,)):
+        shape = _taken(name, chain)
     if len(shape) == 4 and shape[0] == 1:
         shape = shape[1:]
     if len(shape) not in (1, 2, 3):
@@ -308,6 +329,18 @@ def _image(node: nir.Input) -> tuple[int, ...]:
             f"the input must be [I], [H, W], [C, H, W] or [1, C, H, W], got {shape}"
         )
     return (1, *shape) if len(shape) == 2 else shape
+
+
+def _taken(name: str, chain: list[tuple[str, nir.NIRNode]]) -> tuple[int, ...]:
+    """What the first weights take, for an input that does not say its shape."""
+    for _, node in chain[1:]:
+        if isinstance(node, nir.Linear | nir.Affine):
+            return (np.shape(node.weight)[1],)
+        if isinstance(node, nir.Conv2d) and node.input_shape is not None:
+            return (np.shape(node.weight)[1], *_pair(node.input_shape))
+        if not isinstance(node, nir.Flatten):
+            break
+    raise ValueError(f"the input {name!r} must say its shape, [C, H, W]")
 
 
 def _kernel(params: dict, name: str) -> np.ndarray:
@@ -334,13 +367,21 @@ def _shortest(stored: np.float32) -> float:
     return float(str(stored))
 
 
-def _threshold(name: str, node: nir.IF, most: float) -> float:
+def _threshold(name: str, node: nir.IF, current: _Current, most: float) -> float:
     """θ of neurons that can receive at most so much."""
+    for field in ("r", "v_threshold", "v_reset"):
+        shape, neurons = np.shape(getattr(node, field)), current.shape
+        channels = (neurons[0],), (neurons[0], 1, 1)
+        if math.prod(shape) != 1 and shape not in (neurons, *channels):
+            raise ValueError(
+                f"{name}: {field} has shape {list(shape)}, its neurons are "
+                f"{list(neurons)}"
+            )
     if np.any(node.r != 1):
         raise ValueError(f"{name}: r must be 1, scale the weights instead")
     if np.ptp(node.v_threshold) != 0:
         raise ValueError(f"{name}: its neurons must share one threshold")
-    below = np.float32(node.v_threshold.flat[0])
+    below = np.float32(np.ravel(node.v_threshold)[0])
     if float(np.max(node.v_reset)) + most > below:
         raise ValueError(
             f"{name}: neurons could fire again, their v_reset of "
@@ -364,7 +405,7 @@ def _neurons(
         raise ValueError(f"{name}: pooling neurons have no reference neurons")
     if pulses is not None:
         most += _most(pulses)
-    threshold = _threshold(name, node, most)
+    threshold = _threshold(name, node, current, most)
     if not layer and threshold != 1:
         raise ValueError(
             f"{name}: a pooling neuron fires with its first input, so its "

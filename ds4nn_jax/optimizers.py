@@ -379,8 +379,15 @@ def average_weights(decay: float) -> optax.GradientTransformation:
 
 
 def averaged(state: optax.OptState, params: optax.Params) -> optax.Params:
-    """The average that `average_weights` keeps in the state of a chain; `params`, the
-    weights themselves, where there is no such link."""
+    """The average that `average_weights` keeps in the state of a chain. Weights that no
+    such link averages, because it is masked or missing, are those of `params`."""
     is_average = lambda node: isinstance(node, AverageState)  # noqa: E731
-    found = filter(is_average, jax.tree.leaves(state, is_leaf=is_average))
-    return next((link.average for link in found), params)
+    is_masked = lambda node: isinstance(node, optax.MaskedNode)  # noqa: E731
+    for link in filter(is_average, jax.tree.leaves(state, is_leaf=is_average)):
+        params = jax.tree.map(
+            lambda average, weights: weights if is_masked(average) else average,
+            link.average,
+            params,
+            is_leaf=is_masked,
+        )
+    return params

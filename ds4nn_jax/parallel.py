@@ -61,7 +61,7 @@ def from_host(tree: Any, like: Any) -> Any:
 
     def dressed(leaf, model):
         if jax.dtypes.issubdtype(model.dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(model))
+            return jax.random.wrap_key_data(leaf)
         return leaf if isinstance(model, np.ndarray) else jax.numpy.asarray(leaf)
 
     return jax.tree.map(dressed, tree, like)

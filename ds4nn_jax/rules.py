@@ -15,7 +15,8 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from ds4nn_jax import _checks
+from ds4nn_jax import _checks, _coding
+from ds4nn_jax._coding import DEFAULT_STEPS
 from ds4nn_jax._values import Value
 from ds4nn_jax.losses import Normalization
 from ds4nn_jax.types import SpikeTimes
@@ -68,7 +69,11 @@ class OutputRule(Value):
 
 
 def relative_target(
-    times: SpikeTimes, labels: jax.Array, *, offset: float, num_steps: int = 100
+    times: SpikeTimes,
+    labels: jax.Array,
+    *,
+    offset: float,
+    num_steps: int = DEFAULT_STEPS,
 ) -> SpikeTimes:
     """The paper's dynamic target (Eq. 4).
 
@@ -81,7 +86,7 @@ def relative_target(
       times: [B, C] output spike times.
       labels: [B] classes.
       offset: λ ≥ 0, time steps.
-      num_steps: T.
+      num_steps: T, as for `dense`.
 
     Returns:
       [B, C] target times.
@@ -95,6 +100,7 @@ def relative_target(
       >>> ds.relative_target(np.array([[20.0, 35.0, 60.0]]), np.array([1]), offset=10)
       Array([[70., 10., 70.]], dtype=float32)
     """
+    num_steps = _coding.settled(num_steps, times)
     times, is_label = _outputs(times, labels, num_steps)
     if not offset >= 0:
         raise ValueError(f"offset must be ≥ 0 time steps, got {offset}")
@@ -262,7 +268,7 @@ class Softmax(OutputRule):
 
 def _outputs(times, labels, num_steps: int) -> tuple[jax.Array, jax.Array]:
     """Checked output times without gradient, and which of them are the labels'."""
-    _checks.num_steps(num_steps)
+    _coding.settled(num_steps, times)
     times = jax.lax.stop_gradient(jnp.asarray(times))
     if not jnp.issubdtype(times.dtype, jnp.floating):
         raise TypeError(f"spike times must be a floating array, got {times.dtype}")

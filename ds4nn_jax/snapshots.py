@@ -7,10 +7,14 @@ run may be killed at any moment. Nothing that is read is executed.
 import hashlib
 import json
 import os
+import shutil
+import tempfile
+import weakref
 from dataclasses import fields
 from pathlib import Path
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from ds4nn_jax import parallel
@@ -58,11 +62,27 @@ class Snapshots:
         )
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
-            self._manager = ocp.CheckpointManager(self._directory, options=options)
+            self._manager = ocp.CheckpointManager(self._plain(), options=options)
         except OSError as error:
             raise CheckpointError(
                 f"{directory} cannot hold snapshots: {error}"
             ) from error
+
+    def _plain(self) -> Path:
+        """The directory by a name that orbax takes: it reads [ as the beginning of a
+        pattern, tensorstore \\ as /, and neither takes bytes that are not UTF-8."""
+        name = str(self._directory)
+        try:
+            odd = bool({"[", "\\"} & {*name}) or not name.encode()
+        except UnicodeEncodeError:
+            odd = True
+        if not odd or os.name == "nt":
+            return self._directory
+        folder = tempfile.mkdtemp(prefix="ds4nn_jax-")
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        link = Path(folder) / "snapshots"
+        link.symlink_to(self._directory, target_is_directory=True)
+        return link
 
     def save(self, snapshot: Snapshot) -> None:
         """Writes a snapshot, whole or not at all; older ones stay until it is there.
@@ -75,6 +95,7 @@ class Snapshots:
             "format": FORMAT,
             "version": VERSION,
             "run": self._run,
+            "steps": len(host.seen),
             "sha256": _digest(host),
         }
         about |= {"seal": _seal(about)}
@@ -97,7 +118,8 @@ class Snapshots:
         """The latest snapshot, or None if there is none.
 
         Args:
-          like: one of the same run, as `training.first_snapshot` gives it.
+          like: one of the same run, or its shapes, as `training.first_snapshot` gives
+            them.
 
         Raises:
           CheckpointError: it is damaged, of a newer format, or of another run; the
@@ -123,7 +145,10 @@ class Snapshots:
                     f"{where} is of another run: its {name} is {stored.get(name)!r}, "
                     f"expected {self._run.get(name)!r}"
                 )
-        restore = ocp.args.StandardRestore(parallel.to_host(like)._asdict())
+        if not len(like.seen):
+            rows = np.zeros((about["steps"], *like.seen.shape[1:]), np.float32)
+            like = like._replace(seen=rows)
+        restore = ocp.args.StandardRestore(jax.tree.map(_blank, like)._asdict())
         items = self._read(damaged, step, snapshot=restore)["snapshot"]
         host = Snapshot(**items)
         if _digest(host) != about.get("sha256"):
@@ -137,6 +162,13 @@ class Snapshots:
             raise CheckpointError(
                 f"{damaged}: {_line(error)}; remove it to go on from an older one"
             ) from error
+
+
+def _blank(leaf) -> np.ndarray:
+    """What `parallel.to_host` makes of a leaf with this shape and type."""
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.eval_shape(jax.random.key_data, leaf)
+    return np.zeros(leaf.shape, leaf.dtype)
 
 
 def _seal(about: dict) -> str:

@@ -11,7 +11,7 @@ import optax
 
 from ds4nn_jax import analysis, losses, optimizers, parallel
 from ds4nn_jax.config import TrainConfig
-from ds4nn_jax.encoding import encode
+from ds4nn_jax.encoding import spike_times
 from ds4nn_jax.quantization import rounded
 from ds4nn_jax.types import SpikeTimes
 
@@ -92,7 +92,7 @@ def train_step(
     """
     key = jax.random.fold_in(state.key, state.step)
     images = config.augmentation.apply(key, images)
-    times = encode(images, num_steps=config.num_steps)
+    times = spike_times(images, config.num_steps)
     axis = None if mesh is None else parallel.AXIS
     gradients: Callable = functools.partial(_gradients, config, axis)
     if mesh is not None:

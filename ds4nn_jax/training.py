@@ -120,7 +120,9 @@ def fit(
     steps = _steps_per_epoch(len(images), config.batch_size)
     optimizer = make_optimizer(config, steps)
     init_key, *epoch_keys = jax.random.split(key, config.epochs + 1)
-    state = init(config, optimizer, init_key, images[: config.initial_weights.sample])
+    count = min(config.initial_weights.sample, len(images))
+    some = jax.random.choice(init_key, len(images), (count,), replace=False)
+    state = init(config, optimizer, init_key, images[some])
 
     def step(state: TrainState, batch: jax.Array):
         return train_step(config, optimizer, state, images[batch], labels[batch])
@@ -204,6 +206,8 @@ def train(
     if start is None:
         start = run.beginning()
     else:
+        if not len(start.seen):
+            start = start._replace(seen=_unseen(run.steps))
         _check_snapshot(start, jax.eval_shape(run.beginning), run.digest)
     return _epochs(config, run, start, on_step, mesh)
 
@@ -211,16 +215,48 @@ def train(
 def first_snapshot(
     config: TrainConfig,
     images: Any,
-    labels: Any,
+    labels: Any = None,
     *,
     soft_labels: np.ndarray | None = None,
+    steps_per_epoch: int | None = None,
     params: Params | None = None,
+    shapes: bool = False,
 ) -> Snapshot:
     """What `train` starts from: first weights, no step taken.
 
-    Arguments and errors as `train`.
+    Arguments and errors as `train`; without steps_per_epoch, batches that do not know
+    how many there are give a snapshot with no rows in `seen`, which `train` fills in.
+
+    Args:
+      shapes: compute nothing; every leaf is then a `jax.ShapeDtypeStruct`. This is
+        enough for `Snapshots.latest`, and `train` refuses it. Always so for batches
+        that can be iterated over only once: none of them is read.
     """
-    return _prepared(config, images, labels, soft_labels, params=params).beginning()
+    once = labels is None and isinstance(images, Iterator)
+    if once:
+        images = _blank(config)
+    counted = steps_per_epoch or labels is not None or hasattr(images, "__len__")
+    run = _prepared(
+        config,
+        images,
+        labels,
+        soft_labels,
+        steps=steps_per_epoch if counted else config.initial_weights.sample,
+        params=params,
+    )
+    start = jax.eval_shape(run.beginning) if once or shapes else run.beginning()
+    return start if counted and not once else start._replace(seen=_unseen(0))
+
+
+def _blank(config: TrainConfig) -> list[tuple]:
+    """A batch of the shape that the network takes."""
+    inputs = config.network().input_size
+    if inputs is None:
+        raise ValueError(
+            "batches that can be iterated over only once do not show their shape: "
+            "pass a list of one batch instead, [(images, labels)]"
+        )
+    return [(np.zeros((1, inputs), np.uint8), np.zeros(1, np.int32))]
 
 
 class _Run(NamedTuple):
@@ -252,6 +288,7 @@ def _prepared(
     else:
         images, labels = analysis.pairs(images, labels, network.num_classes)
         if soft_labels is not None:
+            soft_labels = _checks.array(soft_labels)
             _check_soft_labels(config, soft_labels, len(labels))
         kept, out = np.arange(len(labels)), np.arange(0)
         if held is None:
@@ -259,10 +296,13 @@ def _prepared(
         if len(out):
             held = images[out], labels[out]
         steps = _steps_per_epoch(len(kept), config.batch_size)
-        some = images[kept[: config.initial_weights.sample]]
+        # Any of them: data sets come sorted by class. No epoch is number 0.
+        order = data.epoch_permutation(len(kept), seed=config.seed, epoch=0)
+        some = images[kept[order[: config.initial_weights.sample]]]
         arrays = images, labels, soft_labels
         batches = functools.partial(_shuffled, config, kept, arrays)
         digest = _digest(arrays)
+    analysis.advise(network, some)
     optimizer = make_optimizer(config, steps)
     if params is not None:
         if is_whole(params):
@@ -273,11 +313,15 @@ def _prepared(
     def beginning() -> Snapshot:
         key = jax.random.key(config.seed)
         state = init(config, optimizer, key, some, params)
-        seen = np.zeros((steps, len(StepMetrics._fields)), np.float32)
         zero, none = np.array(0, np.int32), np.array(-1, np.float32)
-        return Snapshot(state, zero, seen, none, digest)
+        return Snapshot(state, zero, _unseen(steps), none, digest)
 
     return _Run(steps, batches, held, digest, beginning)
+
+
+def _unseen(steps: int) -> np.ndarray:
+    """`Snapshot.seen` before an epoch; of no steps where their number is unknown."""
+    return np.zeros((steps, len(StepMetrics._fields)), np.float32)
 
 
 def _check_soft_labels(config: TrainConfig, shares: np.ndarray, images: int) -> None:
@@ -390,6 +434,11 @@ def _check_snapshot(start: Snapshot, expected: Snapshot, digest: np.ndarray) -> 
             for path, leaf in jax.tree_util.tree_leaves_with_path(snapshot)
         }
 
+    if isinstance(start.data, jax.ShapeDtypeStruct):
+        raise ValueError(
+            "this snapshot has shapes but no weights: use it for `Snapshots.latest`, "
+            "and start=None to begin"
+        )
     given, wanted = kinds(start), kinds(expected)
     for name in sorted(given.keys() | wanted.keys()):
         if given.get(name) != wanted.get(name):
@@ -440,9 +489,9 @@ def _epochs(config, run, start, on_step, mesh) -> Iterator[EpochResult]:
             network, params = quantize(network, params, bits=config.bits)
         report = None
         if run.held is not None:
-            report = analysis.evaluate(
-                network, params, *run.held, batch_size=config.batch_size
-            )
+            report = analysis.reported(network, params, *run.held, config.batch_size)
+            if epoch == config.epochs:  # before, it may still be learning
+                analysis.advise(config.network(), run.held[0], report)
         score = math.inf if report is None else report.accuracy
         settled = config.guard.settled(int(state.step))
         # The last epoch is kept even so, but a run that goes on must not compete with

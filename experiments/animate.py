@@ -38,8 +38,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 f"got {asked.image}"
             )
         image = images.test_images[asked.image]
-        drawn = figures.animation(network, params, image, images.class_names)
-        plots.save(drawn, asked.out)
+        with figures.style():
+            drawn = figures.animation(network, params, image, images.class_names)
+            plots.save(drawn, asked.out)
     except (ValueError, OSError) as error:
         raise SystemExit(f"experiments.animate: {error}") from error
     print(f"{asked.out}: {Path(asked.out).stat().st_size:,} bytes")

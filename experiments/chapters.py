@@ -39,6 +39,13 @@ _PAPER = {
 }
 
 
+# Table 1, or the sentence that stands for it, and the presets of the paper and of ours.
+_PARAMETERS = {
+    "mnist": ("Table 1: parameters", "paper", "mnist"),
+    "fashion_mnist": ("Parameters", "fashion_paper", "fashion_mnist"),
+}
+
+
 class Network(NamedTuple):
     """A trained network on its data set.
 
@@ -231,8 +238,31 @@ def of_dataset(dataset: str, shown: Sequence[Network]) -> Iterator[Block]:
         ),
         told,
     )
+    if dataset in _PARAMETERS:
+        yield from _parameters(dataset)
     if any(each.paper("comparison") for each in shown) and dataset == "mnist":
         yield from _dead_neurons()
+
+
+def _parameters(dataset: str) -> Iterator[Block]:
+    """Table 1: what the paper's network is trained with, and what ours."""
+    title, paper, ours = _PARAMETERS[dataset]
+    yield Heading(3, title)
+    columns = [
+        dict(
+            flag.removeprefix("--").partition("=")[::2]
+            for flag in options.parse(
+                ["report", f"--preset={name}"], dataset=dataset
+            ).resolved.splitlines()
+            if "=" in flag
+        )
+        for name in (paper, ours)
+    ]
+    names = [n for n in {**columns[0], **columns[1]} if n != "preset"]
+    rows = [(name, *(column.get(name, "") for column in columns)) for name in names]
+    rows = [row for row in rows if row[1] != row[2]]
+    yield Table(("flag", f"the paper ({paper})", f"ours ({ours})"), rows, names=3)
+    yield Text("What is not in the table is the same. Rates of the paper are in mV.")
 
 
 def of_network(each: Network) -> Iterator[Block]:

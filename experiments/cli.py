@@ -1,11 +1,4 @@
-"""`ds4nn`: the experiments as one command.
-
-ds4nn train mnist                   by the best recipe known; or --preset, --flagfile
-ds4nn evaluate mnist                python -m experiments.mnist --evaluate=pretrained
-ds4nn predict image.png             what is in it, and when that was clear
-ds4nn export mnist --out_dir=DIR    C sources for a microcontroller; npz; NIR
-ds4nn report                        python -m experiments.report
-"""
+"""`ds4nn`: the experiments as one command."""
 
 import argparse
 import sys
@@ -14,6 +7,17 @@ from collections.abc import Sequence
 import ds4nn_jax as ds
 
 from . import export, predict, progress
+
+_EXAMPLES = """\
+ds4nn train mnist            the best recipe known; or --preset, --flagfile
+ds4nn train DIR              your own images, in a folder for each class
+ds4nn evaluate mnist         the library's network on the test images
+ds4nn predict image.png      what is in it, and when that was clear
+ds4nn export mnist           C sources for a microcontroller; arrays; NIR
+ds4nn report                 tables and figures of runs, or of the library's networks
+
+ds4nn COMMAND --help tells more.
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -31,16 +35,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ds4nn",
-        description=__doc__.partition("\n")[2],
+        description=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=ds.__version__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, does in (("train", "train a network"), ("evaluate", "test one")):
-        command = commands.add_parser(name, add_help=False, help=does)
-        command.add_argument(
-            "dataset", nargs="?", help="digits, mnist, fashion_mnist, …"
-        )
+        commands.add_parser(name, add_help=False, help=does)
     predict.add_parser(commands)
     export.add_parser(commands)
     commands.add_parser("report", add_help=False, help="tables and figures")
@@ -59,16 +60,7 @@ def _run(asked: argparse.Namespace, rest: list[str]) -> None:
     else:
         from . import runner
 
-        if asked.dataset is None and not {"-h", "--help"} & {*rest}:
-            raise SystemExit(
-                f"ds4nn {asked.command}: which data set? As in: "
-                f"ds4nn {asked.command} mnist"
-            )
-        dataset = asked.dataset or "digits"
-        command = f"ds4nn {asked.command} {asked.dataset or 'DATASET'}"
-        if asked.command == "evaluate" and not any("--evaluate" in a for a in rest):
-            rest.append("--evaluate=pretrained")
-        runner.main([command, *rest], dataset, command)
+        runner.main(["ds4nn", *rest], command=asked.command)
 
 
 def program() -> None:

@@ -1,5 +1,8 @@
 """The figures of a trained network, as runs and the report draw them."""
 
+import contextlib
+
+import matplotlib.style
 import numpy as np
 from matplotlib.animation import Animation
 from matplotlib.figure import Figure
@@ -8,6 +11,11 @@ import ds4nn_jax as ds
 from ds4nn_jax import data, plots
 
 from .measures import output_potentials
+
+
+def style() -> contextlib.AbstractContextManager[None]:
+    """matplotlib's own settings, whatever the user's are: LaTeX, fonts, colours."""
+    return matplotlib.style.context("default")
 
 
 def of_network(

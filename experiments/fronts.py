@@ -146,7 +146,13 @@ def _name_points(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None
     frame = axes.bbox
     for x, y, name in points:
         text = axes.annotate(
-            name, (x, y), xytext=(0, 0), textcoords="offset points", fontsize=8
+            name,
+            (x, y),
+            xytext=(0, 0),
+            textcoords="offset points",
+            fontsize=8,
+            # Above lines, which would strike it through.
+            bbox=dict(facecolor="white", edgecolor="none", alpha=0.8, pad=0.5),
         )
         text.set_in_layout(False)  # names follow the layout, not the other way
         for distance, (right, up) in itertools.product(_DISTANCES, _DIRECTIONS):
@@ -168,4 +174,5 @@ def _name_points(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None
                 xytext=place,
                 textcoords="offset points",
                 arrowprops=dict(arrowstyle="-", color="grey", shrinkA=0, shrinkB=4),
+                zorder=1,
             )

@@ -9,13 +9,14 @@ global one, so that several experiments, tests and notebooks can live in one pro
 import dataclasses
 import os
 import re
+import textwrap
 import typing
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from absl import flags
 
-from ds4nn_jax import presets
+from ds4nn_jax import data, presets
 from ds4nn_jax._values import Value, kinds, require
 from ds4nn_jax.config import TrainConfig
 
@@ -29,7 +30,8 @@ class Options:
       urgency: what --urgency asked for, None without it: weights have one of their own.
       resolved: the text of a flagfile for the same run, from its beginning and in a
         place of its own.
-      dataset: digits, or any image data set that TFDS knows.
+      dataset: digits, mnist, fashion_mnist, any image data set that TFDS knows, or your
+        own images: a folder with a folder for each class, see `data.from_folders`.
       preset: the configuration that other flags change, one of those in
         ds4nn_jax.presets; empty: the best known for the data set.
       data_dir: where the data set lies; empty: the usual places.
@@ -38,7 +40,9 @@ class Options:
         network.
       soft_labels: a .npy file of shares of the classes for all N training images,
         [N, C], or [epochs, N, C] as `experiments.teacher` writes them.
-      train_limit: use the first so many training images; 0: all.
+      train_limit: use the first so many training images; 0: all. The preset "smoke"
+        has 4000.
+      test_limit: use the first so many test images; 0: all.
       overwrite: replace the results of an earlier run in out_dir.
       resume: go on from the latest snapshot in out_dir; without one, from the
         beginning. With more --epochs, for longer.
@@ -69,6 +73,7 @@ class Options:
     init_from: str | None = None
     soft_labels: str | None = None
     train_limit: int = 0
+    test_limit: int = 0
     overwrite: bool = False
     resume: bool = False
     compilation_cache: str | None = None
@@ -85,7 +90,9 @@ class Options:
         for name in ("data_dir", "out_dir", "init_from", "soft_labels", "evaluate"):
             if given := getattr(self, name):
                 object.__setattr__(self, name, os.path.expanduser(given))
-        for name in ("train_limit", "snapshot_minutes", "num_devices"):
+            if given and "\n" in given:
+                raise ValueError(f"{name} must be one line, got {given!r}")
+        for name in ("train_limit", "test_limit", "snapshot_minutes", "num_devices"):
             require(self, name, getattr(self, name) >= 0, "≥ 0")
         for one, other in (("resume", "overwrite"), ("resume", "evaluate")):
             if getattr(self, one) and getattr(self, other):
@@ -99,6 +106,14 @@ class Options:
 
 _RUN = [f for f in dataclasses.fields(Options) if f.default is not dataclasses.MISSING]
 _ONCE = ("resume", "overwrite")  # not for who repeats a run
+_SMOKE_IMAGES = 4000  # of the preset "smoke"
+_HELP = {
+    "train": (
+        "data_dir out_dir preset epochs spec batch_size seed validation train_limit "
+        "test_limit init_from resume overwrite compilation_cache"
+    ).split(),
+    "evaluate": "evaluate data_dir urgency test_limit engine compilation_cache".split(),
+}
 
 
 def parse(argv: Sequence[str], *, dataset: str, command: str | None = None) -> Options:
@@ -107,46 +122,107 @@ def parse(argv: Sequence[str], *, dataset: str, command: str | None = None) -> O
     Args:
       argv: as `sys.argv`.
       dataset: that of the experiment, unless --dataset names another.
-      command: what was typed, if that named the data set already, as in "ds4nn train
-        mnist": a --dataset must then say the same.
+      command: "train" or "evaluate" of `ds4nn`: the data set is then the word of `argv`
+        that belongs to no flag, and `dataset` is not used.
 
     Raises:
       SystemExit: after --help, or with a message for a flag that is unknown or wrong.
     """
-    program = command or f"experiments.{dataset}"
-    values = flags.FlagValues()
-    here = dict(flag_values=values, module_name="run")
-    flags.DEFINE_bool("help", False, "Show this help.", short_name="h", **here)
-    for field in _RUN:
-        _define(values, "run", field.name, field, _helps(Options)[field.name])
-    for field in dataclasses.fields(TrainConfig):
-        _define(values, "training", field.name, field, _helps(TrainConfig)[field.name])
+    program = f"ds4nn {command}" if command else f"experiments.{dataset}"
+    values = _flag_values(command)
     try:
-        rest = values(list(argv))
-        if values.help:
-            print(f"usage: {command or f'python -m {program}'} [--flag=value …]")
-            print(values.get_help())
+        words = values(list(argv))[1:]
+        if command:
+            dataset = words.pop(0) if words else values["dataset"].value or ""
+            program = f"{program} {dataset}".strip()
+        if values.help or values.helpfull:
+            print(_help(values, program, command, dataset))
             raise SystemExit(0)
-        if len(rest) > 1:
-            raise ValueError(f"unexpected argument {rest[1]!r}: flags begin with --")
+        if command and not dataset:
+            raise ValueError(f"which data set? As in: {program} mnist")
+        if words:
+            raise ValueError(f"unexpected argument {words[0]!r}: flags begin with --")
         given = {f.name: values[f.name].value for f in _RUN}
         run = {"dataset": dataset} | {k: v for k, v in given.items() if v is not None}
         if command and run["dataset"] != dataset:
-            raise ValueError(
-                f"{command} was asked for, --dataset={run['dataset']} says another"
-            )
-        run.setdefault("out_dir", f"runs/{run['dataset']}")
-        known = run["dataset"] in presets.names()
-        run.setdefault("preset", run["dataset"] if known else "default")
+            raise ValueError(f"--dataset={run['dataset']} says another")
+        if command == "evaluate":
+            run.setdefault("evaluate", "pretrained")
+        own = data.own(run["dataset"])
+        run.setdefault("out_dir", f"runs/{own.stem if own else run['dataset']}")
+        run.setdefault("preset", _preset(run["dataset"]))
+        if run["preset"] == "smoke":
+            run.setdefault("train_limit", _SMOKE_IMAGES)
         base = presets.load(run["preset"])
         config = TrainConfig(**_changed(values, "", TrainConfig, base))
         urgency = values["urgency"].value
         asked = Options(config=config, urgency=urgency, resolved="", **run)
-    except (flags.Error, ValueError, TypeError) as error:
+    except (flags.Error, ValueError, TypeError, OSError) as error:
         raise SystemExit(f"{program}: {error}") from error
+    return resolved(asked)
+
+
+def resolved(asked: Options) -> Options:
+    """The same, with the flagfile that gives it."""
     kept = [field for field in _RUN if field.name not in _ONCE]
+    config = asked.config
     lines = *_lines("", asked, kept), *_lines("", config, _parameters(TrainConfig))
     return dataclasses.replace(asked, resolved="\n".join(lines) + "\n")
+
+
+def _preset(dataset: str) -> str:
+    return dataset if dataset in presets.names() else "default"
+
+
+def _flag_values(command: str | None) -> flags.FlagValues:
+    """The flags of a run, without values."""
+    values = flags.FlagValues()
+    values.set_gnu_getopt(command is not None)  # flags in front of words, and behind
+    here = dict(flag_values=values, module_name="run")
+    flags.DEFINE_bool(
+        "help", False, "Show the most used flags.", short_name="h", **here
+    )
+    flags.DEFINE_bool("helpfull", False, "Show all flags.", **here)
+    for group, kind, fields in (
+        ("run", Options, _RUN),
+        ("training", TrainConfig, dataclasses.fields(TrainConfig)),
+    ):
+        for field in fields:
+            text = _helps(kind).get(field.name, "")
+            _define(values, group, field.name, field, text)
+    return values
+
+
+def _help(
+    values: flags.FlagValues, program: str, command: str | None, dataset: str
+) -> str:
+    """The most used flags with the defaults of the data set's preset, or all flags."""
+    place = " DATASET" if command and not dataset else ""
+    usage = f"usage: {program if command else f'python -m {program}'}{place}"
+    if values.helpfull:
+        return f"{usage} [--flag=value …]\n{values.get_help()}"
+    preset = values["preset"].value or _preset(dataset)
+    config = presets.load(preset)
+    lines = [f"{usage} [--flag=value …]", ""]
+    for name in _HELP[command or "train"]:
+        default = getattr(config, name, None)
+        text = values[name].help.partition(" (default:")[0]
+        shown = "" if default is None or command == "evaluate" else f" [{default}]"
+        lines += textwrap.wrap(
+            f"--{name}{shown}: {text}",
+            width=88,
+            initial_indent="  ",
+            subsequent_indent="      ",
+        )
+    if command != "evaluate":
+        lines += ["", f"In brackets: the defaults of the preset {preset}."]
+        lines += textwrap.wrap(f"Presets: {', '.join(presets.names())}.", 88)
+    lines += textwrap.wrap(
+        "Data sets: digits, mnist, fashion_mnist, others that TFDS knows; or a folder "
+        "with a folder of images for each class, a .npz or a .csv file.",
+        88,
+    )
+    return "\n".join([*lines, "All flags: --helpfull"])
 
 
 def _define(values: flags.FlagValues, group: str, path: str, field, text: str) -> None:
@@ -161,7 +237,9 @@ def _define(values: flags.FlagValues, group: str, path: str, field, text: str) -
             flags.DEFINE_enum(path, None, list(named), text, **here)
         inner = {f.name: f for each in named.values() for f in _parameters(each)}
         for name, each in inner.items():
-            told = {n: _helps(k)[name] for n, k in named.items() if hasattr(k, name)}
+            told = {
+                n: _helps(k).get(name, "") for n, k in named.items() if hasattr(k, name)
+            }
             which = f"({', '.join(told)}) " if len(told) < len(named) else ""
             help = which + " / ".join(dict.fromkeys(told.values()))
             _define(values, group, f"{path}.{name}", each, help)

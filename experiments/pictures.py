@@ -12,6 +12,8 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from scipy import ndimage
 
+from ds4nn_jax import data
+
 MEGAPIXELS = 64  # of a picture, at most
 _WORKING_SIZE = 500  # pixels; larger pictures are reduced before they are looked at
 _LEAST_CONTRAST = 3.0  # of 255; less is one tone to a person too
@@ -28,7 +30,8 @@ def read(
     path: Path,
     shape: Sequence[int],
     *,
-    digits: bool = False,
+    fit: str = "whole",
+    ground: str | None = "mixed",
     invert: bool | None = None,
 ) -> tuple[np.ndarray, list[str]]:
     """The picture of a file as an image of the given shape.
@@ -36,8 +39,11 @@ def read(
     Args:
       path: of anything that Pillow reads; the first frame of several.
       shape: [H, W, C] with C = 1 or 3.
-      digits: whether the network has learned MNIST: see `digit`, otherwise `scaled`.
-      invert: whether dark and light change places. None: where `digit` sees dark ink.
+      fit: "whole": see `scaled`; "ink": as MNIST was made, see `digit`.
+      ground: of the images that the network learned from, "dark", "light" or "mixed";
+        None: nobody knows.
+      invert: whether dark and light change places. None: where the ground is another
+        one, or `digit` sees dark ink.
 
     Returns:
       uint8 [H, W, C], and a remark for everything that was changed.
@@ -60,12 +66,32 @@ def read(
     except Exception as error:  # decoders raise whatever damaged bytes lead them to
         why = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise PictureError(f"cannot be read: {why}") from error
-    if digits:
+    if fit == "ink":
         grey, remarks = _converted(picture, 1, remarks)
         seen, more = digit(np.asarray(grey, np.float32), invert)
     else:
-        seen, more = scaled(picture, shape, invert=bool(invert))
+        if invert is None:
+            invert, more = _on_other_ground(picture, ground)
+            remarks = remarks + more
+        seen, more = scaled(picture, shape, invert=invert)
     return seen, remarks + more
+
+
+def _on_other_ground(
+    picture: Image.Image, ground: str | None
+) -> tuple[bool, list[str]]:
+    """Whether dark and light are to change places, and why."""
+    if ground == "mixed":
+        return False, []
+    tone = data.border_tone(np.asarray(_converted(picture, 1, [])[0], np.float32))
+    is_light = tone >= 128
+    if ground is None:
+        said = "a light ground; what the network learned is not noted: --invert if dark"
+        return False, [said] if is_light else []
+    if is_light == (ground == "light"):
+        return False, []
+    here = "light" if is_light else "dark"
+    return True, [f"a {here} ground, and the network learned {ground} ones: inverted"]
 
 
 def shown(image: Image.Image) -> tuple[Image.Image, list[str]]:

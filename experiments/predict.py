@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 import ds4nn_jax as ds
-from ds4nn_jax import analysis, pretrained
+from ds4nn_jax import analysis, data, pretrained
 from ds4nn_jax.checkpoints import write_atomically
 
 _AT_A_TIME = 64  # pictures
@@ -34,11 +34,16 @@ class Model(NamedTuple):
     params: dict
     shape: tuple[int, int, int]
     names: tuple[str, ...]
+    pictures: data.Pictures | None  # None: not noted
+    dataset: object  # a name, as far as it is noted
 
-    @property
-    def digits(self) -> bool:
-        """Whether its images are MNIST's."""
-        return self.shape == (28, 28, 1) and self.names == tuple("0123456789")
+
+# What older weights files, which name their data set only, do not note.
+_PICTURES = {
+    "mnist": data.Pictures("ink", "dark", (0.041, 0.255)),
+    "fashion_mnist": data.Pictures("whole", "dark", (0.013, 0.699)),
+}
+_UNLIKE = 1.25  # times as light, or as dark, as what was learned
 
 
 class Refused(ValueError):
@@ -55,7 +60,7 @@ def add_parser(commands: Any) -> None:
     add(
         "--invert",
         action=argparse.BooleanOptionalAction,
-        help="dark and light change places; for digits, if the ink is found to be dark",
+        help="dark and light change places; if the ground is not as it was in training",
     )
     add("--top", type=_positive, metavar="N", help="show the N best classes")
     add("--json", action="store_true", help="one JSON object a line")
@@ -101,9 +106,10 @@ def _answer(asked: argparse.Namespace, model: Model) -> bool:
                     raise each
                 image, remarks = each
                 answer = next(answers)
+                remarks = [*remarks, *_unlike(model, image)]
                 if asked.figure is not None:
                     figure = _figure_path(asked, number)
-                    with _told("drawing"):
+                    with _told("drawing"), _style():
                         _draw(figure, model, image, answer)
                     remarks = [*remarks, f"drawn in {figure}"]
                 _show(asked, model, path, answer, remarks)
@@ -145,7 +151,46 @@ def _model(weights: str, urgency: float | None) -> Model:
     ):
         _say(f"{weights}: class_names are not {classes} names: numbers instead")
         names = None
-    return Model(network, params, shape, tuple(names or map(str, range(classes))))
+    names = tuple(names or map(str, range(classes)))
+    dataset = notes.get("dataset")
+    return Model(network, params, shape, names, _pictures(notes, weights), dataset)
+
+
+def _pictures(notes: dict, weights: str) -> data.Pictures | None:
+    noted = notes.get("pictures")
+    if noted is None:
+        dataset = notes.get("dataset")
+        return _PICTURES.get(dataset) if isinstance(dataset, str) else None
+    try:
+        fit, ground, (low, high) = data.Pictures(**noted)
+        sensible = fit in ("ink", "whole") and ground in ("dark", "light", "mixed")
+        if sensible and 0 <= low <= high <= 1:
+            return data.Pictures(fit, ground, (low, high))
+    except (TypeError, ValueError):
+        pass
+    _say(f"{weights}: its note on pictures makes no sense: left out")
+    return None
+
+
+def _unlike(model: Model, image: np.ndarray) -> list[str]:
+    """A remark on an image that is nothing like those of the training."""
+    if model.pictures is None or not image.any():
+        return []
+    (low, high), share = model.pictures.light, float(np.mean(image >= 128))
+    if low / _UNLIKE <= share <= high * _UNLIKE:
+        return []
+    others = _of_other_data(model.dataset)
+    return [
+        f"unlike the images of the training: {share:.0%} of it is light, of these "
+        f"{low:.0%} … {high:.0%}; other networks: {', '.join(others) or 'none'}"
+    ]
+
+
+@functools.cache
+def _of_other_data(dataset: object) -> list[str]:
+    """The shipped networks that learned from something else."""
+    notes = {name: pretrained.load(name).notes for name in pretrained.names()}
+    return [name for name, n in notes.items() if n.get("dataset") != dataset]
 
 
 def _shape(noted: object, weights: str) -> tuple[int, int, int]:
@@ -171,8 +216,9 @@ def _read(
 
     try:
         with _told(f"reading {path}"):
+            fit, ground, _ = model.pictures or ("whole", None, None)
             return pictures.read(
-                Path(path), model.shape, digits=model.digits, invert=invert
+                Path(path), model.shape, fit=fit, ground=ground, invert=invert
             )
     except pictures.PictureError as error:
         return Refused(str(error))
@@ -185,10 +231,20 @@ class Answer(NamedTuple):
     step: int  # T if no output fired
     times: np.ndarray  # [C]
     potentials: np.ndarray  # [C] mV
+    blank: bool  # the image: nothing in it spikes
 
     def ranked(self) -> list[int]:
         """Classes, best first, by the rule of the strict decision."""
         return np.lexsort((-self.potentials, self.times)).tolist()
+
+    def best(self) -> list[int]:
+        """The class that is ahead of all others, or those between which nothing
+        decides."""
+        first = self.ranked()[0]
+        same = (self.times == self.times[first]) & (
+            self.potentials == self.potentials[first]
+        )
+        return np.flatnonzero(same).tolist()
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -208,7 +264,10 @@ def _asked_of(model: Model, images: list[np.ndarray], size: int) -> list[Answer]
     except (RuntimeError, MemoryError) as error:
         raise SystemExit(f"ds4nn predict: {_why(error)}") from error
     rows = list(zip(*found, strict=True))[: len(images)]
-    return [Answer(int(label), int(step), *outputs) for label, step, *outputs in rows]
+    return [
+        Answer(int(label), int(step), *outputs, blank=not image.any())
+        for image, (label, step, *outputs) in zip(images, rows, strict=True)
+    ]
 
 
 def _fits_at_once(model: Model) -> int:
@@ -230,7 +289,8 @@ def _show(
     remarks: list[str],
 ) -> None:
     steps = model.network.num_steps
-    ranked, fired = answer.ranked(), answer.step < steps
+    ranked, fired, best = answer.ranked(), answer.step < steps, answer.best()
+    answered = not answer.blank and len(best) == 1
     if asked.json:
         classes = [
             {
@@ -242,19 +302,24 @@ def _show(
         ]
         record = {
             "file": path,
-            "label": model.names[answer.label],
-            "class": answer.label,
-            "step": answer.step if fired else None,
-            "decided_by": "spike" if fired else "potential",
+            "label": model.names[answer.label] if answered else None,
+            "class": answer.label if answered else None,
+            "step": answer.step if answered and fired else None,
+            "decided_by": ("spike" if fired else "potential") if answered else None,
             "classes": classes,
             "remarks": remarks,
         }
         print(json.dumps(record), flush=True)
         return
+    label = model.names[answer.label] if answered else "no answer"
     when = f"decided at step {answer.step} of {steps}"
-    if not fired:
+    if answer.blank:
+        when = "the network sees nothing in it"
+    elif not answered:
+        when = f"{' and '.join(model.names[k] for k in best)} are tied"
+    elif not fired:
         when = "no output fired: the highest potential"
-    _say(f"{path}: {model.names[answer.label]} ({when})", sys.stdout)
+    _say(f"{path}: {label} ({when})", sys.stdout)
     for place, k in enumerate(ranked[: asked.top or 0], 1):
         time = answer.times[k]
         spike = f"spike at step {time:g}" if time < steps else "silent"
@@ -321,6 +386,12 @@ def _draw(path: Path, model: Model, image: np.ndarray, answer: Answer) -> None:
     write_atomically(path, content.getvalue())
 
 
+def _style() -> contextlib.AbstractContextManager:
+    from . import figures
+
+    return figures.style()
+
+
 def _page(figure: Any) -> Any:
     from PIL import Image
 
@@ -373,6 +444,6 @@ def _need(module: str, package: str, what: str) -> None:
 
 
 def _positive(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise ValueError(text)
-    return number
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"a whole number ≥ 1, not {text!r}")
+    return int(text)

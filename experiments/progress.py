@@ -1,5 +1,6 @@
 """What a person sees while a network trains: a bar on a terminal, lines in a pipe."""
 
+import codecs
 import contextlib
 import math
 import os
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
+import jax
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -20,7 +22,8 @@ from rich.progress import (
 
 from ds4nn_jax.training import EpochResult, Step, StepMetrics
 
-_SECONDS_BETWEEN = 5.0  # lines in a pipe
+_SECONDS_BETWEEN = 5.0  # before the first line in a pipe; then twice as long each time
+_SECONDS_IN_EPOCH = 30.0  # the same, within an epoch
 _SECONDS_BETWEEN_REDRAWS = 0.2  # of the bar
 _SMOOTHING = 0.9  # of the running means beside the bar
 
@@ -36,11 +39,51 @@ def program(name: str, main: Callable[[], object]) -> None:
         leave_at_once(signal.SIGINT, f"{name}: interrupted")
 
     signal.signal(signal.SIGINT, leave)
+    codecs.register_error("ds4nn", _spelled)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="ds4nn")
     try:
         main()
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read this has seen enough
         os._exit(128 + signal.SIGPIPE)
+
+
+def _spelled(error: UnicodeError) -> tuple[str, int]:
+    """What a terminal gets for characters that its encoding lacks."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    plain = {
+        "…": "...",
+        "≥": ">=",
+        "≤": "<=",
+        "–": "-",
+        "−": "-",
+        "×": "x",
+        "θ": "theta",
+    }
+    text = error.object[error.start : error.end]
+    spelled = [
+        plain.get(c) or c.encode("ascii", "backslashreplace").decode() for c in text
+    ]
+    return "".join(spelled), error.end
+
+
+def check_platform() -> None:
+    """Refuses a JAX_PLATFORMS that this machine does not have.
+
+    Raises:
+      ValueError: names it.
+    """
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        platforms = os.environ.get("JAX_PLATFORMS") or jax.config.jax_platforms
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"JAX_PLATFORMS={platforms} is not on this machine: unset it, or say cpu"
+            + (f" ({reason})" if reason else "")
+        ) from error
 
 
 @contextlib.contextmanager
@@ -64,6 +107,21 @@ def leave_at_once(number: int, message: str) -> NoReturn:
     os._exit(128 + number)
 
 
+class Lines:
+    """When a pipe gets the next line about work under way: after a while, then after
+    twice as long each time, so that long work is told of in few lines."""
+
+    def __init__(self, seconds: float = _SECONDS_BETWEEN):
+        self._wait, self._last = seconds, time.monotonic()
+
+    def due(self) -> bool:
+        now = time.monotonic()
+        if now - self._last < self._wait:
+            return False
+        self._wait, self._last = 2 * self._wait, now
+        return True
+
+
 class Display:
     """Shows steps and epochs; use `on_step` and `on_epoch` inside `showing`."""
 
@@ -75,6 +133,7 @@ class Display:
         self._epoch = first
         self._means: StepMetrics | None = None
         self._drawn = -math.inf
+        self._lines = Lines(_SECONDS_IN_EPOCH)
         self._last: StepMetrics | None = None
 
     @contextlib.contextmanager
@@ -90,13 +149,25 @@ class Display:
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=self._console) as self._bar:
-            self._task = self._bar.add_task("", epoch="", metrics="compiling …")
+            self._task = self._bar.add_task(
+                "",
+                total=None,
+                epoch=f"{self._epoch}/{self._epochs}",
+                metrics="compiling …",
+            )
             yield self
 
     def on_step(self, step: Step) -> None:
+        if self._bar is None:
+            if step.number < step.steps and self._lines.due():
+                self._console.print(
+                    f"epoch {self._epoch:3d}/{self._epochs}  step {step.number} of "
+                    f"{step.steps}"
+                )
+            return
         now = time.monotonic()
         soon = now - self._drawn < _SECONDS_BETWEEN_REDRAWS
-        if self._bar is None or (soon and step.number < step.steps):
+        if soon and step.number < step.steps:
             return
         self._bar.update(
             self._task,
@@ -132,13 +203,14 @@ class Display:
             text += f", {held.silent:.1%} silent"
         text += f"  |  {seconds:.1f} s" + ("  best" if result.best else "")
         self._console.print(text)
+        self._lines = Lines(_SECONDS_IN_EPOCH)
         self._epoch = result.epoch + 1
 
 
 @contextlib.contextmanager
 def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """Gives a function to be told how many of a total are done; shows it as a bar on a
-    terminal, every few seconds as a line in a pipe."""
+    terminal, as a few lines in a pipe."""
     console = Console(highlight=False, soft_wrap=True)
     if console.is_terminal:
         columns = TextColumn(what), BarColumn(bar_width=24), MofNCompleteColumn()
@@ -147,15 +219,8 @@ def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
             yield lambda done: bar.update(task, completed=done)
         return
     console.print(f"{what}: compiling …")
-    last = time.monotonic()
-
-    def tell(done: int) -> None:
-        nonlocal last
-        if time.monotonic() - last > _SECONDS_BETWEEN:
-            last = time.monotonic()
-            console.print(f"{what}: {done} of {total}")
-
-    yield tell
+    lines = Lines()
+    yield lambda done: lines.due() and console.print(f"{what}: {done} of {total}")
 
 
 def _cost(accuracy: float, step: float, spikes: float) -> str:

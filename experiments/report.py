@@ -1,10 +1,7 @@
 """The paper's tables and figures, of trained networks, on one page.
 
-    python -m experiments.report                       # the networks of the library
-    python -m experiments.report --run_dir=runs/mnist  # a run of one's own
-
-Writes report.html, which needs no other file, to --out_dir. Rows of other reported runs
-come from `experiments/results`, a metrics.jsonl for each flagfile and seed.
+Rows of other reported runs come from `results`, a metrics.jsonl for each flagfile and
+seed.
 """
 
 import argparse
@@ -26,8 +23,16 @@ from ds4nn_jax import data, pretrained
 from . import progress
 
 _URGENCIES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5)  # mV a step
-_QUIET = 1.5  # seconds between signs of life
+_QUIET = 1.5  # seconds between signs of life on a terminal
+_RUNS = "*/best.safetensors"
 _BAD = (ValueError, OSError, KeyError, TypeError)  # what reading a file can raise
+
+
+_DESCRIPTION = """\
+The paper's tables and figures, of trained networks, on one page: report.html, which
+needs no other file. Without --run_dir of all runs in the folder runs; without any, of
+the networks that come with the library.
+"""
 
 
 class Trained(NamedTuple):
@@ -65,21 +70,21 @@ def main(
     """
     parser = argparse.ArgumentParser(
         prog=command,
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=_DESCRIPTION,
     )
     parser.add_argument(
         "--run_dir",
         action="append",
-        help="out_dir of a run, or a .safetensors file; may be given several times",
+        help="out_dir of a run, a .safetensors file, or the name of a network of the "
+        "library; may be given several times",
     )
     parser.add_argument(
         "--dataset", help="of weights that do not name theirs; overrides those that do"
     )
     parser.add_argument(
-        "--data_root",
-        help="folder with a folder for each data set; else that of the run, or the "
-        "usual places",
+        "--data_dir",
+        help="folder with the data set, or with a folder for each; else that of the "
+        "run, or the usual places",
     )
     parser.add_argument("--out_dir", default="runs/report", help="where the page goes")
     parser.add_argument(
@@ -89,6 +94,7 @@ def main(
     )
     asked = parser.parse_args(argv)
     try:
+        progress.check_platform()
         with progress.naming_missing(command):
             page, missing = _report(asked)
     except (ValueError, OSError) as error:
@@ -100,17 +106,16 @@ def main(
 
 def _report(asked: argparse.Namespace) -> tuple[Path, list[str]]:
     """Where the page is, and what had to be left out."""
-    from . import chapters, page  # here: they need matplotlib
+    from . import chapters, figures, page  # here: they need matplotlib
 
-    missing: list[str] = []
+    missing: dict[str, list[str]] = {}  # what each fault leaves out
     blocks: dict[str, list] = {}  # by data set
     shown: dict[str, list] = {}
 
     def leave_out(dataset: str, what: str, error: Exception) -> None:
+        missing.setdefault(_line(error), []).append(what)
         told = f"{what}: {_line(error)}"
-        missing.append(told)
         blocks.setdefault(dataset, []).append(page.Text(told, missing=True))
-        print(told, flush=True)
 
     for read, what in _sources(asked):
         dataset = "not read"
@@ -132,14 +137,15 @@ def _report(asked: argparse.Namespace) -> tuple[Path, list[str]]:
                 flags=trained.flags,
             )
             told = _Signs(f"{trained.name}: drawing")
-            drawn = list(told.over(chapters.of_network(each)))
+            with figures.style():
+                drawn = list(told.over(chapters.of_network(each)))
         except _BAD as error:
             leave_out(dataset, what, error)
             continue
         blocks.setdefault(dataset, []).extend(drawn)
         shown.setdefault(dataset, []).append(each)
     if not shown:
-        raise ValueError("nothing to report: " + "; ".join(missing))
+        raise ValueError("nothing to report: " + "; ".join(_faults(missing)))
     out = Path(asked.out_dir)
     out.mkdir(parents=True, exist_ok=True)
     every: list = [page.Text(_MADE.format(datetime.date.today(), ds, jax))]
@@ -148,17 +154,24 @@ def _report(asked: argparse.Namespace) -> tuple[Path, list[str]]:
         every.append(page.Heading(2, chapters.TITLES.get(dataset, dataset)))
         if dataset in shown:
             try:
-                every += chapters.of_dataset(dataset, shown[dataset])
+                with figures.style():
+                    every += chapters.of_dataset(dataset, shown[dataset])
             except _BAD as error:
-                told = f"runs in experiments/results: {_line(error)}"
-                missing.append(told)
+                told = f"reported runs: {_line(error)}"
+                missing.setdefault(_line(error), []).append("reported runs")
                 every.append(page.Text(told, missing=True))
         every += own
     title, signs = "ds4nn_jax: report", _Signs("page")
-    page.write_html(title, signs.over(every), out / "report.html")
-    if asked.markdown:
-        page.write_markdown(title, signs.over(every), out / "report.md")
-    return out / "report.html", missing
+    with figures.style():
+        page.write_html(title, signs.over(every), out / "report.html")
+        if asked.markdown:
+            page.write_markdown(title, signs.over(every), out / "report.md")
+    return out / "report.html", _faults(missing)
+
+
+def _faults(missing: dict[str, list[str]]) -> list[str]:
+    """Each fault once, with all that it leaves out."""
+    return [f"{', '.join(dict.fromkeys(what))}: {why}" for why, what in missing.items()]
 
 
 _MADE = "Made on {0} with ds4nn_jax {1.__version__} and jax {2.__version__}."
@@ -176,9 +189,13 @@ def _sources(
     asked: argparse.Namespace,
 ) -> Iterator[tuple[Callable[[], Trained], str]]:
     """How to read each network, and what to call it if it cannot be read."""
-    for folder in map(Path, asked.run_dir or ()):
-        yield functools.partial(_run, folder), str(folder)
-    if not asked.run_dir:
+    runs = asked.run_dir or sorted(str(f.parent) for f in Path("runs").glob(_RUNS))
+    for name in runs:
+        if name in pretrained.names() and not Path(name).exists():
+            yield functools.partial(_shipped, name), f"the library's network {name}"
+        else:
+            yield functools.partial(_run, Path(name)), name
+    if not runs:
         # Those of MNIST first, as in the paper.
         for name in sorted(pretrained.names(), key=lambda n: (n[:5] != "mnist", n)):
             yield functools.partial(_shipped, name), f"the library's network {name}"
@@ -242,13 +259,19 @@ def _dataset(asked: argparse.Namespace, trained: Trained) -> str:
 
 def _images(asked: argparse.Namespace, trained: Trained, name: str) -> data.Dataset:
     print(f"{trained.name}: reading {name} …", flush=True)
-    folder = Path(asked.data_root) / name if asked.data_root else trained.data_dir
+    folder = trained.data_dir
+    if asked.data_dir:
+        home = Path(asked.data_dir).expanduser()
+        one = home.name == name or asked.run_dir and len(asked.run_dir) == 1
+        # Of several data sets each needs its own folder.
+        folder = home if one and not (home / name).is_dir() else home / name
     try:
-        return data.load(name, None if name == "digits" else folder)
+        bare = name == "digits" or data.own(name)
+        return data.load(name, None if bare else folder)
     except data.DataNotFoundError as error:
         where = f" in {folder}" if folder else ""
         raise FileNotFoundError(
-            f"no data set {name!r} found{where}: say --data_root=DIR, with a folder "
+            f"no data set {name!r} found{where}: say --data_dir=DIR, with a folder "
             f"{name} in it"
         ) from error
 
@@ -282,16 +305,18 @@ def _line(error: Exception) -> str:
 
 
 class _Signs:
-    """Lines that tell of work going on: one every other second, on a terminal always
-    the same one."""
+    """Tells of work going on: on a terminal one line that changes, else a few lines."""
 
     def __init__(self, what: str):
         self._what, self._last = what, time.monotonic()
+        self._lines = progress.Lines()
 
     def show(self, text: str) -> None:
-        if time.monotonic() - self._last > _QUIET:
-            end = "\x1b[K\r" if sys.stdout.isatty() else "\n"
-            print(f"{self._what}: {text}", end=end, flush=True)
+        if not sys.stdout.isatty():
+            if self._lines.due():
+                print(f"{self._what}: {text}", flush=True)
+        elif time.monotonic() - self._last > _QUIET:
+            print(f"{self._what}: {text}", end="\x1b[K\r", flush=True)
             self._last = time.monotonic()
 
     def over(self, parts) -> Iterator:

@@ -9,11 +9,13 @@ Under `out_dir`:
 """
 
 import contextlib
+import dataclasses
 import functools
-import importlib.util
+import importlib
 import json
 import os
 import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -35,16 +37,21 @@ from ds4nn_jax.snapshots import Snapshots
 
 from . import measures, options, progress, tensorboard
 
+_COMPILING = (
+    "compiling, about half a minute the first time, and scaling the first weights …"
+)
+_LAST_FIGURE = "spikes_per_layer"
+
 
 def main(
-    argv: Sequence[str] | None, dataset: str, command: str | None = None
+    argv: Sequence[str] | None, dataset: str = "", command: str | None = None
 ) -> ds.Report | None:
     """Runs the experiment that `argv` asks for.
 
     Args:
       argv: as `sys.argv`, which is taken if it is None.
       dataset: that of the experiment, unless --dataset names another.
-      command: what was typed, where that was another program, see `options.parse`.
+      command: of `ds4nn`, see `options.parse`.
 
     Returns:
       The report on the test images; None from all but the first of several processes.
@@ -63,22 +70,56 @@ def main(
             jax.distributed.initialize(
                 asked.coordinator, asked.num_processes, asked.process_id
             )
-        weights = _weights(asked)
+        progress.check_platform()
         if asked.evaluate is None:
-            _check_out(asked)
+            asked = _begun(asked)
+        weights = _weights(asked)
         print(f"loading {asked.dataset} …", flush=True)
-        images = data.load(asked.dataset, asked.data_dir)
+        images = _limited(asked, data.load(asked.dataset, asked.data_dir))
         print(f"{asked.dataset}: {images.source}", flush=True)
         if asked.evaluate is not None:
             return _evaluate(asked, images, weights)
+        _check_figures()
+        asked = _for_classes(asked, len(images.class_names))
         return _train(asked, images, weights and weights.params)
     except (data.DataError, ValueError, TypeError, OSError) as error:
-        program = command or f"experiments.{dataset}"
+        program = f"experiments.{dataset}"
+        if command:
+            program = f"ds4nn {command} {asked.dataset}"
         raise SystemExit(f"{program}: {error}") from error
+
+
+def _limited(asked: options.Options, images: data.Dataset) -> data.Dataset:
+    train, test = asked.train_limit or None, asked.test_limit or None
+    return images._replace(
+        train_images=images.train_images[:train],
+        train_labels=images.train_labels[:train],
+        test_images=images.test_images[:test],
+        test_labels=images.test_labels[:test],
+    )
+
+
+def _for_classes(asked: options.Options, classes: int) -> options.Options:
+    """With as many outputs as the data set has classes, where the preset's network has
+    another number."""
+    config = asked.config
+    outputs = config.network().num_classes
+    if outputs == classes:
+        return asked
+    spec = f"{config.spec.rpartition('-')[0]}-{classes}"
+    if config.spec != ds.presets.load(asked.preset).spec or asked.init_from:
+        raise ValueError(
+            f"{asked.dataset} has {classes} classes, the network {config.spec} has "
+            f"{outputs} outputs: --spec={spec}"
+        )
+    fitting = dataclasses.replace(config, spec=spec)
+    return options.resolved(dataclasses.replace(asked, config=fitting))
 
 
 def _weights(asked: options.Options) -> ds.Weights | None:
     """Those to evaluate, or to begin with."""
+    if asked.resume and _has_snapshots(asked):
+        return None
     if (given := asked.evaluate or asked.init_from) is None:
         return None
     if given == "pretrained":
@@ -90,6 +131,32 @@ def _weights(asked: options.Options) -> ds.Weights | None:
             f"--init_from={given} is {weights.network.spec}, the run {network.spec}"
         )
     return weights
+
+
+def _begun(asked: options.Options) -> options.Options:
+    """The run, with the first weights that it began with if it goes on.
+
+    Raises:
+      ValueError: it cannot write to its out_dir, or began with other weights.
+    """
+    _check_out(asked)
+    flags = Path(asked.out_dir) / "flags.cfg"
+    if not asked.resume or not flags.exists():
+        return asked
+    text = flags.read_text("utf-8", "surrogateescape")
+    found = re.search(r"^--init_from=(.+)$", text, re.MULTILINE)
+    first = found and found[1]
+    if asked.init_from not in (None, first):
+        raise ValueError(
+            f"{asked.out_dir} began with {first or 'weights drawn by itself'}, "
+            f"--init_from={asked.init_from} says another"
+        )
+    return options.resolved(dataclasses.replace(asked, init_from=first))
+
+
+def _has_snapshots(asked: options.Options) -> bool:
+    folder = Path(asked.out_dir) / "snapshots"
+    return folder.is_dir() and any(f.name.isdigit() for f in folder.iterdir())
 
 
 def _check_out(asked: options.Options) -> None:
@@ -107,10 +174,17 @@ def _check_out(asked: options.Options) -> None:
         raise ValueError(f"out_dir {out} cannot be written: no permission in {nearest}")
     if asked.tensorboard:
         tensorboard.require()
-    if importlib.util.find_spec("matplotlib") is None:
+
+
+def _check_figures() -> None:
+    """Refuses, before any work, to go without matplotlib, or with settings of it that
+    stop it."""
+    try:
+        importlib.import_module("matplotlib")
+    except ImportError as error:
         raise ValueError(
             "figures need matplotlib: pip install 'ds4nn_jax[experiments]'"
-        )
+        ) from error
 
 
 def _train(
@@ -121,17 +195,24 @@ def _train(
     mesh = None
     if asked.num_devices or asked.distributed:
         mesh = parallel.data_mesh(asked.num_devices or None)
-    limit = asked.train_limit or None
-    training = images.train_images[:limit], images.train_labels[:limit]
+    training = images.train_images, images.train_labels
     given = dict(soft_labels=_soft_labels(asked), params=params)
+    first = functools.partial(ds.first_snapshot, config, *training, **given)
+    start = record = None
     if lead:
         print(f"{config.spec}, from the preset {asked.preset}", flush=True)
-        print("compiling, and first weights …", flush=True)
-    start = ds.first_snapshot(config, *training, **given)
-    record = None
+        if asked.resume and _has_snapshots(asked):
+            record = _Record(out, asked, images)
+            start = record.latest(first(shapes=True))
+            if record.finished(start):
+                record.close()
+                print(f"all {config.epochs} epochs are done; results in {out}")
+                return None
+        print(_COMPILING, flush=True)
+    start = first() if start is None else start
     if lead:
-        record = _Record(out, asked, images, len(training[0]))
-        start = record.beginning(start)
+        record = record or _Record(out, asked, images)
+        record.begin(start)
     if jax.process_count() > 1:
         start = parallel.from_first(start)
 
@@ -171,13 +252,13 @@ def _soft_labels(asked: options.Options) -> np.ndarray | None:
 class _Record:
     """The files of a run under its out_dir."""
 
-    def __init__(
-        self, out: Path, asked: options.Options, images: data.Dataset, used: int
-    ):
+    def __init__(self, out: Path, asked: options.Options, images: data.Dataset):
         self._out, self._asked, self._images = out, asked, images
         self._metrics, self._weights = out / "metrics.jsonl", out / "best.safetensors"
         self._history: list[dict] = []
         self._board = None
+        fit = "ink" if data.known(images) == "mnist" else "whole"
+        self._pictures = data.pictures(images.train_images, fit=fit)._asdict()
         out.mkdir(parents=True, exist_ok=True)
         self._lock = filelock.FileLock(out / ".lock")
         try:
@@ -188,31 +269,57 @@ class _Record:
             for name in ("snapshots", "tensorboard"):
                 shutil.rmtree(out / name, ignore_errors=True)
         self._store = Snapshots(
-            out / "snapshots", asked.config, dataset=images.name, images=used
+            out / "snapshots",
+            asked.config,
+            dataset=images.name,
+            images=len(images.train_images),
         )
 
-    def beginning(self, first: ds.Snapshot) -> ds.Snapshot:
-        """Where the run goes on: the latest snapshot, or the first."""
-        saved = self._store.latest(first) if self._asked.resume else None
-        if saved is None:
-            self._store.save(first)
-        else:
-            self._history = _rows(self._metrics)[: int(saved.epoch)]
-            step, epoch = int(saved.state.step), int(saved.epoch)
-            print(f"going on after step {step}, epoch {epoch}")
-            if epoch > self._asked.config.epochs:
-                raise ValueError(
-                    f"{self._out} has trained for {epoch} epochs already, "
-                    f"--epochs={self._asked.config.epochs} are fewer"
-                )
+    def latest(self, like: ds.Snapshot) -> ds.Snapshot | None:
+        """Where the run goes on."""
+        start = self._store.latest(like)
+        if start is None:
+            return None
+        step, epoch, config = (
+            int(start.state.step),
+            int(start.epoch),
+            self._asked.config,
+        )
+        if epoch > config.epochs:
+            raise ValueError(
+                f"{self._out} has trained for {epoch} epochs already, "
+                f"--epochs={config.epochs} are fewer"
+            )
+        self._history = _rows(self._metrics)[:epoch]
+        if epoch < config.epochs:
+            factor = config.schedule.factor(config.epochs, len(start.seen))(step)
+            print(
+                f"going on after step {step}, epoch {epoch} of {config.epochs}, with "
+                f"{float(factor):.0%} of the learning rate ({config.schedule.name})"
+            )
+        return start
+
+    def finished(self, start: ds.Snapshot | None) -> bool:
+        """Whether nothing is left to do."""
+        if start is None or int(start.epoch) < self._asked.config.epochs:
+            return False
+        rows = _rows(self._metrics)
+        drawn = (self._out / f"{_LAST_FIGURE}.png").exists()
+        return drawn and "test_accuracy" in rows[-1]
+
+    def begin(self, start: ds.Snapshot) -> None:
+        """Notes what the run is; keeps its beginning."""
+        if not int(start.state.step):
+            self._store.save(start)
         about = "".join(f"# {name}: {told}\n" for name, told in _made_by().items())
         flags = about + self._asked.resolved
-        write_atomically(self._out / "flags.cfg", flags.encode())
+        write_atomically(
+            self._out / "flags.cfg", flags.encode("utf-8", "surrogateescape")
+        )
         _write_rows(self._metrics, self._history)
         if self._asked.tensorboard:
             where = self._out / "tensorboard"
             self._board = tensorboard.Board(where, epoch=len(self._history))
-        return first if saved is None else saved
 
     def save(self, snapshot: ds.Snapshot) -> None:
         self._store.save(snapshot)
@@ -226,6 +333,7 @@ class _Record:
                 "dataset": self._images.name,
                 "class_names": list(self._images.class_names),
                 "input_shape": list(self._images.train_images.shape[1:]),
+                "pictures": self._pictures,
                 "seed": self._asked.config.seed,
                 "made_by": _made_by(),
                 **row,
@@ -412,9 +520,10 @@ def _figures(
 
     from . import figures
 
-    drawn = {
-        "learning_curve": plots.learning_curve(history, best_epoch=best_epoch),
-        **figures.of_network(network, params, images, test),
-    }
-    for name, figure in drawn.items():
-        plots.save(figure, out / f"{name}.png")
+    with figures.style():
+        drawn = {
+            "learning_curve": plots.learning_curve(history, best_epoch=best_epoch),
+            **figures.of_network(network, params, images, test),
+        }
+        for name in sorted(drawn, key=_LAST_FIGURE.__eq__):
+            plots.save(drawn[name], out / f"{name}.png")

@@ -50,7 +50,7 @@ _TEACHER = (
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("name", help="what `pretrained.load` will know it by")
     parser.add_argument("--run_dir", required=True, help="out_dir of the run")
     parser.add_argument("--data_dir", help="where the data set lies")

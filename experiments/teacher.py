@@ -96,7 +96,7 @@ class ResidualNetwork(nn.Module):
 
 
 def erase(key: jax.Array, images: jax.Array) -> jax.Array:
-    """Covers a rectangle of every other image, on average, with noise: uint8
+    """Covers a rectangle of each image, with probability ½, with noise: uint8
     [B, H, W, C]. Its sides are from an eighth to a half of the image's."""
     sides = jnp.array(images.shape[1:3], jnp.float32)
     keys = jax.random.split(key, 4)

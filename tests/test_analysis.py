@@ -147,3 +147,19 @@ def test_report_refuses():
     decisions = ds.decide(worked_trace())
     with pytest.raises(ValueError, match="labels must lie in 0 … 2"):
         ds.report([(decisions, np.array([0, 1, 2, 3]))], 3)
+
+
+def test_advice_is_given_once(caplog):
+    """White images: all pixels at step 0, all outputs at once, then silent ones."""
+    network = ds.SpikingNetwork.from_spec("4-3", num_steps=T)
+    white, labels = np.full((4, 4), 255, np.uint8), np.zeros(4, int)
+    for size in (50.0, 50.0, 1.0):
+        params = {"params": {"dense1": {"kernel": np.full((4, 3), size)}}}
+        ds.evaluate(network, params, white, labels)
+    said = [record.getMessage() for record in caplog.records]
+    for words, line in zip(
+        ("100% of the pixels", "in 100%", "all images are", "100% of the images"),
+        said,
+        strict=True,
+    ):
+        assert line.startswith(words)

@@ -55,6 +55,11 @@ def soft(shares, **fields):
     return lambda _: ds.train(made, PIXELS, CLASSES, soft_labels=np.array(shares))
 
 
+def evaluated(images=PIXELS, kernel=(64, 10), **more):
+    params = {"params": {"dense1": {"kernel": np.ones(kernel, np.float32)}}}
+    return lambda _: ds.evaluate(network("64-10"), params, images, CLASSES, **more)
+
+
 def relative(times=OUTPUTS, labels=LABELS, **more):
     return lambda _: ds.relative_target(times, labels, **(dict(offset=10) | more))
 
@@ -203,6 +208,30 @@ TABLE = [
         "positive whole numb",
     ),
     ("pool of rank 2", lambda _: ds.earliest_pool(TIMES), V, "4 axes [B, H, W, "),
+    (
+        "forward mode",
+        lambda _: jax.jvp(lambda k: ds.dense(TIMES, k), (KERNEL,), (KERNEL,)),
+        T,
+        "first derivatives in reverse mode (jax.grad",
+    ),
+    (
+        "second derivatives",
+        lambda _: jax.hessian(lambda k: ds.dense(TIMES, k).sum())(KERNEL),
+        T,
+        "first derivatives in reverse mode (jax.grad",
+    ),
+    (
+        "parameters of another size",
+        lambda _: network().apply(of_layer(KERNEL[:3]), TIMES),
+        V,
+        "its kernel is (3, 3), spike times of shape (2, 4) need (4, 3)",
+    ),
+    (
+        "no parameters",
+        lambda _: ds.classify(network(), {"params": {}}, PIXELS[:, :2, :2]),
+        V,
+        "the parameters have no kernel of dense1",
+    ),
     # Encoding and augmentation
     ("images of 0 … 255 floats", lambda _: ds.encode(IMAGES + 255), V, "pass uint8"),
     ("images NaN", lambda _: ds.encode(IMAGES + NAN), V, "must lie in [0, 1]"),
@@ -292,6 +321,23 @@ TABLE = [
     ("9 of 10 epochs", soft([SHARES] * 9), V, "of 9 epochs, the run has 10"),
     ("whole soft labels", soft(np.eye(10, dtype=int)[CLASSES]), T, "must be floating"),
     ("soft labels by Eq. 4", soft(SHARES, output_rule="relative"), T, "classes alone"),
+    ("text for soft labels", soft([["a"] * 10] * 20), T, "must be floating, got <U1"),
+    ("a column of labels", trained(labels=CLASSES[:, None]), V, "labels[:, 0] has it"),
+    (
+        "labels beyond int32",
+        trained(labels=CLASSES + 2**32),
+        V,
+        "0 … 9, got 4294967296",
+    ),
+    ("evaluated by 0", evaluated(batch_size=0), V, "batch_size must be at least 1, go"),
+    (
+        "evaluated by half",
+        evaluated(batch_size=2.5),
+        T,
+        "batch_size must be a whole nu",
+    ),
+    ("images of 7×7", evaluated(PIXELS[:, :7, :7]), V, "takes 64 inputs an image"),
+    ("another kernel", evaluated(kernel=(63, 10)), V, "images of shape (8, 8, 1)"),
     ("batch of 0", config(batch_size=0), V, "batch_size must be at least 1, got 0"),
     ("no epochs", config(epochs=0), V, "epochs must be at least 1, got 0"),
     (

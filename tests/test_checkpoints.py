@@ -42,6 +42,23 @@ def test_round_trip(saved, network, params):
     )
 
 
+def test_numbers_of_numpy(tmp_path, params):
+    network = ds.SpikingNetwork.from_spec(
+        "4C3-P2-10",
+        num_steps=np.int64(50),
+        threshold=np.float32(20),
+        urgency=jnp.float32(0.5),
+        pulses=np.array([0, 0]),
+    )
+    notes = {"accuracy": np.float32(0.5), "steps": np.arange(2)}
+    ds.save_weights(tmp_path / "w", network, params, notes=notes)
+    loaded = ds.load_weights(tmp_path / "w", network=network)
+    assert loaded.notes == {"accuracy": 0.5, "steps": [0, 1]}
+    assert type(network.num_steps) is int and type(network.urgency) is float
+    with pytest.raises(TypeError, match="notes must be what JSON can hold: set"):
+        ds.save_weights(tmp_path / "w", network, params, notes={"x": {1}})
+
+
 def test_urgency_round_trip(tmp_path, network, params):
     ds.save_weights(tmp_path / "w", network.clone(urgency=0.25), params)
     assert ds.load_weights(tmp_path / "w").network.urgency == 0.25

@@ -1,6 +1,10 @@
 """The console script `ds4nn` is the experiments under one name."""
 
+import os
+import re
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -29,8 +33,18 @@ def test_evaluate_repeats_what_training_found(run, capsys):
         (["evaluate", "digits"], "no trained network 'digits'"),
         (["train"], "ds4nn train: which data set"),
         (["train", "minst"], "ds4nn train minst: no data set .*did you mean mnist"),
+        (["train", "--epochs", "1", "minst"], "ds4nn train minst: no data set"),
+        (
+            ["train", "--preset", "digits", "--spec=9C3", "mnist"],
+            "ds4nn train mnist: network spec",
+        ),
+        (
+            ["train", "digits", "mnist"],
+            "ds4nn train digits: unexpected argument 'mnist'",
+        ),
+        (["evaluate", "--data_dir", "x", "digits"], "no trained network 'digits'"),
         (["train", "fashion-mnist"], "did you mean fashion_mnist"),
-        (["train", "digits", "--epochz=3"], "ds4nn train digits: .*mean: epochs"),
+        (["train", "digits", "--epochz=3"], "ds4nn train: .*mean: epochs"),
         (["train", "mnist", "--dataset=digits"], "--dataset=digits says another"),
         (["train", "digits", "--init_from=mnist"], "is 64C3-P2-128C3-P2-10, the run"),
         (["train", "digits", "--batch_size=0"], "batch_size must be at least 1"),
@@ -48,6 +62,47 @@ def test_help_is_on_stdout(argv, capsys):
     told = capsys.readouterr()
     assert caught.value.code == 0 and told.err == ""
     assert told.out.startswith("usage: ds4nn")
+
+
+@pytest.mark.parametrize(
+    "command, words",
+    [
+        (["train", "digits"], ["--spec [32C3-P2-64C3-10]", "--resume", "digits_smoke"]),
+        (["train", "mnist", "--preset=paper"], ["--spec [64C3-P2-128C3-P2-10]"]),
+        (["evaluate"], ["--test_limit", "--urgency"]),
+    ],
+)
+def test_help_has_what_a_command_needs(command, words, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([*command, "--help"])
+    text = capsys.readouterr().out
+    assert all(word in text for word in [*words, "--data_dir", "--helpfull"])
+    assert text.count("\n") < 45 and "experiments." not in text
+    assert ("--epochs" in text) == (command[0] == "train")
+
+
+def test_terminals_and_platforms_of_another_kind(tmp_path):
+    """Without docstrings, letters or a TPU: text in ASCII, and one line of error."""
+    variables = {
+        "PYTHONIOENCODING": "ascii",
+        "PYTHONPATH": str(Path(cli.__file__).parents[1]),
+    }
+    command = [sys.executable, "-OO", "-m", "experiments.cli"]
+    for arguments, platform, code in (
+        (["train", "--help"], "cpu", 0),
+        (["train", "digits", "--epochs=1"], "tpu", 1),
+    ):
+        done = subprocess.run(
+            [*command, *arguments],
+            env=os.environ | variables | {"JAX_PLATFORMS": platform},
+            cwd=tmp_path,
+            capture_output=True,
+            encoding="ascii",
+        )
+        assert done.returncode == code, done.stderr
+    assert re.fullmatch(
+        r"ds4nn train digits: JAX_PLATFORMS=tpu is not on .*\n", done.stderr
+    )
 
 
 def test_version(capsys):
@@ -86,10 +141,11 @@ def test_an_evaluation_tells_spikes_with_and_without_pooling(run, capsys):
     assert int(own.split()[0]) == pytest.approx(whole - counts["pool1"], abs=2)
 
 
-def test_urgency_of_an_evaluation(run, capsys):
+def test_urgency_of_an_evaluation_of_some_images(run, capsys):
     weights = f"--evaluate={run / 'best.safetensors'}"
-    cli.main(["evaluate", "digits", weights, "--urgency=20"])
+    cli.main(["evaluate", "digits", weights, "--urgency=20", "--test_limit=70"])
     hurried = capsys.readouterr().out
+    assert "test images 70 " in hurried
     assert "reference spikes of 20 mV" in hurried
     step = float(hurried.split("decision step")[1].split()[0])
     assert step < 5, "20 mV a step reach 100 mV by themselves at step 4"

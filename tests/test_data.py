@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from ds4nn_jax import data
 
@@ -298,6 +299,7 @@ def test_load_that_finds_nothing_names_every_place_and_the_command(tmp_path):
         "failed: no network",
         "python -c \"import ds4nn_jax.data as d; d.load('fashion_mnist')\"",
         "apt install dataset-fashion-mnist",
+        "ds4nn_jax.data.from_folders",
         *FILES,
     ):
         assert said in str(caught.value)
@@ -588,3 +590,101 @@ def test_import_loads_nothing_heavy():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+# Images of one's own
+
+
+def picture(path: Path, pixels, mode=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.uint8(pixels), mode).save(path)
+
+
+def test_images_in_folders_with_a_share_for_testing(tmp_path):
+    for name, value in (("dog", 9), ("cat", 5)):
+        for k in range(5):
+            picture(tmp_path / name / f"{k}.png", np.full((3, 4), value + 10 * k))
+    (tmp_path / "cat" / ".hidden").write_text("no picture")
+    found = data.load(str(tmp_path))
+    assert found.class_names == ("cat", "dog") and found.name == str(tmp_path)
+    assert found.train_images.shape == (8, 3, 4, 1) and len(found.test_labels) == 2
+    for images, labels in (found[1:3], found[3:5]):
+        np.testing.assert_array_equal(images[:, 0, 0, 0] % 10, np.array([5, 9])[labels])
+    again = data.from_folders(tmp_path)
+    np.testing.assert_array_equal(again.test_images, found.test_images)
+
+
+def test_images_in_folders_for_training_and_testing(tmp_path):
+    """A colour, a palette, a transparent picture: all have three channels then."""
+    picture(tmp_path / "train/a/0.png", np.full((2, 2), 7))
+    picture(tmp_path / "train/b/0.png", np.full((2, 2, 3), (1, 2, 3)))
+    picture(tmp_path / "train/b/1.png", np.full((2, 2, 4), (200, 200, 200, 0)))
+    picture(tmp_path / "test/b/0.bmp", np.full((2, 2), 4))
+    found = data.from_folders(tmp_path)
+    assert found.train_labels.tolist() == [0, 1, 1] and found.test_labels.tolist() == [
+        1
+    ]
+    firsts = found.train_images[:, 0, 0].tolist()
+    assert firsts == [[7, 7, 7], [1, 2, 3], [0, 0, 0]]
+    assert found.test_images[0, 1, 1].tolist() == [4, 4, 4]
+
+
+def test_folders_that_are_no_data_set(tmp_path):
+    with pytest.raises(data.DataError, match="0 folders, needed is one for each class"):
+        data.from_folders(tmp_path)
+    picture(tmp_path / "a" / "0.png", np.zeros((2, 2)))
+    picture(tmp_path / "b" / "0.png", np.zeros((3, 2)))
+    with pytest.raises(data.DataError, match=r"a.0.png is 2×2, .*b.0.png is 2×3"):
+        data.from_folders(tmp_path)
+    (tmp_path / "b" / "0.png").write_bytes(b"\x89PNG, cut")
+    with pytest.raises(data.DataError, match=r"b.0.png: no picture that Pillow reads"):
+        data.from_folders(tmp_path)
+    picture(tmp_path / "b" / "0.png", np.zeros((2, 2)))
+    with pytest.raises(data.DataError, match="holding out 0.2 of class 0"):
+        data.from_folders(tmp_path)
+    with pytest.raises(data.DataNotFoundError, match="no such directory"):
+        data.from_folders(tmp_path / "absent")
+    with pytest.raises(ValueError, match="is a path already"):
+        data.load(str(tmp_path), tmp_path)
+
+
+def test_images_in_one_file(tmp_path):
+    images = np.arange(10 * 4, dtype=np.uint8).reshape(10, 2, 2)
+    labels = np.array([3, 8] * 5)
+    np.savez(tmp_path / "all.npz", x=images, y=labels)
+    split = dict(x_train=images[:6], y_train=labels[:6], x_test=images[6:])
+    np.savez(tmp_path / "split.npz", y_test=labels[6:], **split)
+    rows = [
+        f"{label},{','.join(map(str, x.flat))}"
+        for x, label in zip(images, labels, strict=True)
+    ]
+    (tmp_path / "bare.csv").write_text("\n".join(rows))
+    named = [
+        row.replace("3,", "cat,", 1) if k % 2 == 0 else row
+        for k, row in enumerate(rows)
+    ]
+    (tmp_path / "named.csv").write_text("label,p0,p1,p2,p3\n" + "\n".join(named) + "\n")
+    for name, classes, tested in (
+        ("all.npz", ("3", "8"), 2),
+        ("split.npz", ("3", "8"), 4),
+        ("bare.csv", ("3", "8"), 2),
+        ("named.csv", ("8", "cat"), 2),
+    ):
+        found = data.load(str(tmp_path / name))
+        assert found.class_names == classes and len(found.test_labels) == tested, name
+        for x, y in (found[1:3], found[3:5]):
+            which = (x[:, 0, 0, 0] // 4) % 2  # rows begin with 0, 4, 8, …
+            assert x.shape[1:] == (2, 2, 1)
+            expected = which if classes[0] == "3" else 1 - which
+            np.testing.assert_array_equal(y, expected, name)
+    np.savez(tmp_path / "other.npz", pixels=images)
+    with pytest.raises(
+        data.DataError, match="holds pixels; needed are train_images and"
+    ):
+        data.load(str(tmp_path / "other.npz"))
+    np.savez(tmp_path / "half.npz", x=images / 255, y=labels)
+    with pytest.raises(data.DataError, match="must be .* uint8, got float64"):
+        data.load(str(tmp_path / "half.npz"))
+    (tmp_path / "bare.csv").write_text("1,2,300\n2,1,2\n")
+    with pytest.raises(data.DataError, match="bare.csv: pixels must be .* 255"):
+        data.load(str(tmp_path / "bare.csv"))

@@ -1,6 +1,7 @@
 """The documentation says what is so: its code runs, its links lead somewhere."""
 
 import doctest
+import importlib
 import inspect
 import re
 import urllib.parse
@@ -86,6 +87,24 @@ def test_links_lead_to_files_that_are_there(page):
         else:
             path = (ROOT / page).parent / target.partition("#")[0]
         assert path.exists(), target
+
+
+def test_names_in_words_are_there():
+    """`module.name` in a docstring, a comment or a page is a name of that module."""
+    modules = {p.stem for p in (ROOT / "ds4nn_jax").glob("*.py")} - {"nir", "plots"}
+    files = [
+        *(ROOT / "ds4nn_jax").rglob("*.py"),
+        *(path for path in DOCS.rglob("*.md")),
+        ROOT / "WORKSPACE.md",
+        ROOT / "benchmarks" / "README.md",
+    ]
+    for path in files:
+        for module, name in re.findall(
+            r"`(?:ds4nn_jax\.|ds\.)?(\w+)\.(\w+)`", text(path)
+        ):
+            if module in modules and name != "py":
+                there = hasattr(importlib.import_module(f"ds4nn_jax.{module}"), name)
+                assert there, f"{path.relative_to(ROOT)}: {module}.{name}"
 
 
 def test_included_files_are_there():

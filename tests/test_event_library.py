@@ -89,8 +89,10 @@ def test_kernels_are_found_again_beside_new_ones(tmp_path):
     numba numbers functions anew in every process, so two kernels may share names.
     """
     program = """
-        import numpy as np, jax, ds4nn_jax as ds
+        import logging, numpy as np, jax, ds4nn_jax as ds
         from ds4nn_jax._engines import event, scan
+        lines = []
+        logging.getLogger("ds4nn_jax").addFilter(lambda line: lines.append(line.msg))
         from ds4nn_jax._engines.synapse import Dense
         network = ds.SpikingNetwork.from_spec("3-2")
         kernel = np.array([[60.0, 60.0], [50.0, 30.0], [90.0, 90.0]], np.float32)
@@ -99,7 +101,8 @@ def test_kernels_are_found_again_beside_new_ones(tmp_path):
         assert decided.step.tolist() == [5]
         """
     cache = {"NUMBA_CACHE_DIR": str(tmp_path)}
-    run(program, **cache)
+    said = "\n        assert len(lines) == 1 and 'compiling' in lines[0], lines"
+    run(program + said, **cache)
     found = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert [name.split("-")[0] for name in found] == ["sweep"]
     run(

@@ -12,11 +12,12 @@ import filelock
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from tensorboardX.proto import event_pb2
 
 import ds4nn_jax as ds
 from ds4nn_jax import data
-from experiments import cli, digits, fashion, mnist, options
+from experiments import cli, digits, fashion, mnist, options, progress
 
 UNIFORM = ["--initial_weights=uniform"]
 FLAGFILES = Path(__file__).parents[1] / "experiments" / "flagfiles"
@@ -70,9 +71,21 @@ def events(folder):
             body = body[12 + length + 4 :]
 
 
-def test_tensorboard_gets_what_the_metrics_say(tmp_path):
-    flags = [flagfile("digits_smoke"), f"--out_dir={tmp_path}", "--tensorboard"]
-    cli.main(["train", "digits", *flags])
+def test_tensorboard_gets_what_the_metrics_say(tmp_path, monkeypatch, capsys):
+    """Of a run on images in folders; without a terminal epochs have lines of steps."""
+    monkeypatch.setattr(progress, "_SECONDS_IN_EPOCH", 0)
+    given, folder = data.load("digits"), tmp_path / "odd and even"
+    for name in ("even", "odd"):
+        (folder / name).mkdir(parents=True)
+    for k, label in enumerate(given.train_labels[:100]):
+        image = Image.fromarray(given.train_images[k, ..., 0])
+        image.save(folder / ("even", "odd")[label % 2] / f"{k}.png")
+    flags = [f"--out_dir={tmp_path}", "--tensorboard", "--preset=digits_smoke"]
+    cli.main(["train", str(folder), *flags])
+    network, _, notes = ds.load_weights(tmp_path / "best.safetensors")
+    assert (network.spec, notes["class_names"]) == ("8C3-P2-2", ["even", "odd"])
+    assert "--spec=8C3-P2-2\n" in (tmp_path / "flags.cfg").read_text()
+    assert "epoch   1/2  step 1 of " in capsys.readouterr().out
     seen = list(events(tmp_path / "tensorboard"))
     scalars = {(s, t): v.simple_value for s, t, v in seen if t != "raster"}
     for row in rows(tmp_path)[:-1]:
@@ -167,7 +180,7 @@ def test_without_flags_a_data_set_has_the_best_known_recipe(dataset, preset):
 
 def test_every_flag_has_a_help_under_its_value(capsys):
     with pytest.raises(SystemExit) as caught:
-        options.parse(["x", "--help"], dataset="digits")
+        options.parse(["x", "--helpfull"], dataset="digits")
     assert caught.value.code == 0
     text = capsys.readouterr().out
     for field in dataclasses.fields(ds.TrainConfig):
@@ -277,22 +290,42 @@ def test_two_runs_do_not_share_an_out_dir(smoke_run, tmp_path):
             digits.main(["digits", flagfile("digits_smoke"), f"--out_dir={out}"])
 
 
-def test_fine_tuning_begins_with_the_weights(smoke_run, tmp_path, monkeypatch):
-    """Steps of nothing: what is kept is what was given. And ~ is the home directory."""
+def test_fine_tuning_begins_with_the_weights(smoke_run, tmp_path, monkeypatch, capsys):
+    """Steps of nothing: what is kept is what was given. And ~ is the home directory.
+    A run that goes on knows with what it began, and does without it."""
     monkeypatch.setenv("HOME", str(tmp_path))
     shutil.copy(smoke_run[0] / "best.safetensors", tmp_path / "w.safetensors")
     flags = ["--preset=digits_smoke", "--optimizer.learning_rate=1e-12", "--epochs=1"]
-    digits.main(
-        ["digits", *flags, "--init_from=~/w.safetensors", "--out_dir=~/made/run"]
-    )
-    made = tmp_path / "made" / "run"
+    flags.append("--out_dir=~/made/hidden=[64, 32]\\")  # orbax cannot have such names
+    digits.main(["digits", *flags, "--init_from=~/w.safetensors"])
+    made = tmp_path / "made" / "hidden=[64, 32]\\"
     given, kept = (
         ds.load_weights(folder / "best.safetensors").params
         for folder in (smoke_run[0], made)
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), given, kept)
+    (tmp_path / "w.safetensors").unlink()
+    with pytest.raises(
+        SystemExit, match="w.safetensors, --init_from=mnist says another"
+    ):
+        digits.main(["digits", *flags, "--resume", "--init_from=mnist"])
+    capsys.readouterr()
+    digits.main(["digits", *flags, "--resume", "--epochs=2"])
+    assert "epoch 1 of 2, with 50% of the learning rate" in capsys.readouterr().out
+    assert [row.get("epoch") for row in rows(made)] == [1, 2, None]
+    digits.main(["digits", *flags, "--resume", "--epochs=2"])
+    text = capsys.readouterr().out
+    assert "all 2 epochs are done" in text and "compiling" not in text
     flags = (made / "flags.cfg").read_text()
     assert f"# ds4nn_jax: {ds.__version__}" in flags and "# date: 20" in flags
+    assert f"--init_from={tmp_path / 'w.safetensors'}\n" in flags
+
+
+def test_long_work_is_told_of_in_few_lines(monkeypatch):
+    clock = iter(range(601))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    lines = progress.Lines(5)
+    assert [t for t in range(1, 601) if lines.due()] == [5, 15, 35, 75, 155, 315]
 
 
 def test_out_dir_that_is_a_file(tmp_path):

@@ -164,6 +164,29 @@ def test_inputs_without_channels_or_with_a_batch_axis(spec, image, front):
     jax.tree.map(np.testing.assert_array_equal, found, params)
 
 
+@pytest.mark.parametrize("spec, shape", [("64-5-3", (64,)), ("3C3-P2-3", (8, 8, 1))])
+@pytest.mark.parametrize("size", [None, [1]])
+@pytest.mark.parametrize("thresholds", ["all", "one", "channels"])
+def test_what_other_exporters_leave_out(spec, shape, size, thresholds):
+    """The input's shape, and thresholds of each neuron."""
+    network, params = network_of(spec, shape, "SAME")
+    graph = to_nir(network, params, shape)
+    size = None if size is None else np.array(size)
+    nodes = graph.nodes | {"input": nir.Input({"input": size})}
+    for name, node in nodes.items():
+        if isinstance(node, nir.IF) and thresholds != "all":
+            few = node.v_threshold.flat[0]
+            if thresholds == "channels" and node.v_threshold.ndim == 3:
+                few = node.v_threshold[:, :1, :1]
+            reset = np.float32(node.v_reset.min())
+            nodes[name] = nir.IF(r=np.float32(1), v_threshold=few, v_reset=reset)
+    again, found = from_nir(
+        nir.NIRGraph(nodes, graph.edges, type_check=False), num_steps=20
+    )
+    assert (again.spec, again.threshold) == (spec, network.threshold)
+    jax.tree.map(np.testing.assert_array_equal, found, params)
+
+
 def test_a_shipped_network_decides_the_same(tmp_path):
     network, params, card = pretrained.load("mnist")
     shape = tuple(card["input_shape"])
@@ -198,6 +221,12 @@ def changed(graph, name, **fields):
         ("pool1", dict(v_threshold=np.full((3, 4, 4), 2.0)), "its threshold is 1"),
         ("dense2", dict(v_threshold=np.full(4, 3.0)), "share one threshold"),
         ("dense2", dict(v_threshold=np.arange(4.0)), "neurons must share one"),
+        (
+            "conv1",
+            dict(v_threshold=np.ones(8)),
+            r"v_threshold has shape \[8\], .*3, 8, 8",
+        ),
+        ("conv1_in", dict(weight=np.ones((3, 2, 3, 3))), r"must be \[2, H, W\], got"),
     ],
 )
 def test_other_neurons_are_refused(name, fields, message):

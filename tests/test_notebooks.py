@@ -44,4 +44,4 @@ def test_twin_is_its_source_run(name):
     text, _ = result(twin)
     assert "% of the" in text
     link = f"/blob/main/docs/tutorials/{name}.ipynb)"
-    assert "colab-badge.svg" in twin.cells[0].source and link in twin.cells[0].source
+    assert "[Open in Colab]" in twin.cells[0].source and link in twin.cells[0].source

@@ -255,7 +255,7 @@ def test_mnist_is_left_as_it_is(digits, tmp_path):
         np.testing.assert_array_equal(seen[..., 0], image)
         assert remarks == []
     Image.fromarray(digits[0].astype(np.uint8)).save(tmp_path / "7.png")
-    seen, remarks = pictures.read(tmp_path / "7.png", (28, 28, 1), digits=True)
+    seen, remarks = pictures.read(tmp_path / "7.png", (28, 28, 1), fit="ink")
     np.testing.assert_array_equal(seen[..., 0], digits[0])
     assert seen.dtype == np.uint8 and remarks == []
 
@@ -458,7 +458,7 @@ def test_damaged_bytes_are_a_picture_or_one_line(
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         try:
-            seen, _ = pictures.read(tmp_path / "x", (28, 28, 1), digits=True)
+            seen, _ = pictures.read(tmp_path / "x", (28, 28, 1), fit="ink")
             assert seen.shape == (28, 28, 1) and seen.dtype == np.uint8
         except pictures.PictureError as error:
             assert str(error)

@@ -17,7 +17,11 @@ from experiments import cli, predict
 NETWORK = ds.SpikingNetwork.from_spec("4-3", num_steps=10)
 # Pixel k makes class k fire; the last pixel gives each class a little.
 KERNEL = np.array([[100, 0, 0], [0, 100, 0], [0, 0, 100], [1, 3, 2]], np.float32)
-NOTES = {"input_shape": [2, 2, 1], "class_names": ["cat", "dog", "eel"]}
+NOTES = {
+    "input_shape": [2, 2, 1],
+    "class_names": ["cat", "dog", "eel"],
+    "pictures": {"fit": "whole", "ground": "mixed", "light": [0, 1]},
+}
 
 
 @pytest.fixture(autouse=True)
@@ -100,10 +104,10 @@ def test_json(capsys, weights, picture, tmp_path):
         },
         {
             "file": quiet,
-            "label": "cat",
-            "class": 0,
+            "label": None,
+            "class": None,
             "step": None,
-            "decided_by": "potential",
+            "decided_by": None,
             "classes": [
                 {"name": name, "spike_time": None, "potential": 0.0}
                 for name in NOTES["class_names"]
@@ -142,6 +146,50 @@ def test_inverted_on_request(capsys, weights, picture):
     for flags in ([dark, "--invert"], [light, "--no-invert"], [light]):
         (line,) = predicted(capsys, *flags, weights())
         assert line.endswith("dog (decided at step 0 of 10)")
+
+
+def test_no_answer_where_there_is_none(capsys, weights, picture):
+    """A blank picture, and outputs between which neither time nor potential decides."""
+    blank, tied = picture("a.png", 0, 0, 0, 0), picture("b.png", 255, 255, 0, 0)
+    assert predicted(capsys, blank, tied, weights()) == [
+        f"{blank}: no answer (the network sees nothing in it)",
+        f"{tied}: no answer (cat and dog are tied)",
+    ]
+
+
+@pytest.mark.parametrize(
+    "ground, pixels, label, remark",
+    [
+        ("dark", [0, 255, 255, 255], "cat", "a light ground, and the network learned"),
+        ("light", [0, 255, 0, 0], "cat", "a dark ground, and the network learned"),
+        ("dark", [0, 255, 0, 0], "dog", None),
+        ("mixed", [0, 255, 255, 255], "dog", None),
+        (None, [0, 255, 255, 255], "dog", "a light ground; what the network learned"),
+    ],
+)
+def test_the_ground_is_that_of_the_training(
+    capsys, weights, picture, ground, pixels, label, remark
+):
+    kernel = KERNEL.copy()
+    kernel[2:] = 0  # the pixels below are the ground's
+    kernel[1, 1] = 101  # pixel 1 wins where both are light
+    noted = {"pictures": NOTES["pictures"] | {"ground": ground}}
+    noted = noted if ground else {"pictures": None}
+    if ground == "light":  # once inverted: 255, 0, 255, 255
+        pixels = [0, 255, 0, 0]
+    answer, *remarks = predicted(
+        capsys, picture("a.png", *pixels), weights(NOTES | noted, kernel)
+    )
+    assert f": {label} (" in answer
+    assert [remark in r for r in remarks] == ([True] if remark else [])
+
+
+def test_a_picture_unlike_the_training_names_other_networks(capsys, weights, picture):
+    noted = NOTES["pictures"] | {"light": [0.6, 0.9]}
+    notes = NOTES | {"pictures": noted, "dataset": "mnist"}
+    (_, remark) = predicted(capsys, picture("a.png", 255, 0, 0, 0), weights(notes))
+    assert "25% of it is light, of these 60% … 90%" in remark
+    assert remark.endswith("other networks: fashion_mnist, fashion_mnist_sparse")
 
 
 def test_changes_are_said(capsys, weights, tmp_path):
@@ -273,7 +321,8 @@ JSON = st.recursive(
 @example([2, 2, 1], ["a", 1, None])
 @example([4, 1, 1], {"a": 1, "b": 2, "c": 3})
 def test_any_notes_give_answers_or_one_line(capsys, weights, picture, shape, names):
-    flag = weights({"input_shape": shape, "class_names": names})
+    notes = {"input_shape": shape, "class_names": names, "pictures": names}
+    flag = weights(notes)
     refusal = ""
     try:
         cli.main(["predict", picture("a.png", 255, 0, 0, 0), flag])

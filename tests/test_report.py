@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jax
 import markdown_it
+import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
@@ -79,7 +80,9 @@ def root(tmp_path_factory):
 def made(smoke_run, tmp_path_factory):
     """The page of the digits' smoke run, as HTML and Markdown."""
     (run, test), out = smoke_run, tmp_path_factory.mktemp("page")
-    report.main([f"--run_dir={run}", f"--out_dir={out}", "--markdown"])
+    # What a user has set, LaTeX here, is not for these figures.
+    with matplotlib.rc_context({"text.usetex": True, "savefig.dpi": 3}):
+        report.main([f"--run_dir={run}", f"--out_dir={out}", "--markdown"])
     return out, test
 
 
@@ -155,7 +158,7 @@ def hostile(smoke_run, root, tmp_path_factory):
                     f"--run_dir={bad}",
                     f"--run_dir={folder / 'lost.safetensors'}",
                     f"--run_dir={folder / 'damaged.safetensors'}",
-                    f"--data_root={root}",
+                    f"--data_dir={root}",
                     f"--out_dir={out}",
                     "--markdown",
                 ]
@@ -222,15 +225,16 @@ def test_opens_in_a_browser_without_scrolling_sideways(hostile, tmp_path, width)
     assert found["images"]
 
 
-def test_a_run_on_a_data_set_and_a_grid_of_its_own(root, tmp_path, capsys):
-    """Other T, other data, no metrics, an urgency."""
+def test_a_run_on_a_data_set_and_a_grid_of_its_own(root, tmp_path, capsys, monkeypatch):
+    """Other T, other data, no metrics, an urgency; found in the folder `runs`."""
+    monkeypatch.chdir(tmp_path)
     digits.main(
         ["digits", "--dataset=kmnist", f"--data_dir={root}", "--preset=digits_smoke"]
         + ["--num_steps=40", "--output_rule.offset=5", "--epochs=1", "--urgency=0.07"]
-        + [f"--out_dir={tmp_path / 'run'}"]
+        + ["--out_dir=runs/run"]
     )
-    (tmp_path / "run/metrics.jsonl").unlink()
-    report.main([f"--run_dir={tmp_path / 'run'}", f"--out_dir={tmp_path / 'page'}"])
+    (tmp_path / "runs/run/metrics.jsonl").unlink()
+    report.main([f"--out_dir={tmp_path / 'page'}"])
     said = capsys.readouterr().out
     assert f"run: IDX files in {root / 'kmnist'}" in said  # where its flags say
     assert said.splitlines()[-1] == f"report in {tmp_path / 'page/report.html'}"
@@ -374,18 +378,21 @@ def test_refuses_what_is_no_run(tmp_path):
     "notes, metrics, message",
     [
         ({}, "", "do not name their data set: --dataset=NAME"),
-        ({"dataset": "kmnist"}, "", "no data set 'kmnist' found in .*--data_root=DIR"),
+        ({"dataset": "kmnist"}, "", "no data set 'kmnist' found in .*--data_dir=DIR"),
         ({"dataset": "digits"}, '{"epoch": 1}\n[2]\n', "metrics.jsonl, line 2"),
         ({"dataset": "mnist", "dataset ": ""}, "", "no data set 'mnist' found in"),
     ],
 )
-def test_says_in_one_line_what_is_missing(smoke_run, tmp_path, notes, metrics, message):
+def test_says_in_one_line_what_is_missing(
+    smoke_run, tmp_path, notes, metrics, message, capsys
+):
     network, params, _ = ds.load_weights(smoke_run[0] / "best.safetensors")
     ds.save_weights(tmp_path / "best.safetensors", network, params, notes=notes)
     (tmp_path / "metrics.jsonl").write_text(metrics)
     with pytest.raises(SystemExit, match=message) as left:
-        report.main([f"--run_dir={tmp_path}", f"--data_root={tmp_path}"])
+        report.main([f"--run_dir={tmp_path}", f"--data_dir={tmp_path}"])
     assert "\n" not in str(left.value)
+    assert not re.search(message, capsys.readouterr().out), "it is said once"
 
 
 def test_help_is_printed(capsys):
@@ -431,7 +438,8 @@ def test_numbers_stand_right_and_names_left(tmp_path):
 
 def test_animates_a_test_image_of_a_run(smoke_run, tmp_path, capsys):
     weights, film = str(smoke_run[0] / "best.safetensors"), tmp_path / "film.gif"
-    animate.main([weights, f"--out={film}", "--image=3"])
+    with matplotlib.rc_context({"text.usetex": True}):
+        animate.main([weights, f"--out={film}", "--image=3"])
     said = capsys.readouterr().out
     assert said == f"{film}: {film.stat().st_size:,} bytes\n"
     network, params, _ = ds.load_weights(weights)
@@ -446,3 +454,12 @@ def test_animates_a_test_image_of_a_run(smoke_run, tmp_path, capsys):
     ):
         with pytest.raises(SystemExit, match=message):
             animate.main(argv)
+
+
+def test_table_1_is_that_of_the_paper():
+    blocks = list(chapters._parameters("mnist"))
+    (table,) = (block for block in blocks if isinstance(block, page.Table))
+    paper = {row[0]: row[1] for row in table.rows}
+    assert paper["optimizer.learning_rate"] == "0.1"
+    assert paper["initial_weights.ranges"].startswith("0.0:80.0,0.0:50.0")
+    assert all(row[1] != row[2] for row in table.rows)

@@ -67,6 +67,34 @@ def test_the_latest_comes_back(tmp_path, taken):
     assert len(list((tmp_path / "run" / "snapshots").iterdir())) == 2
 
 
+class Stream:
+    """Batches that do not know how many there are."""
+
+    def __init__(self, images, labels):
+        self._batches = [
+            (images[k : k + 10], labels[k : k + 10]) for k in range(0, 90, 10)
+        ]
+
+    def __iter__(self):
+        yield from self._batches
+
+
+def test_a_stream_goes_on(tmp_path, images):
+    """From disk, to the weights that an undisturbed run has; of what can be iterated
+    over once no batch is lost on the way."""
+    once = iter(Stream(*images))
+    runs = [ds.first_snapshot(CONFIG, batches) for batches in (Stream(*images), once)]
+    assert len(list(once)) == 9
+    first, last = list(ds.train(CONFIG, Stream(*images), steps_per_epoch=9))[::2]
+    store = Snapshots(tmp_path, CONFIG)
+    store.save(first.snapshot)
+    for like in runs:
+        start = store.latest(like)
+        same(start, first.snapshot)
+    *_, again = ds.train(CONFIG, Stream(*images), steps_per_epoch=9, start=start)
+    same(again.snapshot, last.snapshot)
+
+
 def test_the_end_of_an_epoch_follows_its_last_step(tmp_path, taken):
     """Both have taken the same steps, but only one has been validated."""
     of_step, of_epoch = taken[-2:]

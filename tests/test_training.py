@@ -217,6 +217,18 @@ def test_calibration_makes_the_asked_share_fire(digits, engine):
         np.testing.assert_allclose(ratio, ratio.mean(), rtol=1e-4)
 
 
+@pytest.mark.parametrize("first", [0, 255])
+def test_first_weights_do_not_depend_on_the_order_of_the_classes(first, digits):
+    """The first class, more images than are looked at, is blank or white."""
+    images = np.concatenate([np.full((250, 8, 8, 1), first, np.uint8), digits[0]])
+    labels = np.concatenate([np.zeros(250, int), digits[1] + 1])
+    config = ds.TrainConfig(spec="64-60-11", validation=0.0, batch_size=4)
+    params = ds.first_snapshot(config, images, labels).state.params
+    times = ds.encode(digits[0])
+    hidden = config.network().apply(params, times, method="trace").times[1]
+    assert 0.6 < float((hidden < 100).mean()) < 0.8
+
+
 def test_edges_leave_flat_images_silent(digits):
     """Kernels whose sums are zero: a grey image fires nothing but along its border, and
     the asked share of the neurons that the digits drive fires. Later layers are drawn
@@ -709,6 +721,9 @@ def test_batches_as_they_come(digits):
     )
     expected = list(ds.train(config, *digits))
     once = batches_of(config, *digits, epochs=2)
+    start = ds.first_snapshot(config, once)
+    with pytest.raises(ValueError, match="shapes but no weights"):
+        ds.train(config, digits[0], digits[1], start=start)
     got = list(ds.train(config, once, steps_per_epoch=15, validation=digits))
     for a, b in zip(got, expected, strict=True):
         jax.tree.map(np.testing.assert_array_equal, a.params, b.params)

@@ -10,6 +10,7 @@ import ctypes
 import functools
 import hashlib
 import importlib
+import logging
 import marshal
 import os
 import re
@@ -158,6 +159,7 @@ def _address(kernel: str, dtype: str) -> int:
 
 def _compile(kernel: str, dtype: str, cell: str) -> tuple[str, bytes]:
     """The name of the function, and the machine code that it is in."""
+    _announce()
     from numba import cfunc, types
 
     source = "sweep" if kernel == "sweep" else "kernels"
@@ -167,6 +169,15 @@ def _compile(kernel: str, dtype: str, cell: str) -> tuple[str, bytes]:
     compiled: Any = cfunc(types.intp(types.intp), **options)(entry)
     _, _, (code, _) = compiled._library.serialize_using_object_code()
     return compiled.native_name, code
+
+
+@functools.cache
+def _announce() -> None:
+    """Once: whoever waits in a program of their own sees why."""
+    logging.getLogger("ds4nn_jax").warning(
+        "compiling the event engine for this processor, about half a minute; later "
+        "programs read it from disk …"
+    )
 
 
 @functools.cache

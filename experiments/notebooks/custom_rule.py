@@ -15,7 +15,7 @@
 # they composed in bare JAX: no Flax, no trainer, and an output rule made up on the
 # spot.
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/ds4nn-jax/ds4nn_jax/blob/main/docs/tutorials/custom_rule.ipynb)
+# [Open in Colab](https://colab.research.google.com/github/ds4nn-jax/ds4nn_jax/blob/main/docs/tutorials/custom_rule.ipynb)
 
 # %%
 import importlib.util

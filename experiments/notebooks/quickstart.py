@@ -14,7 +14,7 @@
 # A network in which every neuron fires **at most once**, and the *time* of its spike is
 # the signal. We encode an image, watch its spikes, and see the decision happen.
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/ds4nn-jax/ds4nn_jax/blob/main/docs/tutorials/quickstart.ipynb)
+# [Open in Colab](https://colab.research.google.com/github/ds4nn-jax/ds4nn_jax/blob/main/docs/tutorials/quickstart.ipynb)
 
 # %%
 import importlib.util
@@ -43,12 +43,12 @@ from ds4nn_jax import data, plots
 # %%
 digits = data.load("digits")
 times = ds.encode(digits.test_images[:1])
-figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.4))
+figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
 left.imshow(digits.test_images[0, ..., 0], cmap="gray")
 left.set_title(f"the first test image: a {digits.test_labels[0]}")
 shown = right.imshow(np.where(times < 100, times, np.nan)[0, ..., 0], cmap="cividis")
-right.set_title("spike times (steps); blank is silent")
-_ = figure.colorbar(shown, ax=right)
+right.set_title("spike times; blank is silent")
+_ = figure.colorbar(shown, ax=right, label="step")
 
 # %% [markdown]
 # ## A network learns
