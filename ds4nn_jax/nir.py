@@ -181,13 +181,13 @@ def from_nir(
     Raises:
       ValueError: the graph is no chain, has a node that is not among these, or neurons
         that single-spike integrate-and-fire neurons are not (a bias of hidden ones, or
-        one that differs between the outputs, r ≠ 1, a threshold that differs within the
-        network, a reset from which they could fire again, reference neurons that spike
+        one that differs between the outputs, r ≠ 1, a threshold that differs within a
+        channel, a reset from which they could fire again, reference neurons that spike
         at other steps than these).
     """
     tokens: list[str] = []
     params: dict = {}
-    thresholds: dict[str, float] = {}
+    thresholds: list[np.ndarray] = []
     paddings: dict[str, tuple] = {}
     current: _Current | None = None
     pulses = _pulses(graph, num_steps)
@@ -203,7 +203,7 @@ def from_nir(
             )
             if layer:
                 params[f"{current.kind}{len(params) + 1}"] = layer
-                thresholds[name] = threshold
+                thresholds.append(threshold)
             if bias:
                 raise ValueError(f"{before}: only the output neurons may have a bias")
             bias, before = current.bias, name
@@ -227,13 +227,14 @@ def from_nir(
             raise ValueError(f"{name}: {type(node).__name__} is no single-spike layer")
     if current is not None:
         raise ValueError("the last node needs an IF")
-    if len(set(thresholds.values())) != 1:
-        raise ValueError(f"layers must share one threshold, got {thresholds}")
+    if len(np.unique(np.concatenate(thresholds))) > 1:
+        for layer, own in zip(params.values(), thresholds, strict=True):
+            layer["threshold"] = own
     counts = tuple(len(layer.get("pulses", ())) for layer in params.values())
     network = SpikingNetwork.from_spec(
         "-".join(tokens),
         num_steps=num_steps,
-        threshold=next(iter(thresholds.values())),
+        threshold=_shortest(thresholds[-1].max()),
         padding=_padding(paddings),
         urgency=bias,
         pulses=counts if any(counts) else (),
@@ -367,8 +368,8 @@ def _shortest(stored: np.float32) -> float:
     return float(str(stored))
 
 
-def _threshold(name: str, node: nir.IF, current: _Current, most: float) -> float:
-    """θ of neurons that can receive at most so much."""
+def _threshold(name: str, node: nir.IF, current: _Current, most: float) -> np.ndarray:
+    """θ [O] of neurons that can receive at most so much."""
     for field in ("r", "v_threshold", "v_reset"):
         shape, neurons = np.shape(getattr(node, field)), current.shape
         channels = (neurons[0],), (neurons[0], 1, 1)
@@ -379,15 +380,19 @@ def _threshold(name: str, node: nir.IF, current: _Current, most: float) -> float
             )
     if np.any(node.r != 1):
         raise ValueError(f"{name}: r must be 1, scale the weights instead")
-    if np.ptp(node.v_threshold) != 0:
-        raise ValueError(f"{name}: its neurons must share one threshold")
-    below = np.float32(np.ravel(node.v_threshold)[0])
-    if float(np.max(node.v_reset)) + most > below:
+    below = np.asarray(node.v_threshold, np.float32)
+    if below.size == 1:
+        below = np.full(current.shape[0], below.ravel()[0])
+    below = below.reshape(current.shape[0], -1)
+    if np.ptp(below, axis=1).any():
+        raise ValueError(f"{name}: the neurons of a channel must share one threshold")
+    below = below[:, 0]
+    if float(np.max(node.v_reset)) + most > below.min():
         raise ValueError(
             f"{name}: neurons could fire again, their v_reset of "
             f"{np.max(node.v_reset):g} must be {-most:g} or less"
         )
-    return _shortest(np.nextafter(below, np.float32(np.inf)))
+    return np.nextafter(below, np.float32(np.inf))
 
 
 def _neurons(
@@ -396,8 +401,8 @@ def _neurons(
     current: _Current,
     pulses: np.ndarray | None,
     num_steps: int,
-) -> tuple[dict[str, np.ndarray], float]:
-    """The weights of a layer, none of pooling, and its θ."""
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """The weights of a layer, none of pooling, and its θ [O]."""
     arrays = {"kernel": current.kernel, "pulses": pulses}
     layer = {key: array for key, array in arrays.items() if array is not None}
     most = current.most + num_steps * current.bias
@@ -406,10 +411,10 @@ def _neurons(
     if pulses is not None:
         most += _most(pulses)
     threshold = _threshold(name, node, current, most)
-    if not layer and threshold != 1:
+    if not layer and (threshold != 1).any():
         raise ValueError(
             f"{name}: a pooling neuron fires with its first input, so its "
-            f"threshold is 1, got {threshold}"
+            f"threshold is 1, got {threshold.max():g}"
         )
     return layer, threshold
 
