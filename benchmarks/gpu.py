@@ -42,21 +42,24 @@ def layer(rng, synapse, shape, kernel, pool, pulses):
     t = np.where(rng.random(shape) < 0.25, rng.integers(0, 100, shape), 100)
     real = [rng.normal(0.5, 2, s) for s in (kernel, (pulses, kernel[-1]))]
     asked = dict(num_steps=100, pool=pool)
-    peaks = dict(asked, threshold=0.1 * size + 4, peaks=True, counts=True)
+    peaks = dict(asked, peaks=True, counts=True)
+    theta = jnp.full(kernel[-1], 0.1 * size + 4, jnp.float32)
     part, jit = functools.partial, jax.jit
     ahead = [jit(part(e.forward, synapse, **peaks)) for e in (cuda, scan)]
     asked["silent_inputs"] = True
     back = [jit(part(e.backward, synapse, **asked)) for e in (cuda, scan)]
     arrays = [jnp.asarray(x, jnp.float32) for x in (t, *real)]
-    differ = jnp.sum(ahead[0](*arrays).times != ahead[1](*arrays).times)
+    both = (run(*arrays, theta).times for run in ahead)
+    differ = jnp.sum(jnp.not_equal(*both))
     arrays[1:] = [jnp.round(8 * x) / 8 for x in arrays[1:]]
-    a, b = (run(*arrays) for run in ahead)
+    a, b = (run(*arrays, theta) for run in ahead)
     taught = np.round(8 * rng.normal(0, 1, a.times.shape)) / 8
     taught = jnp.asarray(taught * (rng.random(a.times.shape) < 0.3), jnp.float32)
     operands = [*arrays, b.until, taught, *([] if b.member is None else [b.member])]
     both = zip((a, b), (run(*operands) for run in back), strict=True)
     same = jax.tree.leaves(jax.tree.map(jnp.array_equal, *both))
     found = "".join("≠="[bool(x)] for x in same), f"{int(differ):5d}"
+    arrays.append(theta)
     ours = ms(ahead[0], *arrays), ms(back[0], *operands)
     theirs = (ms(r, *x, times=2) for r, x in ((ahead[1], arrays), (back[1], operands)))
     return *found, f"{float(jnp.mean(a.times < 100)):.2f}", *ours, "scan", *theirs

@@ -62,6 +62,9 @@ from ds4nn_jax.surrogates import Constant, Window
 from ds4nn_jax.config import TrainConfig
 from ds4nn_jax import presets
 
+# Networks of whole numbers.
+from ds4nn_jax.quantization import quantize
+
 # Training.
 from ds4nn_jax.step import StepMetrics, TrainState, make_optimizer, train_step
 from ds4nn_jax.training import EpochResult, Snapshot, Step, first_snapshot, fit, train
@@ -104,6 +107,7 @@ __all__ = [
     "parse_spec",
     "scaled_weights",
     "uniform_weights",
+    "quantize",
     # decisions
     "Decisions",
     "Inference",

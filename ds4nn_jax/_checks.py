@@ -42,19 +42,26 @@ def array(x: Any) -> jax.Array | np.ndarray:
     return x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
 
 
-def threshold(value: float) -> float:
-    if isinstance(value, jax.core.Tracer):
-        raise TypeError(
-            "threshold must be a Python number: it is a constant of the layer and "
-            "takes no gradient, so close over it instead of passing it through jit"
+def threshold(values: jax.typing.ArrayLike, outputs: int) -> jax.Array | np.ndarray:
+    """θ of all outputs, or one of each [O]."""
+    if not isinstance(values, jax.Array):
+        values = np.asarray(values, float)
+    if values.shape not in ((), (outputs,)):
+        raise ValueError(
+            f"threshold must be a number or one of each output [O] = ({outputs},), "
+            f"got shape {values.shape}"
         )
-    value = float(value)
-    if not (value > 0 and math.isfinite(value)):
-        raise ValueError(f"threshold must be a finite number > 0 mV, got {value}")
-    return value
+    if at_hand(values):
+        wrong = ~(np.isfinite(values) & (np.asarray(values) > 0))
+        if wrong.any():
+            first = np.asarray(values)[wrong].flat[0]
+            raise ValueError(f"threshold must be a finite number > 0 mV, got {first}")
+    return values
 
 
-def urgency(value: float) -> float:
+def urgency(value: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
+    if not at_hand(value):
+        return value
     value = float(value)
     if not (value >= 0 and math.isfinite(value)):
         raise ValueError(f"urgency must be a finite number ≥ 0 mV a step, got {value}")
@@ -64,8 +71,8 @@ def urgency(value: float) -> float:
 def pulses(values: jax.Array, outputs: int, steps: int) -> jax.Array:
     """Weights [P, O] of reference neurons, of which no two spike at once."""
     values = jnp.asarray(array(values))
-    if not jnp.issubdtype(values.dtype, jnp.floating):
-        raise TypeError(f"pulses must be floating, got {values.dtype}")
+    if not jnp.issubdtype(values.dtype, jnp.number):
+        raise TypeError(f"pulses must be numbers, got {values.dtype}")
     if values.ndim != 2 or values.shape[1] != outputs or len(values) > steps:
         raise ValueError(
             f"pulses must have shape [P, O] with P ≤ T = {steps} and O = {outputs}, "
@@ -99,8 +106,8 @@ def times_and_kernel(
     """Both as arrays of one floating type, values checked where they are at hand."""
     times = spike_times(times, steps)
     kernel = jnp.asarray(array(kernel))
-    if not jnp.issubdtype(kernel.dtype, jnp.floating):
-        raise TypeError(f"kernel must be floating, got {kernel.dtype}")
+    if not (jnp.issubdtype(kernel.dtype, jnp.floating) or kernel.dtype == jnp.int8):
+        raise TypeError(f"kernel must be floating or int8, got {kernel.dtype}")
     finite("kernel", kernel)
     dtype = jnp.promote_types(times.dtype, kernel.dtype)
     if dtype not in (jnp.float32, jnp.float64):

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ds4nn_jax import _checks
 from ds4nn_jax._engines import event, scan
@@ -28,7 +29,6 @@ class Layer(NamedTuple):
     """All that is static about a layer."""
 
     synapse: Synapse
-    threshold: float
     num_steps: int
     engine: Engine
     surrogate: Surrogate
@@ -43,10 +43,13 @@ def dense_layer(
     engine,
     surrogate="constant",
     urgency=0.0,
-) -> tuple[Layer, jax.Array, jax.Array, jax.Array]:
+) -> tuple[Layer, *tuple[jax.Array, ...]]:
+    """The layer, and its operands: times, kernel, pulses [P, O], thresholds [O]."""
+    whole = is_whole(kernel)
     times, kernel = checked(times, kernel, num_steps, "[B, I]", "[I, O]")
-    layer = _layer(Dense(), threshold, num_steps, engine, surrogate)
-    return layer, times, kernel, reference(pulses, kernel, num_steps, urgency)
+    layer = _layer(Dense(whole), num_steps, engine, surrogate)
+    pulses = reference(pulses, kernel, num_steps, urgency, whole)
+    return layer, times, kernel, pulses, thresholds(threshold, kernel)
 
 
 def conv_layer(
@@ -59,37 +62,59 @@ def conv_layer(
     strides,
     padding,
     surrogate="constant",
-) -> tuple[Layer, jax.Array, jax.Array, jax.Array]:
-    axes = "[B, H, W, I]", "[kh, kw, I, O]"
+) -> tuple[Layer, *tuple[jax.Array, ...]]:
+    axes, whole = ("[B, H, W, I]", "[kh, kw, I, O]"), is_whole(kernel)
     times, kernel = checked(times, kernel, num_steps, *axes)
     strides = pair("strides", strides)
     pads = explicit_pads(padding, times.shape[1:3], kernel.shape[:2], strides)
-    layer = _layer(Conv(strides, pads), threshold, num_steps, engine, surrogate)
-    return layer, times, kernel, reference(pulses, kernel, num_steps)
+    layer = _layer(Conv(strides, pads, whole), num_steps, engine, surrogate)
+    pulses = reference(pulses, kernel, num_steps)
+    return layer, times, kernel, pulses, thresholds(threshold, kernel)
 
 
 def reference(
-    pulses: jax.Array | None, kernel: jax.Array, num_steps: int, urgency: float = 0.0
+    pulses: jax.Array | None,
+    kernel: jax.Array,
+    num_steps: int,
+    urgency: jax.typing.ArrayLike = 0.0,
+    whole: bool = False,
 ) -> jax.Array:
     """Weights [P, O] of the reference neurons of a layer with this kernel.
 
-    An urgency is T of them, one spike at each step, all with weight u.
+    An urgency is T of them, one spike at each step, all with weight u; in whole
+    numbers those whose sums are ⌊u·(t + 1)⌋.
     """
-    outputs = kernel.shape[-1]
+    outputs, dtype = kernel.shape[-1], jnp.promote_types(kernel.dtype, jnp.float32)
     if pulses is None:
-        pulses = jnp.zeros((0, outputs), kernel.dtype)
+        pulses = jnp.zeros((0, outputs), dtype)
     else:
-        pulses = _checks.pulses(pulses, outputs, num_steps).astype(kernel.dtype)
-    if urgency := _checks.urgency(urgency):
-        pulses = pulse_currents(pulses, num_steps) + jnp.asarray(urgency, kernel.dtype)
+        pulses = _checks.pulses(pulses, outputs, num_steps).astype(dtype)
+    urgency = _checks.urgency(urgency)
+    if not _checks.at_hand(urgency) or urgency:
+        if whole:  # exact: in float64, before any program runs
+            totals = np.floor(float(urgency) * np.arange(num_steps + 1))
+            urgency = np.diff(totals)[:, None]
+        pulses = pulse_currents(pulses, num_steps) + jnp.asarray(urgency, dtype)
     return pulses
 
 
-def _layer(synapse, threshold, num_steps, engine, surrogate) -> Layer:
-    threshold = _checks.threshold(threshold)
+def is_whole(kernel: jax.typing.ArrayLike) -> bool:
+    """Whether a layer is one of whole numbers: its weights are int8."""
+    return jnp.result_type(kernel) == jnp.int8
+
+
+def thresholds(threshold, kernel: jax.Array) -> jax.Array:
+    """θ of each output [O]."""
+    outputs = kernel.shape[-1]
+    dtype = jnp.promote_types(kernel.dtype, jnp.float32)
+    theta = jnp.asarray(_checks.threshold(threshold, outputs)).astype(dtype)
+    return jnp.broadcast_to(theta, (outputs,))
+
+
+def _layer(synapse, num_steps, engine, surrogate) -> Layer:
     if engine not in ("auto", "scan", "event"):
         raise ValueError(f'engine must be "auto", "scan" or "event", got {engine!r}')
-    return Layer(synapse, threshold, int(num_steps), engine, resolve(surrogate))
+    return Layer(synapse, int(num_steps), engine, resolve(surrogate))
 
 
 def _dispatch(layer: Layer, function: str, *arrays: jax.Array, **static):
@@ -119,9 +144,9 @@ def _refused(call: Callable, primals, tangents):
     raise TypeError(_ONCE)
 
 
-def _forward(layer: Layer, times, kernel, pulses, **asked) -> Response:
-    arrays = times, kernel, pulses
-    return _dispatch(layer, "forward", *arrays, threshold=layer.threshold, **asked)
+def _forward(layer: Layer, times, kernel, pulses, threshold, **asked) -> Response:
+    arrays = times, kernel, pulses, threshold
+    return _dispatch(layer, "forward", *arrays, **asked)
 
 
 def divides(window: tuple[int, int], shape: tuple[int, ...]) -> bool:
@@ -129,18 +154,18 @@ def divides(window: tuple[int, int], shape: tuple[int, ...]) -> bool:
     return shape[1] % window[0] == 0 and shape[2] % window[1] == 0
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 4, 5))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 5, 6))
 def _response(
-    layer: Layer, times, kernel, pulses, pool=NO_POOL, counts=False
+    layer: Layer, times, kernel, pulses, threshold, pool=NO_POOL, counts=False
 ) -> Response:
     """Spike times, behind the pooling, and spike counts if asked for."""
-    arrays = times, kernel, pulses
+    arrays = times, kernel, pulses, threshold
     found = _forward(layer, *arrays, peaks=False, pool=pool, counts=counts)
     return Response(found.times, counts=found.counts)
 
 
-def _response_fwd(layer: Layer, times, kernel, pulses, pool, counts: bool):
-    peaks, arrays = layer.surrogate.silent_learn, (times, kernel, pulses)
+def _response_fwd(layer: Layer, times, kernel, pulses, threshold, pool, counts: bool):
+    peaks, arrays = layer.surrogate.silent_learn, (times, kernel, pulses, threshold)
     found = _forward(layer, *arrays, peaks=peaks, pool=pool, counts=counts)
     # A fired neuron listened until its spike, which is also where its peak is; a silent
     # one until T (its time) by the constant rule, until its peak by the window rule.
@@ -151,13 +176,16 @@ def _response_fwd(layer: Layer, times, kernel, pulses, pool, counts: bool):
 
 def _response_bwd(layer: Layer, pool, counts: bool, residuals, cotangent: Response):
     del counts
-    *operands, until, potential, member = residuals
+    *operands, threshold, until, potential, member = residuals
     silent_inputs, delta = False, cotangent.times
     if layer.surrogate.silent_learn:
         silent_inputs = True
-        delta = delta * layer.surrogate.slope(potential, layer.threshold)
+        delta = delta * layer.surrogate.slope(potential, threshold)
     arrays = (*operands, until, delta) + (() if member is None else (member,))
-    return _dispatch(layer, "backward", *arrays, silent_inputs=silent_inputs, pool=pool)
+    asked = dict(silent_inputs=silent_inputs, pool=pool)
+    # A threshold is a reference neuron of weight −θ that spikes before all others.
+    d_threshold = jnp.sum(delta, axis=tuple(range(delta.ndim - 1)))
+    return *_dispatch(layer, "backward", *arrays, **asked), d_threshold
 
 
 _response.defvjp(_response_fwd, _response_bwd)

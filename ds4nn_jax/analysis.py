@@ -384,6 +384,10 @@ def check_params(network: SpikingNetwork, params: dict, images: np.ndarray) -> N
         return {jax.tree_util.keystr(path): leaf for path, leaf in found}
 
     given = leaves(params)
+    for name, arrays in expected["params"].items():
+        kernel, thresholds = arrays["kernel"], f"['params']['{name}']['threshold']"
+        if thresholds in given:  # a layer may have its own
+            arrays["threshold"] = jax.ShapeDtypeStruct(kernel.shape[-1:], kernel.dtype)
     shapes = {name: np.shape(leaf) for name, leaf in given.items()}
     wanted = {name: leaf.shape for name, leaf in leaves(expected).items()}
     if shapes != wanted:

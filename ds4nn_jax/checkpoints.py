@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from ds4nn_jax._files import whole
 from ds4nn_jax.modules import SpikingNetwork
 
 FORMAT = "ds4nn_jax weights"
-VERSION = 1
+VERSION = 2  # 2: also whole numbers; files of real weights are of version 1
 _DTYPES = {
     "F64": np.float64,
     "F32": np.float32,
@@ -24,6 +25,9 @@ _DTYPES = {
     "BF16": jax.numpy.bfloat16,
     "F8_E4M3": jax.numpy.float8_e4m3fn,
     "F8_E5M2": jax.numpy.float8_e5m2,
+    "I8": np.int8,
+    "I32": np.int32,
+    "U8": np.uint8,  # packed
 }
 _ENTRY = "ds4nn_jax"  # of the file's metadata: [header as JSON text, SHA-256]
 
@@ -53,7 +57,8 @@ def save_weights(
       path: the file, by custom `*.safetensors`; replaced if it exists.
       network: stored as spec, T, θ, padding, urgency and pulses: what decides
         spike times.
-      params: {"params": {layer: {"kernel": array}}} with finite weights.
+      params: {"params": {layer: {"kernel": array}}} with finite weights. Whole ones
+        (`quantize`) take the bits that they need.
       notes: anything JSON can hold: seed, command, accuracy. `ds4nn predict` reads
         "input_shape", "class_names" and "pictures", see `data.Pictures`.
 
@@ -71,7 +76,7 @@ def save_weights(
     counts = network.pulse_counts
     expected = {f"{layer}/kernel" for layer in counts}
     expected |= {f"{layer}/pulses" for layer, count in counts.items() if count}
-    if set(tensors) != expected:
+    if set(tensors) - {f"{layer}/threshold" for layer in counts} != expected:
         raise ValueError(
             f"parameters {sorted(tensors)} are not those of the network "
             f"{network.spec}: {sorted(expected)}"
@@ -79,9 +84,15 @@ def save_weights(
     for name, array in tensors.items():
         if not np.isfinite(array).all():
             raise ValueError(f"{name} holds NaN or infinite weights: nothing written")
+    packed = {}
+    for name, array in tensors.items():
+        if array.dtype == np.int8:
+            bits = _bits(array)
+            tensors[name] = _packed(array, bits)
+            packed[name] = [bits, *array.shape]
     header = {
         "format": FORMAT,
-        "version": VERSION,
+        "version": VERSION if packed else 1,
         "spec": network.spec,
         "num_steps": network.num_steps,
         "threshold": network.threshold,
@@ -90,6 +101,8 @@ def save_weights(
         "pulses": list(network.pulses),
         "notes": dict(notes or {}),
     }
+    if packed:
+        header["packed"] = packed
     try:
         text = json.dumps(header, sort_keys=True, default=_plain)
     except TypeError as error:
@@ -138,7 +151,7 @@ def load_weights(
         ) from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise CheckpointError(f"{path} holds no weights of ds4nn_jax")
-    if header.get("version") != VERSION:
+    if header.get("version") not in (1, VERSION):
         raise CheckpointError(
             f"{path} has format version {header.get('version')}, this library reads "
             f"{VERSION}: use the version of ds4nn_jax that wrote it, or a newer one"
@@ -158,10 +171,40 @@ def load_weights(
                 f"expected {getattr(network, name)!r}"
             )
     params: dict = {}
+    for name, (bits, *shape) in header.get("packed", {}).items():
+        tensors[name] = _unpacked(tensors[name], bits, shape)
     for name, array in tensors.items():
         layer, leaf = name.split("/")
         params.setdefault(layer, {})[leaf] = array
     return Weights(network, {"params": params}, header["notes"])
+
+
+def _bits(weights: np.ndarray) -> int:
+    """Of the fewest that hold whole weights: ±1 one, else |q| ≤ 2^(b−1) − 1."""
+    most = int(np.abs(weights.astype(int)).max(initial=1))
+    return 1 if np.all(np.abs(weights) == 1) else min(8, most.bit_length() + 1)
+
+
+def _packed(weights: np.ndarray, bits: int) -> np.ndarray:
+    """Whole weights one behind the other, as two's complement of so many bits; of one
+    bit 1 is −1."""
+    if bits == 8:
+        return weights
+    codes = weights < 0 if bits == 1 else weights.astype(np.uint8)
+    each = np.unpackbits(codes.astype(np.uint8).reshape(-1, 1), axis=1)
+    return np.packbits(each[:, 8 - bits :])
+
+
+def _unpacked(packed: np.ndarray, bits: int, shape: list[int]) -> np.ndarray:
+    if bits == 8:
+        return packed
+    size = math.prod(shape)
+    each = np.unpackbits(packed, count=size * bits).reshape(size, bits)
+    # The first bit is the sign, in front of which all others are like it.
+    if bits == 1:
+        return (1 - 2 * each.astype(np.int8)).reshape(shape)
+    full = np.concatenate([each[:, :1].repeat(8 - bits, axis=1), each], axis=1)
+    return np.packbits(full, axis=1).view(np.int8).reshape(shape)
 
 
 def _plain(value: Any) -> Any:

@@ -10,6 +10,7 @@ from ds4nn_jax.first_weights import FiringRates, FirstWeights, Uniform
 from ds4nn_jax.guards import RateGuard
 from ds4nn_jax.modules import SpikingNetwork
 from ds4nn_jax.optimizers import Adam, HeldNorms, Optimizer
+from ds4nn_jax.quantization import check_bits
 from ds4nn_jax.rules import OutputRule, Softmax
 from ds4nn_jax.schedules import Cosine, Schedule
 from ds4nn_jax.surrogates import Surrogate, Window
@@ -33,6 +34,9 @@ class TrainConfig:
         `neurons.dense`.
       pulses: P, how many reference neurons each layer with weights has, the last number
         for the layers that are left; (): none (the paper), see `neurons.dense`.
+      bits: of whole-number weights, 1 … 8, see `quantize`: the forward pass rounds,
+        gradients go straight through, and what is validated and kept are whole numbers
+        (`EpochResult.network`); None: weights are real.
       engine: "auto", "scan" or "event".
       surrogate: of the hidden layers, see `surrogates`.
       output_rule: what the outputs should do, and the norm of the errors, see `rules`.
@@ -68,6 +72,7 @@ class TrainConfig:
     padding: Literal["SAME", "VALID"] = "SAME"
     urgency: float = 0.0
     pulses: tuple[int, ...] = ()
+    bits: int | None = None
     engine: neurons.Engine = "auto"
     surrogate: Surrogate = Window()
     output_rule: OutputRule = Softmax()
@@ -98,6 +103,8 @@ class TrainConfig:
             require(self, name, getattr(self, name) >= 1, "at least 1")
         require(self, "threshold", 0 < self.threshold < float("inf"), "> 0 mV")
         require(self, "urgency", 0 <= self.urgency < float("inf"), "≥ 0 mV a step")
+        if self.bits is not None:
+            check_bits(self.bits)
         require(self, "centring", 0 <= self.centring <= 1, "in [0, 1]")
         require(self, "validation", 0 <= self.validation < 1, "in [0, 1)")
         require(self, "seed", 0 <= self.seed < 2**32, "in 0 … 2³²−1")

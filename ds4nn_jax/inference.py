@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ds4nn_jax import _checks, _coding
+from ds4nn_jax import _checks, _coding, _layers
 from ds4nn_jax._engines import choice
-from ds4nn_jax._engines.plan import LINE, SWEEP, SWEEP_LANES, Line, Sweep, bits
+from ds4nn_jax._engines.plan import LINE, SWEEP, SWEEP_LANES, Line, Sweep
 from ds4nn_jax._engines.pool import members
 from ds4nn_jax._engines.synapse import (
     Conv,
@@ -69,10 +69,10 @@ def infer(network: SpikingNetwork, params: dict, times: SpikeTimes) -> Inference
     kernels = [params["params"][name]["kernel"] for name in network.weighted]
     for name, kernel in zip(network.weighted, kernels, strict=True):
         _checks.finite(f"kernel of {name}", kernel)
-    pulses = network.reference_weights(params)
+    others = *network.reference_weights(params), *network.thresholds(params)
     dtype = jnp.result_type(times, *kernels)
-    arrays = [x.astype(dtype) for x in (times, *kernels, *pulses)]
-    return _infer(network, *arrays)
+    arrays = [x.astype(dtype) for x in (times, *kernels, *others)]
+    return _infer(network, all(map(_layers.is_whole, kernels)), *arrays)
 
 
 @functools.lru_cache(256)
@@ -136,10 +136,11 @@ def batches_of(images: Any, size: int) -> Iterator[tuple[int, Any, int]]:
         yield start, some, count
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _infer(network: SpikingNetwork, times, *weights) -> Inference:
-    """`weights` are the kernels of all layers, then those of reference neurons."""
-    by_step = functools.partial(_steps, network)
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _infer(network: SpikingNetwork, whole: bool, times, *weights) -> Inference:
+    """`weights` are the kernels of all layers, then those of their reference neurons,
+    then their thresholds."""
+    by_step = functools.partial(_steps, network, whole)
     sweep = functools.partial(_swept, network)
     kernels = weights[: len(network.weighted)]
     if network.engine == "scan":
@@ -148,6 +149,11 @@ def _infer(network: SpikingNetwork, times, *weights) -> Inference:
         return by_step(times, *weights)
     shapes, only = _shapes(network, times.shape[0]), network.engine == "event"
     return choice.choose("sweep", sweep, by_step, shapes, times, *weights, only=only)
+
+
+def _by_kind(weights: tuple) -> tuple[tuple, tuple, tuple]:
+    layers = len(weights) // 3
+    return weights[:layers], weights[layers : 2 * layers], weights[2 * layers :]
 
 
 def _shapes(network: SpikingNetwork, batch: int) -> Inference:
@@ -165,7 +171,9 @@ class _Stage(NamedTuple):
     out: tuple[int, ...]
 
 
-def _stages(network: SpikingNetwork, shape: tuple[int, ...], kernels) -> list[_Stage]:
+def _stages(
+    network: SpikingNetwork, shape: tuple[int, ...], kernels, whole: bool = False
+) -> list[_Stage]:
     stages: list[_Stage] = []
     kernels = iter(kernels)
     for spec in network.layers:
@@ -178,14 +186,14 @@ def _stages(network: SpikingNetwork, shape: tuple[int, ...], kernels) -> list[_S
             kernel = next(kernels)
             window = kernel.shape[:2]
             pads = explicit_pads(network.padding, shape[:2], window, spec.strides)
-            synapse = Conv(spec.strides, pads)
+            synapse = Conv(spec.strides, pads, whole)
             spikes = jax.ShapeDtypeStruct((1, *shape), kernel.dtype)
             out = jax.eval_shape(synapse.current, spikes, kernel).shape[1:]
             stages.append(_Stage(spec.size, synapse, shape, out))
         else:
             shape, out = (math.prod(shape),), (spec.features,)
             next(kernels)
-            stages.append(_Stage(1, Dense(), shape, out))
+            stages.append(_Stage(1, Dense(whole), shape, out))
         shape = out
     return stages
 
@@ -201,16 +209,17 @@ class _Progress(NamedTuple):
     spikes: jax.Array
 
 
-def _steps(network: SpikingNetwork, times, *weights) -> Inference:
+def _steps(network: SpikingNetwork, whole: bool, times, *weights) -> Inference:
     """All images together, all layers a step at a time, while one is undecided."""
     batch, *shape = times.shape
-    num_steps, layers = network.num_steps, len(network.weighted)
-    stages = _stages(network, tuple(shape), weights[:layers])
-    currents = [pulse_currents(pulses, num_steps) for pulses in weights[layers:]]
+    num_steps = network.num_steps
+    kernels, pulses, thresholds = _by_kind(weights)
+    stages = _stages(network, tuple(shape), kernels, whole)
+    currents = [pulse_currents(rows, num_steps) for rows in pulses]
 
     def advance(now: _Progress) -> _Progress:
         spikes = times == now.t.astype(times.dtype)
-        of_layers = zip(weights[:layers], currents, strict=True)
+        of_layers = zip(kernels, currents, thresholds, strict=True)
         counts = [spikes]
         potentials, fired = [], []
         for stage, potential, before in zip(
@@ -222,12 +231,12 @@ def _steps(network: SpikingNetwork, times, *weights) -> Inference:
                 fires = functools.reduce(jnp.logical_or, of_window) & ~before
             else:
                 arriving = spikes.reshape(batch, *stage.shape).astype(times.dtype)
-                kernel, reference = next(of_layers)
+                kernel, reference, threshold = next(of_layers)
                 arrived = current(stage.synapse, arriving, kernel)
                 # As in the full scan: first all that comes at a step is summed.
                 arrived += reference[now.t].reshape(*[1] * len(stage.out), -1)
                 potential = potential + arrived
-                fires = (potential >= network.threshold) & ~before
+                fires = (potential >= threshold) & ~before
             potentials.append(potential)
             fired.append(before | fires)
             counts.append(fires)
@@ -261,21 +270,22 @@ def _steps(network: SpikingNetwork, times, *weights) -> Inference:
         advance,
         start,
     )
-    # An output that fires lies above all that do not, so one rule decides: by the first
-    # spike, ties and silence alike by the potential, then by the index.
-    label = jnp.argmax(end.outputs, axis=1).astype(jnp.int32)
+    # By the first spike, ties and silence alike by the potential, then by the index.
+    highest = jnp.max(thresholds[-1])
+    silent = (end.step == num_steps)[:, None]
+    deciding = silent | (end.outputs >= thresholds[-1])
+    lifted = end.outputs + (highest - thresholds[-1])
+    label = jnp.argmax(jnp.where(deciding, lifted, -jnp.inf), axis=1).astype(jnp.int32)
     return Inference(label, end.step, end.spikes)
 
 
 def _swept(network: SpikingNetwork, times, *weights) -> Inference:
     """Each image by itself: `_engines.sweep`, on the CPU's cores."""
-    layers = len(network.weighted)
-    kernels, pulses = weights[:layers], weights[layers:]
+    kernels, pulses, thresholds = _by_kind(weights)
     stages = _stages(network, times.shape[1:], kernels)
     plan = _plan(stages, [len(p) for p in pulses], len(times), network)
-    rows = jnp.concatenate(
-        [_padded(*pair) for pair in zip(kernels, pulses, strict=True)]
-    )
+    of_layers = zip(kernels, pulses, thresholds, strict=True)
+    rows = jnp.concatenate([_padded(*arrays) for arrays in of_layers])
     results = _shapes(network, len(times))
     return Inference(*choice.call("sweep", times.dtype, results, plan, times, rows))
 
@@ -296,9 +306,12 @@ def _stride(outputs: int) -> int:
     return -(-outputs // SWEEP_LANES) * SWEEP_LANES
 
 
-def _padded(kernel: jax.Array, pulses: jax.Array) -> jax.Array:
+def _padded(kernel: jax.Array, pulses: jax.Array, threshold: jax.Array) -> jax.Array:
     rows = jnp.concatenate([kernel.reshape(-1, kernel.shape[-1]), pulses])
-    return jnp.pad(rows, ((0, 0), (0, _stride(rows.shape[1]) - rows.shape[1]))).ravel()
+    idle = _stride(rows.shape[1]) - rows.shape[1]
+    rows = jnp.pad(rows, ((0, 0), (0, idle)))
+    never = jnp.pad(threshold, (0, idle), constant_values=jnp.inf)
+    return jnp.concatenate([rows.ravel(), never])
 
 
 def _plan(
@@ -333,7 +346,7 @@ def _plan(
             line = line._replace(weights=weights, potentials=potentials)
             line = line._replace(pulses=next(references))
             size = line.rows * line.columns * line.inputs + line.pulses
-            weights += size * line.stride
+            weights += (size + 1) * line.stride
             potentials += positions * line.stride
             events = max(events, positions * (size + 1))
         lines.append(line._replace(visits=len(order)))
@@ -343,7 +356,6 @@ def _plan(
         images=batch,
         layers=len(stages),
         steps=network.num_steps,
-        threshold=bits(network.threshold),
         parts=min(batch, _PARTS),
         potentials=potentials,
         pooled=pooled,

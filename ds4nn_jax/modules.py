@@ -90,9 +90,17 @@ def _own_pulses(layer: "SpikingDense | SpikingConv", times: SpikeTimes):
     return layer.param("pulses", nn.initializers.zeros, shape, times.dtype)
 
 
+def _own_threshold(layer: "SpikingDense | SpikingConv") -> jax.typing.ArrayLike:
+    """The parameter [O] of a layer that has thresholds of its own, else its number."""
+    if layer.has_variable("params", "threshold"):
+        return layer.get_variable("params", "threshold")
+    return layer.threshold
+
+
 class SpikingDense(nn.Module):
     """`neurons.dense` that owns its kernel [I, O] and, where `pulses` says how many,
-    the weights [P, O] of reference neurons, 0 at first. Arguments as there."""
+    the weights [P, O] of reference neurons, 0 at first. Arguments as there. A parameter
+    "threshold" [O], which `init` does not make, takes the place of the number."""
 
     features: int
     threshold: float = 100.0
@@ -114,7 +122,7 @@ class SpikingDense(nn.Module):
             times,
             _kernel(self, shape, times),
             _own_pulses(self, times),
-            threshold=self.threshold,
+            threshold=_own_threshold(self),
             num_steps=self.num_steps,
             engine=self.engine,
             surrogate=self.surrogate,
@@ -125,7 +133,9 @@ class SpikingDense(nn.Module):
 
 class SpikingConv(nn.Module):
     """`neurons.conv` that owns its kernel [kh, kw, I, O] and, where `pulses` says how
-    many, the weights [P, O] of reference neurons, 0 at first. Arguments as there."""
+    many, the weights [P, O] of reference neurons, 0 at first. Arguments as there. A
+    parameter "threshold" [O], which `init` does not make, takes the place of the
+    number."""
 
     features: int
     window: tuple[int, int]
@@ -155,7 +165,7 @@ class SpikingConv(nn.Module):
             times,
             _kernel(self, shape, times),
             _own_pulses(self, times),
-            threshold=self.threshold,
+            threshold=_own_threshold(self),
             num_steps=self.num_steps,
             strides=self.strides,
             padding=self.padding,
@@ -287,6 +297,8 @@ class Trace:
     Attributes:
       times: spike times of the input and then of every layer, each [B, …].
       potentials: [B, C] potential of each output at its spike, or its final one, mV.
+        Where outputs have thresholds of their own, θ_max − θ_j is added, so that equal
+        distances from the threshold are equal.
       num_steps: T, the time that means silence.
       reference: how many reference neurons every layer has; (): none.
     """
@@ -324,7 +336,9 @@ class SpikingNetwork(nn.Module):
       layers: what `parse_spec` gives.
       input_size: expected number of inputs of a fully connected network, or None.
       num_steps: T.
-      threshold: θ of every layer, mV.
+      threshold: θ of every layer, mV. Parameters {layer: {"threshold": [O]}} take its
+        place in that layer: a θ of each neuron of a dense layer, each channel of a
+        convolution.
       padding: of the convolutions.
       urgency: u ≥ 0 mV a step into every output neuron, see `neurons.dense`: the later
         it gets, the less evidence is asked for. It may be chosen after training:
@@ -402,9 +416,22 @@ class SpikingNetwork(nn.Module):
         urgencies = dict.fromkeys(self.weighted, 0.0) | {self.names[-1]: self.urgency}
         return tuple(
             _layers.reference(
-                layers[name].get("pulses"), layers[name]["kernel"], self.num_steps, u
+                layers[name].get("pulses"),
+                layers[name]["kernel"],
+                self.num_steps,
+                u,
+                _layers.is_whole(layers[name]["kernel"]),
             )
             for name, u in urgencies.items()
+        )
+
+    @nn.nowrap
+    def thresholds(self, params: dict) -> tuple[jax.Array, ...]:
+        """θ of each neuron or channel [O] of every layer with weights."""
+        layers = (params["params"][name] for name in self.weighted)
+        return tuple(
+            _layers.thresholds(layer.get("threshold", self.threshold), layer["kernel"])
+            for layer in layers
         )
 
     @property
@@ -506,15 +533,20 @@ class SpikingNetwork(nn.Module):
         return Activity(out, self._potentials(entering), jnp.stack(counts, axis=1))
 
     def _potentials(self, entering: SpikeTimes) -> jax.Array:
-        return neurons.decision_potentials(
+        output = self.stack[-1].variables["params"]
+        own = output.get("threshold")
+        potentials = neurons.decision_potentials(
             entering,
-            self.stack[-1].variables["params"]["kernel"],
-            pulses=self.stack[-1].variables["params"].get("pulses"),
-            threshold=self.threshold,
+            output["kernel"],
+            pulses=output.get("pulses"),
+            threshold=self.threshold if own is None else own,
             num_steps=self.num_steps,
             engine=self.engine,
             urgency=self.urgency,
         )
+        if own is None:
+            return potentials
+        return potentials + (jnp.max(own) - own).astype(potentials.dtype)
 
     def _propagate(
         self,

@@ -20,7 +20,7 @@ def dense(
     times: SpikeTimes,
     kernel: jax.Array,
     *,
-    threshold: float = 100.0,
+    threshold: jax.typing.ArrayLike = 100.0,
     num_steps: int = DEFAULT_STEPS,
     engine: Engine = "auto",
     surrogate: str | Surrogate = "constant",
@@ -43,8 +43,9 @@ def dense(
 
     Args:
       times: [B, I] spike times of the inputs, whole steps 0 … T; T is silent.
-      kernel: [I, O] weights, mV.
-      threshold: θ > 0, mV.
+      kernel: [I, O] weights, mV; int8 for whole numbers (`quantize`), which get an
+        urgency in whole numbers, too, and take no gradient.
+      threshold: θ > 0, mV, of all neurons, or [O] of each; ∂E/∂θ_j = Σ δ_j.
       num_steps: T. Times that come straight from `encode` or a layer know theirs:
         left out it is that, and another is refused. Of other times it is 100.
       engine: "scan", "event" (CPUs, NVIDIA GPUs), or "auto": event where the program
@@ -59,7 +60,7 @@ def dense(
       [B, O] spike times of the neurons.
 
     Raises:
-      TypeError: times or kernel are not floating.
+      TypeError: times are not floating, or kernel neither floating nor int8.
       ValueError: shapes do not fit, T ≤ 0, θ ≤ 0, u < 0; outside jit also times that
         are no whole steps in 0 … T, or weights that are not finite.
       ImportError: engine "event" where numba cannot work.
@@ -86,7 +87,7 @@ def conv(
     times: SpikeTimes,
     kernel: jax.Array,
     *,
-    threshold: float = 100.0,
+    threshold: jax.typing.ArrayLike = 100.0,
     num_steps: int = DEFAULT_STEPS,
     strides: tuple[int, int] = (1, 1),
     padding: Padding = "SAME",
@@ -103,7 +104,7 @@ def conv(
     Args:
       times: [B, H, W, I] spike times of the inputs, whole steps 0 … T; T is silent.
       kernel: [kh, kw, I, O] weights, mV (cross-correlation, as in every framework).
-      threshold: θ > 0, mV.
+      threshold: θ > 0, mV, of all neurons, or [O] of each channel.
       num_steps: T, as for `dense`.
       strides: rows and columns between neighbouring windows.
       padding: "SAME", "VALID" or ((top, bottom), (left, right)).
@@ -136,7 +137,7 @@ def conv_pool(
     kernel: jax.Array,
     *,
     window: tuple[int, int] = (2, 2),
-    threshold: float = 100.0,
+    threshold: jax.typing.ArrayLike = 100.0,
     num_steps: int = DEFAULT_STEPS,
     strides: tuple[int, int] = (1, 1),
     padding: Padding = "SAME",
@@ -240,9 +241,10 @@ def membrane_potentials(
     Returns:
       [T, B, O] potentials V_j(t), mV, as they would run on after a spike.
     """
+    whole = _layers.is_whole(kernel)
     num_steps = _coding.settled(num_steps, times)
     times, kernel = _layers.checked(times, kernel, num_steps, "[B, I]", "[I, O]")
-    pulses = _layers.reference(pulses, kernel, num_steps, urgency)
+    pulses = _layers.reference(pulses, kernel, num_steps, urgency, whole)
 
     def step(potential: jax.Array, now: tuple[jax.Array, jax.Array]):
         t, reference = now
@@ -260,7 +262,7 @@ def decision_potentials(
     times: SpikeTimes,
     kernel: jax.Array,
     *,
-    threshold: float = 100.0,
+    threshold: jax.typing.ArrayLike = 100.0,
     num_steps: int = DEFAULT_STEPS,
     engine: Engine = "auto",
     urgency: float = 0.0,
@@ -277,8 +279,8 @@ def decision_potentials(
     layer, *arrays = _layers.dense_layer(
         times, kernel, pulses, threshold, num_steps, engine, urgency=urgency
     )
-    times, kernel, pulses = lax.stop_gradient(arrays)
-    response = _layers.compiled_forward(layer, times, kernel, pulses, peaks=True)
+    times, kernel, pulses, theta = lax.stop_gradient(arrays)
+    response = _layers.compiled_forward(layer, times, kernel, pulses, theta, peaks=True)
     fired = (times < num_steps).astype(times.dtype)
     final = Dense().current(fired, kernel) + jnp.sum(pulses, axis=0, keepdims=True)
     return jnp.where(response.times < num_steps, response.potential, final)

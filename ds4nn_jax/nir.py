@@ -12,7 +12,8 @@ That times are equal is tested on a plain executor of the graph, not on any of t
     64C3                  Conv2d (no bias) → IF
     P2                    SumPool2d → IF with threshold 1: fires with its first input
     10                    Flatten, the first time → Linear → IF
-    10, with an urgency   … → Affine, whose bias arrives at every step → IF
+    10, with an urgency   … → Affine, whose bias arrives at every step → IF; an
+                          urgency in whole numbers, which varies, is among the pulses
     10, with pulses       Input "LAYER_reference" [P] → Linear → the same IF
     64C3, with pulses     Input "LAYER_reference" [P, H, W] → Conv2d 1×1 → the same IF
 
@@ -32,7 +33,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from ds4nn_jax import _layers
+from ds4nn_jax import _layers, quantization
 from ds4nn_jax._engines.synapse import explicit_pads, pulse_steps
 from ds4nn_jax.modules import ConvSpec, PoolSpec, SpikingNetwork
 
@@ -68,10 +69,13 @@ def to_nir(
     nodes = {"input": nir.Input({"input": np.array(_channels_first(before))})}
     references: dict[str, nir.NIRNode] = {}
     edges = []
+    whole = quantization.is_whole(params)
+    arrays = network.reference_weights(params), network.thresholds(params)
+    weighted = dict(zip(network.weighted, zip(*arrays, strict=True), strict=True))
     for name, layer, shape in zip(
         network.names, network.layers, shapes[1:], strict=True
     ):
-        threshold = network.threshold
+        pulses, threshold = weighted.get(name, ((), np.ones(1)))
         if isinstance(layer, PoolSpec):
             if not _layers.divides((layer.size, layer.size), (1, *before)):
                 raise ValueError(
@@ -80,7 +84,7 @@ def to_nir(
                 )
             size = np.array([layer.size] * 2)
             nodes[f"{name}_in"] = nir.SumPool2d(size, size, np.zeros(2, int))
-            threshold, most = 1.0, float(layer.size**2)
+            most = float(layer.size**2)
         elif isinstance(layer, ConvSpec):
             kernel = _kernel(params, name)
             window, strides = kernel.shape[:2], layer.strides
@@ -103,19 +107,21 @@ def to_nir(
                 kernel = kernel.reshape(-1, kernel.shape[-1])
             most, last = _most(kernel), name == network.names[-1]
             nodes[f"{name}_in"] = nir.Linear(kernel.T)
-            if last and network.urgency:
+            if last and network.urgency and not whole:
                 bias = np.full(kernel.shape[1], network.urgency, np.float32)
                 nodes[f"{name}_in"] = nir.Affine(kernel.T, bias)
                 most += network.num_steps * network.urgency
-        if network.pulse_counts.get(name):
-            pulses = np.asarray(params["params"][name]["pulses"], np.float32)
+                pulses = params["params"][name].get("pulses", ())
+        if len(pulses):
+            pulses = np.asarray(pulses, np.float32)
             most += _most(pulses)
             own = f"{name}_reference", f"{name}_reference_in"
             reference = _reference(pulses, shape[:-1], network.num_steps)
             references |= zip(own, reference, strict=True)
             edges += [own, (own[1], name)]
         neuron = np.ones(_channels_first(shape), np.float32)
-        below = np.nextafter(np.float32(threshold), np.float32(0))
+        below = np.nextafter(np.asarray(threshold, np.float32), np.float32(0))
+        below = below.reshape(-1, *[1] * (len(shape) - 1))  # channels first
         nodes[name] = nir.IF(
             r=neuron, v_threshold=below * neuron, v_reset=-most * neuron
         )
@@ -175,13 +181,13 @@ def from_nir(
     Raises:
       ValueError: the graph is no chain, has a node that is not among these, or neurons
         that single-spike integrate-and-fire neurons are not (a bias of hidden ones, or
-        one that differs between the outputs, r ≠ 1, a threshold that differs within the
-        network, a reset from which they could fire again, reference neurons that spike
+        one that differs between the outputs, r ≠ 1, a threshold that differs within a
+        channel, a reset from which they could fire again, reference neurons that spike
         at other steps than these).
     """
     tokens: list[str] = []
     params: dict = {}
-    thresholds: dict[str, float] = {}
+    thresholds: list[np.ndarray] = []
     paddings: dict[str, tuple] = {}
     current: _Current | None = None
     pulses = _pulses(graph, num_steps)
@@ -197,7 +203,7 @@ def from_nir(
             )
             if layer:
                 params[f"{current.kind}{len(params) + 1}"] = layer
-                thresholds[name] = threshold
+                thresholds.append(threshold)
             if bias:
                 raise ValueError(f"{before}: only the output neurons may have a bias")
             bias, before = current.bias, name
@@ -221,13 +227,14 @@ def from_nir(
             raise ValueError(f"{name}: {type(node).__name__} is no single-spike layer")
     if current is not None:
         raise ValueError("the last node needs an IF")
-    if len(set(thresholds.values())) != 1:
-        raise ValueError(f"layers must share one threshold, got {thresholds}")
+    if len(np.unique(np.concatenate(thresholds))) > 1:
+        for layer, own in zip(params.values(), thresholds, strict=True):
+            layer["threshold"] = own
     counts = tuple(len(layer.get("pulses", ())) for layer in params.values())
     network = SpikingNetwork.from_spec(
         "-".join(tokens),
         num_steps=num_steps,
-        threshold=next(iter(thresholds.values())),
+        threshold=_shortest(thresholds[-1].max()),
         padding=_padding(paddings),
         urgency=bias,
         pulses=counts if any(counts) else (),
@@ -361,8 +368,8 @@ def _shortest(stored: np.float32) -> float:
     return float(str(stored))
 
 
-def _threshold(name: str, node: nir.IF, current: _Current, most: float) -> float:
-    """θ of neurons that can receive at most so much."""
+def _threshold(name: str, node: nir.IF, current: _Current, most: float) -> np.ndarray:
+    """θ [O] of neurons that can receive at most so much."""
     for field in ("r", "v_threshold", "v_reset"):
         shape, neurons = np.shape(getattr(node, field)), current.shape
         channels = (neurons[0],), (neurons[0], 1, 1)
@@ -373,15 +380,19 @@ def _threshold(name: str, node: nir.IF, current: _Current, most: float) -> float
             )
     if np.any(node.r != 1):
         raise ValueError(f"{name}: r must be 1, scale the weights instead")
-    if np.ptp(node.v_threshold) != 0:
-        raise ValueError(f"{name}: its neurons must share one threshold")
-    below = np.float32(np.ravel(node.v_threshold)[0])
-    if float(np.max(node.v_reset)) + most > below:
+    below = np.asarray(node.v_threshold, np.float32)
+    if below.size == 1:
+        below = np.full(current.shape[0], below.ravel()[0])
+    below = below.reshape(current.shape[0], -1)
+    if np.ptp(below, axis=1).any():
+        raise ValueError(f"{name}: the neurons of a channel must share one threshold")
+    below = below[:, 0]
+    if float(np.max(node.v_reset)) + most > below.min():
         raise ValueError(
             f"{name}: neurons could fire again, their v_reset of "
             f"{np.max(node.v_reset):g} must be {-most:g} or less"
         )
-    return _shortest(np.nextafter(below, np.float32(np.inf)))
+    return np.nextafter(below, np.float32(np.inf))
 
 
 def _neurons(
@@ -390,8 +401,8 @@ def _neurons(
     current: _Current,
     pulses: np.ndarray | None,
     num_steps: int,
-) -> tuple[dict[str, np.ndarray], float]:
-    """The weights of a layer, none of pooling, and its θ."""
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """The weights of a layer, none of pooling, and its θ [O]."""
     arrays = {"kernel": current.kernel, "pulses": pulses}
     layer = {key: array for key, array in arrays.items() if array is not None}
     most = current.most + num_steps * current.bias
@@ -400,10 +411,10 @@ def _neurons(
     if pulses is not None:
         most += _most(pulses)
     threshold = _threshold(name, node, current, most)
-    if not layer and threshold != 1:
+    if not layer and (threshold != 1).any():
         raise ValueError(
             f"{name}: a pooling neuron fires with its first input, so its "
-            f"threshold is 1, got {threshold}"
+            f"threshold is 1, got {threshold.max():g}"
         )
     return layer, threshold
 

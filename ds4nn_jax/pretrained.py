@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from ds4nn_jax.checkpoints import Weights, load_weights
+from ds4nn_jax.quantization import is_whole
 
 _FOLDER = resources.files("ds4nn_jax") / "weights"
 
@@ -44,5 +45,6 @@ def load(name: str) -> Weights:
     with resources.as_file(_FOLDER / f"{name}.safetensors") as path:
         network, params, notes = load_weights(path)
     # Stored in half the space: the cards' figures are those of the rounded weights.
-    params = jax.tree.map(lambda w: w.astype(np.float32), params)
+    if not is_whole(params):
+        params = jax.tree.map(lambda w: w.astype(np.float32), params)
     return Weights(network, params, notes)

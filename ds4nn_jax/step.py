@@ -12,6 +12,7 @@ import optax
 from ds4nn_jax import analysis, losses, optimizers, parallel
 from ds4nn_jax.config import TrainConfig
 from ds4nn_jax.encoding import spike_times
+from ds4nn_jax.quantization import rounded
 from ds4nn_jax.types import SpikeTimes
 
 Params = dict
@@ -132,7 +133,10 @@ def _gradients(
         guards = [_centred(config, guard) for guard in guards or [None] * hidden]
 
     def loss(params: Params):
-        activity: Any = network.apply(params, times, guards, method="activity")
+        seen = network, params
+        if config.bits is not None:
+            seen = rounded(network, params, config.bits)
+        activity: Any = seen[0].apply(seen[1], times, guards, method="activity")
         target = config.output_rule.target(
             activity.times,
             wanted,

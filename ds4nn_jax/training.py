@@ -18,6 +18,8 @@ import numpy as np
 
 from ds4nn_jax import _checks, analysis, data, parallel
 from ds4nn_jax.config import TrainConfig
+from ds4nn_jax.modules import SpikingNetwork
+from ds4nn_jax.quantization import is_whole, quantize, real_weights
 from ds4nn_jax.step import (
     Params,
     StepMetrics,
@@ -73,13 +75,14 @@ class EpochResult(NamedTuple):
 
     Attributes:
       epoch: from 1.
-      params: after the epoch.
+      params: after the epoch, those of `network`.
       train: means over the epoch's batches, while the weights were changing.
       validation: report on the held-out images, None without any.
       best: whether it is the best epoch so far: highest strict validation accuracy, the
         later of equals, whose steps were smaller; without validation every one is.
         While a rate guard's budgets still fall none is but the last.
       snapshot: where the run stands after the epoch.
+      network: the configuration's, or, where it has `bits`, that of whole numbers.
     """
 
     epoch: int
@@ -88,6 +91,7 @@ class EpochResult(NamedTuple):
     validation: analysis.Report | None
     best: bool
     snapshot: Snapshot
+    network: SpikingNetwork
 
 
 def fit(
@@ -105,7 +109,8 @@ def fit(
 
     Returns:
       The last parameters, or their average if the configuration asks for it, and the
-      metrics of every epoch, each [epochs].
+      metrics of every epoch, each [epochs]. Parameters are in mV also where there are
+      `bits`: `quantize` makes them whole.
 
     Raises:
       ValueError, TypeError: as `train`.
@@ -170,7 +175,7 @@ def train(
       validation: held-out (images, labels), for the share that the configuration would
         hold out; batches have none but these.
       steps_per_epoch: of batches that do not know how many there are.
-      params: first weights, to fine-tune a trained network.
+      params: first weights, to fine-tune a trained network, also one of `quantize`.
       start: a snapshot of this same run to go on from; None: from the beginning.
       on_step: called after each step.
       mesh: of the devices that share out every batch (`parallel.data_mesh`); None: the
@@ -300,6 +305,8 @@ def _prepared(
     analysis.advise(network, some)
     optimizer = make_optimizer(config, steps)
     if params is not None:
+        if is_whole(params):
+            params = real_weights(params, config.threshold)
         analysis.check_params(network, params, some)
         params = jax.tree.map(lambda w: jnp.asarray(w, jnp.float32), dict(params))
 
@@ -477,12 +484,12 @@ def _epochs(config, run, start, on_step, mesh) -> Iterator[EpochResult]:
                 on_step(Step(i + 1, run.steps, metrics, here))
         rows = np.array(seen)
         means = StepMetrics(*(float(np.mean(column)) for column in rows.T.copy()))
-        params = jax.tree.map(np.array, kept_weights(state))
+        network, params = config.network(), jax.tree.map(np.array, kept_weights(state))
+        if config.bits is not None:
+            network, params = quantize(network, params, bits=config.bits)
         report = None
         if run.held is not None:
-            report = analysis.reported(
-                config.network(), params, *run.held, config.batch_size
-            )
+            report = analysis.reported(network, params, *run.held, config.batch_size)
             if epoch == config.epochs:  # before, it may still be learning
                 analysis.advise(config.network(), run.held[0], report)
         score = math.inf if report is None else report.accuracy
@@ -494,7 +501,8 @@ def _epochs(config, run, start, on_step, mesh) -> Iterator[EpochResult]:
         if settled:
             best = np.maximum(best, np.float32(score))
         seen, done = everywhere(np.zeros_like(rows)), 0
-        yield EpochResult(epoch, params, means, report, better, snapshot(epoch))
+        here = snapshot(epoch)
+        yield EpochResult(epoch, params, means, report, better, here, network)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(3, 4))

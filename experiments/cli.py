@@ -6,13 +6,14 @@ from collections.abc import Sequence
 
 import ds4nn_jax as ds
 
-from . import predict, progress
+from . import export, predict, progress
 
 _EXAMPLES = """\
 ds4nn train mnist            the best recipe known; or --preset, --flagfile
 ds4nn train DIR              your own images, in a folder for each class
 ds4nn evaluate mnist         the library's network on the test images
 ds4nn predict image.png      what is in it, and when that was clear
+ds4nn export mnist           C sources for a microcontroller; arrays; NIR
 ds4nn report                 tables and figures of runs, or of the library's networks
 
 ds4nn COMMAND --help tells more.
@@ -42,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, does in (("train", "train a network"), ("evaluate", "test one")):
         commands.add_parser(name, add_help=False, help=does)
     predict.add_parser(commands)
+    export.add_parser(commands)
     commands.add_parser("report", add_help=False, help="tables and figures")
     return parser
 
@@ -51,10 +53,10 @@ def _run(asked: argparse.Namespace, rest: list[str]) -> None:
         from . import report
 
         report.main(rest, "ds4nn report")
-    elif asked.command == "predict":
+    elif asked.command in ("predict", "export"):
         if rest:
-            raise SystemExit(f"ds4nn predict: unknown flag {rest[0]}")
-        predict.main(asked)
+            raise SystemExit(f"ds4nn {asked.command}: unknown flag {rest[0]}")
+        {"predict": predict, "export": export}[asked.command].main(asked)
     else:
         from . import runner
 

@@ -88,9 +88,8 @@ def measure(
     """
     images, labels = ds.analysis.pairs(images, labels, network.num_classes)
     ds.analysis.check_params(network, params, images)
-    shared = dict(
-        num_steps=network.num_steps, threshold=network.threshold, engine=network.engine
-    )
+    theta = network.thresholds(params)[-1]
+    shared = dict(num_steps=network.num_steps, threshold=theta, engine=network.engine)
 
     @jax.jit
     def batch(params, pixels):
@@ -104,7 +103,7 @@ def measure(
         for urgency in urgencies:
             options = dict(shared, urgency=urgency, pulses=pulses)
             out = ds.dense(*arrays, **options)
-            peaks = ds.decision_potentials(*arrays, **options)
+            peaks = ds.decision_potentials(*arrays, **options) + (theta.max() - theta)
             times = *trace.times[:-1], out
             decided = ds.decide(ds.Trace(times, peaks, network.num_steps))
             spikes = decided.spikes[:, 1:].sum(axis=1)

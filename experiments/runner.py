@@ -327,7 +327,7 @@ class _Record:
     def add(self, result: ds.EpochResult, seconds: float) -> None:
         """Weights and metrics of an epoch first: a run that goes on from its snapshot
         has them."""
-        row, network = _row(result), self._asked.config.network()
+        row, network = _row(result), result.network
         if result.best:
             notes = {
                 "dataset": self._images.name,
@@ -354,8 +354,9 @@ class _Record:
 
     def finish(self) -> ds.Report:
         """The best epoch on the test images, and figures."""
-        images, network = self._images, self._asked.config.network()
-        _, params, notes = ds.load_weights(self._weights, network=network)
+        images = self._images
+        network, params, notes = ds.load_weights(self._weights)
+        network = network.clone(engine=self._asked.config.engine)
         test = _tested(network, params, images)
         last = {"best_epoch": notes["epoch"], **_prefixed("test", test.summary())}
         last["test_layer_spikes"] = list(test.layer_spikes)

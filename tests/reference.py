@@ -81,15 +81,17 @@ def conv(
     pads=((0, 0), (0, 0)),
     pulses=(),
 ):
-    """`pulses` [P, O]: P inputs more for every neuron, whatever the image."""
+    """`pulses` [P, O]: P inputs more for every neuron, whatever the image. `threshold`:
+    of all neurons, or [O] of each."""
     times, kernel = np.asarray(times, float), np.asarray(kernel, float)
     shape = conv_shape(times, kernel, strides, pads)
     result = Neurons(*(np.zeros(shape) for _ in range(3)))
+    theta = np.full(shape[-1], threshold)
     for neuron, inputs in synapses(times, kernel, strides, pads):
         values = integrate(
             [times[a] for a, _ in inputs] + clock(pulses, num_steps),
             [kernel[k] for _, k in inputs] + [float(row[neuron[-1]]) for row in pulses],
-            threshold,
+            theta[neuron[-1]],
             num_steps,
         )
         for array, value in zip(result, values, strict=True):

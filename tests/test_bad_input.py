@@ -110,6 +110,33 @@ TABLE = [
     ("θ < 0", dense(threshold=-1.0), V, "threshold must be a finite number > 0 mV"),
     ("θ NaN", dense(threshold=NAN), V, "threshold must be a finite number > 0 mV"),
     ("θ infinite", conv(threshold=INF), V, "threshold must be a finite number > 0 mV"),
+    (
+        "θ of others",
+        dense(threshold=np.ones(4)),
+        V,
+        "a number or one of each output [O] = (3,), got shape (4,)",
+    ),
+    ("0 bits", lambda _: ds.TrainConfig(bits=0), V, "bits must be a whole number in 1"),
+    (
+        "9 bits",
+        lambda _: ds.quantize(network(), of_layer(KERNEL), bits=9),
+        V,
+        "bits must be a whole number in 1 … 8, got 9",
+    ),
+    (
+        "NaN in bits",
+        lambda _: ds.quantize(network(), of_layer(KERNEL * NAN), bits=4),
+        V,
+        "kernel of dense1 must be finite",
+    ),
+    (
+        "whole numbers twice",
+        lambda _: ds.quantize(
+            *ds.quantize(network(), of_layer(KERNEL), bits=4), bits=4
+        ),
+        V,
+        "whole numbers already",
+    ),
     ("u < 0", dense(urgency=-0.1), V, "urgency must be a finite number ≥ 0 mV a step"),
     ("u NaN", dense(urgency=NAN), V, "urgency must be a finite number ≥ 0 mV a step"),
     (
@@ -127,7 +154,6 @@ TABLE = [
     ),
     ("pulses of images", conv(pulses=FILTERS), V, "pulses must have shape [P, O]"),
     ("pulses > T", dense(pulses=KERNEL, num_steps=3), V, "with P ≤ T = 3"),
-    ("whole-number pulses", dense(pulses=KERNEL.astype(int)), T, "must be floating"),
     (
         "pulses NaN",
         conv(pulses=np.full((1, 2), NAN)),

@@ -76,9 +76,11 @@ def given(rng, layer, pulses, weights=dyadic, active=0.5, num_steps=100):
 
 
 def answers(engine, synapse, arrays, pool, peaks, counts, threshold, num_steps=100):
+    """Of neurons that each have a threshold of their own, around this one."""
     asked = dict(peaks=peaks, pool=pool, counts=counts, num_steps=num_steps)
-    run = functools.partial(engine, synapse, threshold=threshold, **asked)
-    return jax.jit(run)(*arrays)
+    run = functools.partial(engine, synapse, **asked)
+    theta = threshold * (1 + np.arange(arrays[1].shape[-1]) % 5 / 8)
+    return jax.jit(run)(*arrays, theta.astype(np.float32))
 
 
 def assert_same(found, expected):
@@ -218,7 +220,8 @@ def test_lowers_for_a_gpu(rng):
     """A gradient calls the kernels on CUDA, those of mapped images in one call; a
     program to be exported calls none."""
     synapse, arrays, pool = given(rng, POOLED["first layer"], 10)
-    asked = dict(num_steps=100, threshold=4.0, peaks=False, pool=pool, only=False)
+    asked = dict(num_steps=100, peaks=False, pool=pool, only=False)
+    arrays = *arrays, np.full(arrays[1].shape[-1], 4, np.float32)
     run = functools.partial(event.forward, synapse, **asked)
     mapped = jax.vmap(lambda t: run(t[None], *arrays[1:]).times)
     for function, on in ((run, arrays), (mapped, arrays[:1])):

@@ -124,11 +124,14 @@ def forward(synapse, times, kernel, *, threshold=3.0, num_steps=12, peaks=True):
     run = functools.partial(
         event.forward,
         synapse,
-        threshold=threshold,
         num_steps=num_steps,
         peaks=peaks,
     )
-    return jax.jit(run)(times, kernel, none(kernel))[:3]
+    return jax.jit(run)(times, kernel, none(kernel), each(kernel, threshold))[:3]
+
+
+def each(kernel, threshold):
+    return jnp.full(kernel.shape[-1], threshold, kernel.dtype)
 
 
 def none(kernel):
@@ -187,8 +190,8 @@ def test_pooling_and_counts_are_those_of_the_scan(batch, peaks, pulses):
     rng = np.random.default_rng(6)
     synapse = Conv((1, 1), SAME3)
     arrays = spikes(rng, (batch, 12, 6, 3), 12), dyadic(rng, (3, 3, 3, 150))
-    arrays += (dyadic(rng, (pulses, 150)),)
-    options = dict(threshold=3.0, num_steps=12, peaks=peaks, pool=(2, 3), counts=True)
+    arrays += dyadic(rng, (pulses, 150)), np.float32(3 + np.arange(150) % 7 / 8)
+    options = dict(num_steps=12, peaks=peaks, pool=(2, 3), counts=True)
     by_event, by_scan = (
         jax.jit(functools.partial(engine.forward, synapse, **options))(*arrays)
         for engine in (event, scan)
@@ -208,8 +211,9 @@ def test_counts_over_seeds_and_images():
     times, kernels = spikes(rng, (4, 2, 20), 12), dyadic(rng, (3, 20, 6))
 
     def run(times, kernel):
-        options = dict(threshold=3.0, num_steps=12, peaks=False, counts=True)
-        return event.forward(Dense(), times, kernel, none(kernel), **options)
+        options = dict(num_steps=12, peaks=False, counts=True)
+        arrays = times, kernel, none(kernel), each(kernel, 3.0)
+        return event.forward(Dense(), *arrays, **options)
 
     both = jax.vmap(jax.vmap(run, (None, 0)), (0, None))(times, kernels)
     fired = np.asarray(both.times)[..., None] == np.arange(12)

@@ -544,9 +544,3 @@ def test_other_refusals():
         ds.earliest_pool(GOOD_TIMES, strides=(2, 0))
     with pytest.raises(ValueError, match="width must be > 0"):
         ds.Window(0.0)
-    with pytest.raises(TypeError, match="threshold must be a Python number"):
-        jax.jit(
-            lambda threshold: ds.dense(
-                flat, np.ones((4, 2), np.float32), threshold=threshold
-            )
-        )(3.0)

@@ -140,6 +140,23 @@ def test_there_and_back(spec, shape, padding, urgency, pulses, tmp_path):
     )
 
 
+def test_whole_numbers_there_and_back():
+    """A threshold of each channel, and an urgency that is among the pulses."""
+    network, params = network_of("5C3-P2-6-4", (6, 6, 2), "SAME", pulses=(3, 0))
+    params["params"]["conv1"]["kernel"] *= np.arange(4, 9, dtype=np.float32) / 8
+    network, params = ds.quantize(network.clone(urgency=0.3), params, bits=3)
+    again, found = from_nir(to_nir(network, params, (6, 6, 2)), num_steps=20)
+    assert again.urgency == 0 and tuple(again.pulse_counts.values()) == (3, 0, 20)
+    for name, layer in params["params"].items():
+        for kind in ("kernel", "threshold"):
+            np.testing.assert_array_equal(found["params"][name][kind], layer[kind])
+    times = np.random.default_rng(2).integers(4, 99, (8, 6, 6, 2)).clip(max=20)
+    times = times.astype(np.float32)
+    expected = network.apply(params, times)
+    assert len(np.unique(expected)) > 3
+    np.testing.assert_array_equal(again.apply(found, times), expected)
+
+
 def test_a_graph_that_begins_with_flatten():
     """As every fully connected network of torch does: its input are images."""
     network, params = network_of("16-5-3", (4, 4, 1), "SAME")
@@ -219,8 +236,11 @@ def changed(graph, name, **fields):
         ("conv1_in", dict(stride=(2, 1)), "conv1_in: strides must be equal"),
         ("pool1_in", dict(stride=np.array([1, 1])), "pool1_in: pooling windows"),
         ("pool1", dict(v_threshold=np.full((3, 4, 4), 2.0)), "its threshold is 1"),
-        ("dense2", dict(v_threshold=np.full(4, 3.0)), "share one threshold"),
-        ("dense2", dict(v_threshold=np.arange(4.0)), "neurons must share one"),
+        (
+            "conv1",
+            dict(v_threshold=np.arange(192.0).reshape(3, 8, 8)),
+            "neurons of a channel must share one",
+        ),
         (
             "conv1",
             dict(v_threshold=np.ones(8)),

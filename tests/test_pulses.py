@@ -34,11 +34,17 @@ def quiet(rng, shape):
     return times
 
 
+def thresholds(outputs):
+    """One of each neuron or channel, some of them equal."""
+    return np.float32(THETA * (3 + np.arange(outputs) % 3) / 4)
+
+
 def learning(rule, oracle):
     """Until when each neuron listens, its slope, and whether silent inputs learn."""
     if rule == "constant":
         return oracle.times, 1, False
-    return oracle.t_star, np.maximum(0, 1 - np.abs(oracle.potential - THETA) / 64), True
+    missing = np.abs(oracle.potential - thresholds(oracle.times.shape[-1]))
+    return oracle.t_star, np.maximum(0, 1 - missing / 64), True
 
 
 def assert_equal(actual, expected):
@@ -46,13 +52,19 @@ def assert_equal(actual, expected):
         np.testing.assert_array_equal(one, other)
 
 
+def reference_gradients(pulses, until, errors, steps):
+    """By pulses and by thresholds: −θ is a pulse that all neurons get."""
+    start = reference.pulse_gradients(np.zeros((1, until.shape[-1])), until, errors, 1)
+    return reference.pulse_gradients(pulses, until, errors, steps), -start[0]
+
+
 def conv_gradients(times, kernel, pulses, until, errors, steps, geometry, silent):
-    """Those of the oracle, by times, kernel and pulses."""
+    """Those of the oracle, by times, kernel, pulses and thresholds."""
     arrays = until, errors, steps
     others = reference.conv_gradients(
         times, kernel, *arrays, *geometry, silent_inputs=silent
     )
-    return *others, reference.pulse_gradients(pulses, *arrays)
+    return *others, *reference_gradients(pulses, *arrays)
 
 
 @pytest.mark.parametrize(
@@ -77,8 +89,10 @@ def test_conv_equals_oracle(name, count, rule, engine, rng):
     times, kernel = quiet(rng, case["shape"]), dyadic(rng, case["kernel"])
     times[times == T] = steps
     pulses = dyadic(rng, (count, kernel.shape[-1]), -2, 2)
-    oracle = reference.conv(times, kernel, THETA, steps, *geometry, pulses=pulses)
-    out, vjp = jax.vjp(lambda t, k, r: layer(t, k, pulses=r), times, kernel, pulses)
+    theta = thresholds(kernel.shape[-1])
+    oracle = reference.conv(times, kernel, theta, steps, *geometry, pulses=pulses)
+    operands = times, kernel, pulses, theta
+    out, vjp = jax.vjp(lambda t, k, r, θ: layer(t, k, pulses=r, threshold=θ), *operands)
     np.testing.assert_array_equal(out, oracle.times)
     delta = cotangent(rng, out.shape)
     until, slope, silent = learning(rule, oracle)
@@ -101,11 +115,13 @@ def test_pooled_convolution_equals_oracle(name, count, rule, engine, rng):
     image, shape, window = (case.pop(key) for key in ("image", "kernel", "window"))
     times, kernel = quiet(rng, (2, *image, shape[2])), dyadic(rng, shape)
     pulses = dyadic(rng, (count, shape[-1]), -2, 2)
-    options = dict(threshold=THETA, num_steps=T, engine=engine, surrogate=rule)
+    theta = thresholds(shape[-1])
+    options = dict(num_steps=T, engine=engine, surrogate=rule)
     run = functools.partial(ds.conv_pool, window=window, **case, **options)
-    out, vjp = jax.vjp(lambda t, k, r: run(t, k, pulses=r), times, kernel, pulses)
+    operands = times, kernel, pulses, theta
+    out, vjp = jax.vjp(lambda t, k, r, θ: run(t, k, pulses=r, threshold=θ), *operands)
     geometry = (1, 1), explicit_pads({"shape": times.shape, "kernel": shape, **case})
-    oracle = reference.conv(times, kernel, THETA, T, *geometry, pulses=pulses)
+    oracle = reference.conv(times, kernel, theta, T, *geometry, pulses=pulses)
     np.testing.assert_array_equal(out, reference.pool(oracle.times, window, window)[0])
     delta = cotangent(rng, out.shape)
     spread = reference.pool_gradient(oracle.times, window, window, delta)
@@ -135,16 +151,18 @@ def test_dense_equals_oracle(inputs, outputs, count, urgency, rule, engine, rng)
         everything = np.full((T, outputs), urgency)
         for p, step in enumerate(reference.clock(pulses, T)):
             everything[step] += pulses[p]
-    oracle = reference.dense(times, kernel, THETA, T, pulses=everything)
-    shared = dict(threshold=THETA, num_steps=T, engine=engine, urgency=urgency)
+    theta = thresholds(outputs)
+    oracle = reference.dense(times, kernel, theta, T, pulses=everything)
+    shared = dict(num_steps=T, engine=engine, urgency=urgency)
     layer = functools.partial(ds.dense, surrogate=rule, **shared)
-    out, vjp = jax.vjp(lambda t, k, r: layer(t, k, pulses=r), times, kernel, pulses)
+    operands = times, kernel, pulses, theta
+    out, vjp = jax.vjp(lambda t, k, r, θ: layer(t, k, pulses=r, threshold=θ), *operands)
     np.testing.assert_array_equal(out, oracle.times)
     delta = cotangent(rng, out.shape)
     until, slope, silent = learning(rule, oracle)
     arrays = until, delta * slope, T
     expected = reference.dense_gradients(times, kernel, *arrays, silent_inputs=silent)
-    assert_equal(vjp(delta), (*expected, reference.pulse_gradients(pulses, *arrays)))
+    assert_equal(vjp(delta), (*expected, *reference_gradients(pulses, *arrays)))
 
     running = ds.membrane_potentials(
         times, kernel, num_steps=T, urgency=urgency, pulses=pulses
@@ -152,7 +170,7 @@ def test_dense_equals_oracle(inputs, outputs, count, urgency, rule, engine, rng)
     fired = oracle.times < T
     assert fired.any() and not fired.all()
     np.testing.assert_array_equal(
-        ds.decision_potentials(times, kernel, pulses=pulses, **shared),
+        ds.decision_potentials(times, kernel, pulses=pulses, threshold=theta, **shared),
         np.where(fired, oracle.potential, running[-1]),
     )
     np.testing.assert_array_equal(

@@ -10,7 +10,6 @@
 
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 
 #include "xla/ffi/api/ffi.h"
 
@@ -44,14 +43,10 @@ struct Plan {
   int pulses, steps;
   int flag;    // forward: peaks are asked for; backward: silent inputs take part
   int counts;  // rows of spike counts asked for: 0, 1 or 2
-  float threshold;
 
   explicit Plan(const int64_t* words) {
     int* to = &images;
     for (int k = 0; k < 21; ++k) to[k] = static_cast<int>(words[k]);
-    double value;
-    std::memcpy(&value, words + 21, sizeof value);
-    threshold = static_cast<float>(value);
   }
   __host__ __device__ int places() const { return out_height * out_width; }
   __host__ __device__ int cells() const { return images * places(); }
@@ -226,8 +221,8 @@ struct Neuron {
   float v = 0, threshold, silent, spike, peak, until = 0;
 
   // `at_once`: whether an event arrives at step 0. V(0) = 0 counts as a peak if not.
-  __device__ Neuron(const Plan& plan, bool at_once)
-      : threshold(plan.threshold), silent(plan.steps), spike(silent),
+  __device__ Neuron(const Plan& plan, float threshold, bool at_once)
+      : threshold(threshold), silent(plan.steps), spike(silent),
         peak(at_once ? -INFINITY : 0) {}
   __device__ bool waits() const { return spike == silent; }
   __device__ void add(unsigned event, float weight) {
@@ -259,6 +254,8 @@ __global__ void __launch_bounds__(512)
   int o = blockIdx.y * layout.lanes + x;
   bool computes = x < layout.lanes && o < plan.outputs;
   const float* own = weights + (o < plan.outputs ? o : plan.outputs - 1);
+  // Thresholds are the last row of the weights.
+  float threshold = own[(plan.size() + plan.pulses) * plan.outputs];
   float best = silent, best_peak = 0, best_until = 0;
   int best_member = -1;
 
@@ -274,7 +271,7 @@ __global__ void __launch_bounds__(512)
     }
     unsigned* order;
     int n = sorted(plan, layout, window, x, memory + y * layout.window, order);
-    Neuron<peaks> neuron(plan, n > 0 && step_of(order[0]) == 0);
+    Neuron<peaks> neuron(plan, threshold, n > 0 && step_of(order[0]) == 0);
     if (layout.together) {
       // The first warp adds a chunk while the others fetch the next one.
       float* fetched = reinterpret_cast<float*>(memory + layout.fetched);
@@ -784,7 +781,7 @@ extern "C" int64_t ds4nn_scratch(int pass, const int64_t* words) {
   int64_t images = words[0], inputs = words[3], outputs = words[6];
   int64_t image = words[15] * words[16] * inputs, cells = images * words[4] * words[5];
   int64_t size = words[7] * words[8] * inputs, pulses = words[17], steps = words[18];
-  if (images * image > most || (size + pulses) * outputs > most) return -1;
+  if (images * image > most || (size + pulses + 1) * outputs > most) return -1;
   if (cells > most / kWarp) return -1;
   if (words[15] >= 1 << 15 || words[16] >= 1 << 15 || outputs > 65535) return -1;
   if (words[13] * words[14] > 1 << 15) return -1;

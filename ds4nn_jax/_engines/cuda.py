@@ -23,7 +23,6 @@ import jaxlib
 import numpy as np
 
 from ds4nn_jax._engines import library, scan
-from ds4nn_jax._engines.plan import bits
 from ds4nn_jax._engines.shapes import Shape, geometry, response
 from ds4nn_jax._engines.synapse import NO_POOL, Dense, Response, Synapse
 from ds4nn_jax._files import whole
@@ -39,8 +38,8 @@ def forward(
     times: jax.Array,
     kernel: jax.Array,
     pulses: jax.Array,
+    threshold: jax.Array,
     *,
-    threshold: float,
     num_steps: int,
     peaks: bool,
     pool: tuple[int, int] = NO_POOL,
@@ -56,14 +55,11 @@ def forward(
         steps=num_steps,
         flag=peaks,
         counts=0 if shapes.counts is None else shapes.counts.shape[1],
-        threshold=bits(threshold),
     )
     if _scratch(_FORWARD, plan) is None:
-        arrays = times, kernel, pulses
-        return scan.forward(synapse, *arrays, threshold=threshold, **asked)
+        return scan.forward(synapse, times, kernel, pulses, threshold, **asked)
     rows = kernel.reshape(-1, kernel.shape[-1])
-    if len(pulses):
-        rows = jnp.concatenate([rows, pulses])
+    rows = jnp.concatenate([rows, pulses, threshold[None]])
     # Each result has its place; those that were not asked for are one number.
     unasked = [Shape((1,), times.dtype)] * 4 + [Shape((1,), jnp.int32)]
     pairs = zip(shapes, unasked, strict=True)
@@ -118,7 +114,7 @@ def backward(
 
 
 def _plan(
-    synapse: Synapse, arrays: tuple, pool, *, steps, flag, counts=0, threshold=0
+    synapse: Synapse, arrays: tuple, pool, *, steps, flag, counts=0
 ) -> np.ndarray:
     """The words of a `Plan` of `cuda.cu`, in its order; `arrays` are times, kernel,
     pulses, and one of the shape that leaves the layer."""
@@ -127,7 +123,7 @@ def _plan(
     height, width = layout["height"], layout["width"]
     if not isinstance(synapse, Dense):
         height, width = height + sum(synapse.pads[0]), width + sum(synapse.pads[1])
-    others = height, width, len(pulses), steps, flag, counts, threshold
+    others = height, width, len(pulses), steps, flag, counts
     return np.array([*layout.values(), *others], np.int64)
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from ds4nn_jax._engines import cuda, scan
 from ds4nn_jax._engines.choice import call, choose
-from ds4nn_jax._engines.plan import LANES, Plan, bits
+from ds4nn_jax._engines.plan import LANES, Plan
 from ds4nn_jax._engines.shapes import Shape, geometry, response
 from ds4nn_jax._engines.synapse import NO_POOL, Response, Synapse
 
@@ -27,19 +27,17 @@ def forward(
     synapse: Synapse,
     times: jax.Array,
     kernel: jax.Array,
-    pulses: jax.Array,
-    *,
-    threshold: float,
+    *others: jax.Array,
     only: bool = True,
     **asked: Any,
 ) -> Response:
     """As `scan.forward`. Where this engine cannot work the scan takes over, or with
     `only` an error is raised."""
-    event = functools.partial(_forward, synapse, threshold=threshold, **asked)
-    by_step = functools.partial(scan.forward, synapse, threshold=threshold, **asked)
-    on_gpu = functools.partial(cuda.forward, synapse, threshold=threshold, **asked)
+    event = functools.partial(_forward, synapse, **asked)
+    by_step = functools.partial(scan.forward, synapse, **asked)
+    on_gpu = functools.partial(cuda.forward, synapse, **asked)
     shapes = response(synapse, times, kernel, **asked)
-    arrays = times, kernel, pulses
+    arrays = times, kernel, *others
     return choose("forward", event, by_step, shapes, *arrays, only=only, cuda=on_gpu)
 
 
@@ -64,8 +62,8 @@ def _forward(
     times,
     kernel,
     pulses,
-    *,
     threshold,
+    *,
     num_steps,
     peaks,
     pool=NO_POOL,
@@ -81,15 +79,15 @@ def _forward(
         **layout,
         pulses=len(pulses),
         steps=num_steps,
-        threshold=bits(threshold),
         lanes=narrow if rows.shape[1] <= narrow else wide,
         image_parts=images,
         row_parts=min(layout["out_height"], max(1, 8 // images)),
         flag=peaks,
         counts=0 if shapes.counts is None else shapes.counts.shape[1],
     )
-    # A row of zeros behind the others fills up groups of events.
-    weights = _blocks(jnp.pad(rows, ((0, 1), (0, 0))), plan.lanes)
+    # A row of zeros behind the others fills up groups of events; then the thresholds.
+    rows = jnp.concatenate([rows, jnp.zeros_like(rows[:1]), threshold[None]])
+    weights = _blocks(rows, plan.lanes)
     # Each result has its place; those that were not asked for are empty.
     empty: Any = Shape((0,), times.dtype)
     spikes = Shape((plan.images, plan.row_parts, plan.counts, num_steps), jnp.int32)

@@ -24,7 +24,6 @@ from ds4nn_jax._engines.calls import (
 )
 from ds4nn_jax._engines.lanes import (
     array_at,
-    as_float,
     bits,
     load,
     multiply_add,
@@ -182,8 +181,8 @@ def _first_spikes(kind, lanes, slots):
         when: the step that ends with a group, T where its step goes on.
         """
         order, when, groups = events
-        weights, block, threshold, steps, filled, spike = neurons
-        silent = kind(steps)
+        weights, block, thresholds, steps, filled, spike = neurons
+        silent, threshold = kind(steps), load(weights, thresholds, lanes)
         for k in range(filled, lanes):
             spike[at + k] = -1  # idle lanes are done from the start
         first = load(spike, at, lanes)
@@ -209,8 +208,8 @@ def _highest_potentials(kind, lanes, slots):
     @njit(**OPTIONS)
     def integrate(events, neurons, potential, until, at):
         order, when, groups = events
-        weights, block, threshold, steps, filled, spike = neurons
-        silent = kind(steps)
+        weights, block, thresholds, steps, filled, spike = neurons
+        silent, threshold = kind(steps), load(weights, thresholds, lanes)
         for k in range(filled, lanes):
             potential[at + k] = np.inf  # idle lanes are done from the start
         peak = load(potential, at, lanes)
@@ -294,7 +293,7 @@ def _forward(kind):
     count_block = _by_lanes(kind, _counting)
 
     @njit(**OPTIONS)
-    def integrate(plan, windows, of_row, weights, threshold, spike, potential, until):
+    def integrate(plan, windows, of_row, weights, spike, potential, until):
         """All neurons of a row of windows, block by block: the weights of a block stay
         near while the events of all windows stream past."""
         listed, twin, order, when = of_row
@@ -305,18 +304,19 @@ def _forward(kind):
         start = np.intp(0)  # a literal would be a type, and a compilation, of its own
         for block in range(0, outputs, lanes):
             filled = min(lanes, outputs - block)
+            thresholds = start + (size + 1) * lanes  # behind the row of zeros
             for x in range(windows):
                 groups, slots = listed[x] >> 3, listed[x] & 7
                 if groups == 0 or twin[x] != x:
                     continue
                 events = tail(order, x * 4 * size), tail(when, x * (size + 1)), groups
-                neurons = weights, start, threshold, steps, filled, spike
+                neurons = weights, start, thresholds, steps, filled, spike
                 at = x * padded + block
                 if plan[PLAN.flag]:
                     highest(lanes, slots, events, neurons, potential, until, at)
                 else:
                     first_spikes(lanes, slots, events, neurons, at)
-            start += (size + 1) * lanes
+            start += (size + 2) * lanes
 
     @njit(**OPTIONS)
     def count(plan, spike, counts):
@@ -366,8 +366,8 @@ def _forward(kind):
         outputs, kh, kw = plan[PLAN.outputs], plan[PLAN.rows], plan[PLAN.columns]
         pool_rows, pool_columns = plan[PLAN.pool_rows], plan[PLAN.pool_columns]
         steps, lanes, peaks = plan[PLAN.steps], plan[PLAN.lanes], plan[PLAN.flag] != 0
-        kinds, threshold = plan[PLAN.counts], kind(as_float(plan[PLAN.threshold]))
-        members, windows = pool_rows * pool_columns, out_width * pool_columns
+        kinds, members = plan[PLAN.counts], pool_rows * pool_columns
+        windows = out_width * pool_columns
         size = kh * kw * inputs
         total = size + plan[PLAN.pulses]
         padded = (outputs + lanes - 1) // lanes * lanes
@@ -471,8 +471,8 @@ def _forward(kind):
                             -np.inf if from_0 else 0,
                         )
                         fill(tail(until, x * padded), padded, 0)
-                neurons = weights, threshold, spike, potential, until
-                integrate(plan, windows, of_row, *neurons)
+                neurons = spike, potential, until
+                integrate(plan, windows, of_row, weights, *neurons)
                 for x in range(windows):
                     own, same = x * padded, twin[x] * padded
                     if own != same:

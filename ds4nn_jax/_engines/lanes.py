@@ -207,16 +207,6 @@ def tail(typing, array, offset):
 
 
 @intrinsic
-def as_float(typing, word):
-    """The float64 whose bits a word holds."""
-
-    def build(context, builder, signature, args):
-        return builder.bitcast(args[0], ir.DoubleType())
-
-    return types.float64(types.intp), build
-
-
-@intrinsic
 def fetch_add(typing, address, value):
     """Adds to a word, atomically; what it was before."""
 

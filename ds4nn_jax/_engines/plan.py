@@ -4,7 +4,6 @@ The side that writes a plan and the loops that read it share these names; a loop
 word `PLAN.images`, which is its position.
 """
 
-import struct
 from typing import NamedTuple
 
 LANES = {"float32": (32, 16), "float64": (16, 8)}  # of a block, wide and narrow
@@ -34,7 +33,6 @@ class Plan(NamedTuple):
     image_parts: int
     flag: int  # forward: peaks are asked for; backward: silent inputs take part
     # Of a forward pass alone.
-    threshold: int = 0  # the bits of a float64
     row_parts: int = 1
     counts: int = 0  # rows of spike counts asked for: 0, 1 or, with those of pooling, 2
 
@@ -45,7 +43,6 @@ class Sweep(NamedTuple):
     images: int
     layers: int
     steps: int
-    threshold: int  # the bits of a float64
     parts: int
     potentials: int  # padded, of all layers with weights
     pooled: int  # neurons of all pooling layers
@@ -73,7 +70,7 @@ class Line(NamedTuple):
     out_height: int = 1
     out_width: int = 1
     outputs: int = 1
-    pulses: int = 0  # P, rows of weights behind the kernel's
+    pulses: int = 0  # P, rows of weights behind the kernel's, then a row of thresholds
     weights: int = 0
     potentials: int = 0
     stride: int = 1
@@ -86,8 +83,3 @@ SWEEP_LANES = 16  # weight rows and potentials of a decision are padded to such 
 PLAN = Plan(*range(len(Plan._fields)))
 SWEEP = Sweep(*range(len(Sweep._fields)))
 LINE = Line(*range(len(Line._fields)))
-
-
-def bits(value: float) -> int:
-    """A float64 as the int64 of the same bits."""
-    return struct.unpack("<q", struct.pack("<d", value))[0]

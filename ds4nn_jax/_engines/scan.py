@@ -47,8 +47,8 @@ def forward(
     times: jax.Array,
     kernel: jax.Array,
     pulses: jax.Array,
+    threshold: jax.Array,
     *,
-    threshold: float,
     num_steps: int,
     peaks: bool,
     pool: tuple[int, int] = NO_POOL,
@@ -57,15 +57,13 @@ def forward(
     """Spike times and, if `peaks`, the peaks up to them: potential and step.
 
     V(t) = V(t−1) + Σ_i w_i·[t_i = t] + Σ_p r_p·[t_p = t] (Eq. 2, and P reference
-    neurons), one spike, at the first V(t) ≥ θ (Eq. 3).
+    neurons), one spike, at the first V(t) ≥ θ (Eq. 3), θ one of the outputs [O].
     A neuron that fires has its peak at its spike; a silent one where V is highest.
     """
     out = jax.eval_shape(synapse.current, times, kernel)
-    settings: Any = dict(
-        threshold=threshold, num_steps=num_steps, peaks=peaks, counts=counts
-    )
+    settings: Any = dict(num_steps=num_steps, peaks=peaks, counts=counts)
 
-    def on_cpu(times: jax.Array, kernel: jax.Array, pulses: jax.Array) -> Response:
+    def on_cpu(times: jax.Array, kernel: jax.Array, *others: jax.Array) -> Response:
         # Faster than XLA's convolutions of a CPU; a few images at a time stay near.
         heard = synapse.windows(times, kernel, num_steps)
         rows = kernel.reshape(-1, kernel.shape[-1])
@@ -77,7 +75,7 @@ def forward(
             some = next((n for n in range(some, 1, -1) if batch % n == 0), 1)
         found = lax.map(
             lambda heard: _forward(
-                jnp.dot, _TURN_ON_CPU, heard, rows, pulses, **settings
+                jnp.dot, _TURN_ON_CPU, heard, rows, *others, **settings
             ),
             heard.reshape(batch // some, some, *image),
         )
@@ -90,7 +88,7 @@ def forward(
         **settings,
     )
     response = lax.platform_dependent(
-        times, kernel, pulses, cpu=on_cpu, default=elsewhere
+        times, kernel, pulses, threshold, cpu=on_cpu, default=elsewhere
     )
     return response if pool == NO_POOL else _pooled(response, pool, num_steps)
 
@@ -109,8 +107,8 @@ def _forward(
     times: jax.Array,
     kernel: jax.Array,
     pulses: jax.Array,
+    threshold: jax.Array,
     *,
-    threshold: float,
     num_steps: int,
     peaks: bool,
     counts: bool,

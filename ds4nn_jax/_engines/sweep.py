@@ -23,7 +23,6 @@ from ds4nn_jax._engines.calls import (
 )
 from ds4nn_jax._engines.lanes import (
     array_at,
-    as_float,
     bits,
     load,
     select,
@@ -71,14 +70,15 @@ def _integrating(lanes, kind):
 
     @njit(**OPTIONS)
     def integrate(
-        events, first, last, weights, row, potentials, at, threshold, tag, fired, firing
+        events, first, last, weights, row, reach, potentials, at, tag, fired, firing
     ):
         """Adds events first … last − 1 and lists who fires; returns how many have.
 
         An event is a step and the offset of a weight row; events[last] is of no step.
+        `reach` is where the thresholds are.
         `tag` is the spike of the first of these neurons at step 0.
         """
-        v = load(potentials, at, lanes)
+        v, threshold = load(potentials, at, lanes), load(weights, reach, lanes)
         never = splat(kind(_NEVER), lanes)
         k = first
         while k < last:
@@ -105,6 +105,13 @@ def _most_events(layer):
     """Of a window, with a stop behind them."""
     size = layer[LINE.rows] * layer[LINE.columns] * layer[LINE.inputs]
     return size + layer[LINE.pulses] + 1
+
+
+@njit(inline="always", **OPTIONS)
+def _thresholds(layer):
+    """Where the row of a layer's thresholds begins, behind those of its weights."""
+    rows = _most_events(layer) - 1
+    return layer[LINE.weights] + rows * layer[LINE.stride]
 
 
 @njit(**OPTIONS)
@@ -213,7 +220,7 @@ def entry(kernel, kind, cell):
 
         `spikes` are in order; `fired` is in the `order` in which windows are visited.
         """
-        (found, events), (weights, potentials, threshold) = listed, neurons
+        (found, events), (weights, potentials) = listed, neurons
         stride, most = layer[LINE.stride], _most_events(layer)
         steps, start, end = chunk
         begin = pulses_before(start, layer[LINE.pulses], steps)
@@ -234,12 +241,13 @@ def entry(kernel, kind, cell):
             while block < stride:
                 row, tag = layer[LINE.weights] + block, _spike(0, place, block)
                 at = layer[LINE.potentials] + place * stride + block
-                window = events, first, last, weights, row, potentials, at
+                reach = _thresholds(layer) + block
+                window = events, first, last, weights, row, reach, potentials, at
                 if block + _WIDE <= stride:
-                    firing = wide(*window, threshold, tag, fired, firing)
+                    firing = wide(*window, tag, fired, firing)
                     block += _WIDE
                 else:
-                    firing = narrow(*window, threshold, tag, fired, firing)
+                    firing = narrow(*window, tag, fired, firing)
                     block += SWEEP_LANES
         return firing
 
@@ -264,7 +272,6 @@ def entry(kernel, kind, cell):
     @njit(**OPTIONS)
     def part(frame, plan, phase, index, scratch, shared):
         num_steps, layers = plan[SWEEP.steps], plan[SWEEP.layers]
-        threshold = kind(as_float(plan[SWEEP.threshold]))
         table = tail(plan, len(SWEEP))
         last = tail(table, (layers - 1) * len(LINE))
         classes, stride = last[LINE.outputs], last[LINE.stride]
@@ -277,7 +284,7 @@ def entry(kernel, kind, cell):
         decisions = array_at(result(frame, 1), np.int32)
         potentials, spent, found, events, lists, numbers, _ = memory(plan, scratch)
         (arriving, leaving, sorted_input), (begins, starts, counts) = lists, numbers
-        neurons = weights, potentials, threshold
+        neurons, reach = (weights, potentials), tail(weights, _thresholds(last))
         first_image, last_image = span(index, plan[SWEEP.parts], plan[SWEEP.images])
         for image in range(first_image, last_image):
             times = tail(array_at(argument(frame, 0), kind), image * inputs)
@@ -342,7 +349,7 @@ def entry(kernel, kind, cell):
                             ]
                         p += 1
                     for o in range(classes):
-                        if potentials[output + o] >= threshold:
+                        if potentials[output + o] >= reach[o]:
                             spikes[layers] += 1
                             decided = step
                     step += 1
@@ -352,13 +359,17 @@ def entry(kernel, kind, cell):
                 if decided < end:
                     decisions[image] = decided
                     break
-            # Those that fired have the highest potentials, so one rule decides: by the
-            # spike, ties and silence alike by the potential, then by the index.
-            best = 0
+            # By the spike, ties and silence alike by the potential, then by the index.
+            highest, best, label = reach[0], kind(-np.inf), 0
             for o in range(1, classes):
-                if potentials[output + o] > potentials[output + best]:
-                    best = o
-            labels[image] = best
+                highest = max(highest, reach[o])
+            for o in range(classes):
+                v = potentials[output + o]
+                if decisions[image] == num_steps or v >= reach[o]:
+                    v += highest - reach[o]
+                    if v > best:
+                        best, label = v, o
+            labels[image] = label
 
     @njit(**OPTIONS)
     def counts_of(plan, phase):

@@ -14,7 +14,12 @@ from ds4nn_jax._engines.pool import members
 
 
 class Dense(NamedTuple):
-    """All to all: kernel [I, O], input [B, I], current [B, O]."""
+    """All to all: kernel [I, O], input [B, I], current [B, O].
+
+    `whole`: weights are whole numbers of 8 bits.
+    """
+
+    whole: bool = False
 
     def current(self, spikes: jax.Array, kernel: jax.Array) -> jax.Array:
         return lax.dot(spikes, kernel, **_exact(kernel))
@@ -27,11 +32,13 @@ class Dense(NamedTuple):
 class Conv(NamedTuple):
     """Shared weights: kernel [kh, kw, I, O], input [B, H, W, I], NHWC.
 
-    `pads` are ((top, bottom), (left, right)) rows and columns of silent inputs.
+    `pads` are ((top, bottom), (left, right)) rows and columns of silent inputs, `whole`
+    as for `Dense`.
     """
 
     strides: tuple[int, int]
     pads: tuple[tuple[int, int], tuple[int, int]]
+    whole: bool = False
 
     def current(self, spikes: jax.Array, kernel: jax.Array) -> jax.Array:
         return lax.conv_general_dilated(
@@ -99,8 +106,12 @@ def current_on_matrix_units(
 
     Spikes are exact in bfloat16, a weight is the sum of three (`slices`), and sums are
     taken in float32: so the currents are float32's, up to its rounding, at the speed
-    of a matrix unit. TF32, or bfloat16 alone, would move spike times.
+    of a matrix unit. TF32, or bfloat16 alone, would move spike times. Whole numbers of
+    8 bits are exact in bfloat16: one product.
     """
+    if synapse.whole:
+        low = spikes.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
+        return synapse.current(*low).astype(kernel.dtype)
     if kernel.dtype != jnp.float32:
         return synapse.current(spikes, kernel)
     sliced = jnp.concatenate(slices(kernel), axis=-1)
