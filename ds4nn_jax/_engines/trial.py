@@ -15,11 +15,11 @@ from ds4nn_jax._engines.plan import (
     Line,
     Plan,
     Sweep,
-    bits,
 )
 
 _TIMES = [[3, 5, 100], [0, 100, 0]]
 _KERNEL = np.array([[60, 60], [50, 30], [90, 90]])
+_THRESHOLD = [[100, 100]]
 _UNTIL = [[5, 5], [0, 0]]
 _RESULTS = {
     "forward": ([[5, 100], [0, 0]], [[110, 90], [150, 150]], _UNTIL, [], [[], []]),
@@ -36,9 +36,14 @@ _RESULTS = {
 def trial(kernel: str, dtype: str) -> tuple[np.ndarray, list, list]:
     """(plan, operands, right results) of a call of "forward", "backward" or "sweep"."""
     lanes = SWEEP_LANES if kernel == "sweep" else LANES[dtype][1]
-    rows = {"forward": np.vstack([_KERNEL, [[0, 0]]]), "backward": _KERNEL.T}
-    weights = rows.get(kernel, _KERNEL)
-    padded = np.pad(weights, ((0, 0), (0, lanes - weights.shape[1])))
+    rows = {
+        "forward": np.vstack([_KERNEL, [[0, 0]], _THRESHOLD]),
+        "backward": _KERNEL.T,
+        "sweep": np.vstack([_KERNEL, _THRESHOLD]),
+    }[kernel]
+    padded = np.pad(rows.astype(dtype), ((0, 0), (0, lanes - rows.shape[1])))
+    if kernel == "sweep":
+        padded[-1, 2:] = np.inf  # there is no neuron
     operands = {
         "forward": [_TIMES, padded],
         "backward": [_TIMES, padded, _UNTIL, np.ones((2, 2)), _UNTIL],
@@ -56,7 +61,7 @@ def trial(kernel: str, dtype: str) -> tuple[np.ndarray, list, list]:
 def _layer(lanes: int) -> np.ndarray:
     one = dict.fromkeys(Plan._fields, 1)  # places, windows, strides, pools, flag
     none = dict(top=0, left=0, pulses=0, counts=0)
-    sizes = dict(images=2, inputs=3, outputs=2, steps=100, threshold=bits(100.0))
+    sizes = dict(images=2, inputs=3, outputs=2, steps=100)
     return np.array(Plan(**one | none | sizes | dict(lanes=lanes, image_parts=2)))
 
 
@@ -65,7 +70,6 @@ def _decision() -> np.ndarray:
         images=2,
         layers=1,
         steps=100,
-        threshold=bits(100.0),
         parts=2,
         potentials=SWEEP_LANES,
         pooled=0,
