@@ -180,7 +180,8 @@ def _response_bwd(layer: Layer, pool, counts: bool, residuals, cotangent: Respon
     silent_inputs, delta = False, cotangent.times
     if layer.surrogate.silent_learn:
         silent_inputs = True
-        delta = delta * layer.surrogate.slope(potential, threshold)
+        theta = threshold.reshape(*[1] * (delta.ndim - 1), -1)
+        delta = delta * layer.surrogate.slope(potential, theta)
     arrays = (*operands, until, delta) + (() if member is None else (member,))
     asked = dict(silent_inputs=silent_inputs, pool=pool)
     # A threshold is a reference neuron of weight −θ that spikes before all others.

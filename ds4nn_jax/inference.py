@@ -236,7 +236,8 @@ def _steps(network: SpikingNetwork, whole: bool, times, *weights) -> Inference:
                 # As in the full scan: first all that comes at a step is summed.
                 arrived += reference[now.t].reshape(*[1] * len(stage.out), -1)
                 potential = potential + arrived
-                fires = (potential >= threshold) & ~before
+                theta = threshold.reshape(*[1] * len(stage.out), -1)
+                fires = (potential >= theta) & ~before
             potentials.append(potential)
             fired.append(before | fires)
             counts.append(fires)
@@ -273,8 +274,8 @@ def _steps(network: SpikingNetwork, whole: bool, times, *weights) -> Inference:
     # By the first spike, ties and silence alike by the potential, then by the index.
     highest = jnp.max(thresholds[-1])
     silent = (end.step == num_steps)[:, None]
-    deciding = silent | (end.outputs >= thresholds[-1])
-    lifted = end.outputs + (highest - thresholds[-1])
+    deciding = silent | (end.outputs >= thresholds[-1][None])
+    lifted = end.outputs + (highest - thresholds[-1])[None]
     label = jnp.argmax(jnp.where(deciding, lifted, -jnp.inf), axis=1).astype(jnp.int32)
     return Inference(label, end.step, end.spikes)
 

@@ -546,7 +546,8 @@ class SpikingNetwork(nn.Module):
         )
         if own is None:
             return potentials
-        return potentials + (jnp.max(own) - own).astype(potentials.dtype)
+        own = jnp.asarray(own, potentials.dtype)
+        return potentials + (jnp.max(own) - own)[None]
 
     def _propagate(
         self,

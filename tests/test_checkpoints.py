@@ -175,9 +175,9 @@ def test_weights_of_every_width_come_back(tmp_path, network, params, dtype):
 
 
 def test_whole_numbers_are_no_weights(tmp_path, network, params):
-    whole = jax.tree.map(lambda w: np.asarray(w).astype(np.int32), params)
+    whole = jax.tree.map(lambda w: np.asarray(w).astype(np.int16), params)
     ds.save_weights(tmp_path / "w", network, whole)
-    with pytest.raises(ds.CheckpointError, match="'I32', which are no weights"):
+    with pytest.raises(ds.CheckpointError, match="'I16', which are no weights"):
         ds.load_weights(tmp_path / "w")
 
 

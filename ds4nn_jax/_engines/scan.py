@@ -118,6 +118,7 @@ def _forward(
     out = jax.eval_shape(current, times, kernel)
     silent = jnp.full(out.shape, num_steps, out.dtype)
     rest = jnp.zeros(out.shape, out.dtype)
+    threshold = threshold.reshape(*[1] * (len(out.shape) - 1), -1)
     if len(pulses):  # nothing arrives at the steps that fill up the last turn
         reference = jnp.pad(pulse_currents(pulses, num_steps), ((0, 1), (0, 0)))
 
