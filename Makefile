@@ -3,12 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test lint docs notebooks clean
+.PHONY: demo test test-all lint docs notebooks clean
 
 demo: $(VENV)/ready
 	$(RUN) -m experiments.digits --flagfile=experiments/flagfiles/digits_demo.cfg
 
 test: $(VENV)/ready
+	JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.jax_cache \
+	JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 $(RUN) -m pytest -n 2 --dist worksteal -m "not slow"
+
+test-all: $(VENV)/ready
 	JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.jax_cache \
 	JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 $(RUN) -m pytest -n 2 --dist worksteal
 

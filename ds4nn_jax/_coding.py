@@ -70,18 +70,20 @@ def settled(num_steps: int, times: object) -> int:
 
 
 def compare(times: object, num_steps: int) -> None:
-    """Warns of times for a network that were coded in another T, as far as that can be
-    known: of the values, `encode`'s own T shows where it is less than the network's.
+    """Refuses times for a network that are known to be coded in another T, and warns of
+    those that look so: `encode`'s own T shows where it is less than the network's.
     Nothing is later, and much is at that very step."""
-    found = of(times)
-    if found is None and num_steps > DEFAULT_STEPS and _checks.at_hand(times):
+    if of(times) not in (None, num_steps):
+        raise ValueError(
+            f"spike times are coded in T = {of(times)} steps, the network has "
+            f"T = {num_steps}: encode images with network.encode"
+        )
+    if of(times) is None and num_steps > DEFAULT_STEPS and _checks.at_hand(times):
         seen = np.asarray(times)
         silent = seen == DEFAULT_STEPS
         if seen.size and seen.max() == DEFAULT_STEPS and silent.mean() >= 0.05:
-            found = DEFAULT_STEPS
-    if found not in (None, num_steps):
-        warnings.warn(
-            f"spike times look coded in T = {found} steps, the network has "
-            f"T = {num_steps}: encode images with network.encode",
-            stacklevel=4,
-        )
+            warnings.warn(
+                f"spike times look coded in T = {DEFAULT_STEPS} steps, the network has "
+                f"T = {num_steps}: encode images with network.encode",
+                stacklevel=4,
+            )

@@ -82,7 +82,7 @@ def test_exports_on_the_cpu_and_computes_the_same(name):
     arrays[1] = rng.integers(0, 256, (4, 8, 8, 1)).astype(np.uint8)
     if name == "infer":
         arrays[1] = ds.encode(arrays[1])
-    specs = arrays
+    specs = arrays = tuple(arrays)
     if name != "training step":  # for a batch of any size
         specs = export.symbolic_args_specs(arrays, (None, "b, ..."))
     exported = export.export(jax.jit(function))(*specs)
@@ -141,8 +141,8 @@ def test_spike_times_on_matrix_units_are_equal_on_dyadic_weights(layer):
     synapse, t_shape, k_shape = layer
     rng = np.random.default_rng(2)
     arrays = spikes(rng, t_shape, 12), dyadic(rng, k_shape)
-    arrays += (dyadic(rng, (5, k_shape[-1])),)
-    options = dict(threshold=3.0, num_steps=12, peaks=True, counts=True)
+    arrays += dyadic(rng, (5, k_shape[-1])), np.full(k_shape[-1], 3, np.float32)
+    options = dict(num_steps=12, peaks=True, counts=True)
     expected = jax.jit(functools.partial(scan.forward, synapse, **options))(*arrays)
     for turn in (1, 5, 12, 20):  # of any number of steps
         units = functools.partial(current_on_matrix_units, synapse)

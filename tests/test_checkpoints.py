@@ -124,12 +124,12 @@ def test_files_of_others(tmp_path, saved):
         ds.load_weights(path)
     size = int.from_bytes(saved.read_bytes()[:8], "little")
     metadata = json.loads(saved.read_bytes()[8 : 8 + size])["__metadata__"]
-    newer = json.loads(json.loads(metadata["ds4nn_jax"])[0]) | {"version": 2}
+    newer = json.loads(json.loads(metadata["ds4nn_jax"])[0]) | {"version": 3}
     tensors = safetensors.numpy.load_file(saved)
     entry = json.dumps([json.dumps(newer), ""])
     safetensors.numpy.save_file(tensors, path, {"ds4nn_jax": entry})
     with pytest.raises(
-        ds.CheckpointError, match="format version 2, this library reads"
+        ds.CheckpointError, match="format version 3, this library reads"
     ):
         ds.load_weights(path)
     with pytest.raises(FileNotFoundError):

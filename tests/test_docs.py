@@ -37,6 +37,7 @@ def run(page):
     return names
 
 
+@pytest.mark.slow
 def test_own_data_are_learnt_by_the_defaults():
     names = run("tutorials/own-data.md")
     assert names["train_images"].shape == (1000, 12, 12, 3)

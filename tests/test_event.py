@@ -29,7 +29,7 @@ def loop_windows(synapse, times, kernel, num_steps):
     if isinstance(synapse, Dense):
         return times[:, None], kernel, (times.shape[0], kernel.shape[1])
     kh, kw, _, features = kernel.shape
-    (sh, sw), pads = synapse
+    (sh, sw), pads, _ = synapse
     t = np.pad(times, ((0, 0), *pads, (0, 0)), constant_values=num_steps)
     rows = (t.shape[1] - kh) // sh + 1
     columns = (t.shape[2] - kw) // sw + 1
@@ -65,7 +65,7 @@ def loop_backward(synapse, times, kernel, until, delta, num_steps, silent_inputs
         weights = kernel[None, None]
     else:
         images, weights = times, kernel
-    (sh, sw), pads = synapse
+    (sh, sw), pads, _ = synapse
     t = np.pad(images, ((0, 0), *pads, (0, 0)), constant_values=num_steps)
     d_padded, d_weights = np.zeros(t.shape), np.zeros(weights.shape)
     kh, kw = weights.shape[:2]
@@ -391,8 +391,9 @@ SMALL_RUN = """
 
     def run(times, kernel):
         arrays = times, kernel, pulses
+        threshold = jnp.full((32,), 3.0)
         spike, peak, until, *_ = event.forward(
-            synapse, *arrays, threshold=3.0, num_steps=100, peaks=True
+            synapse, *arrays, threshold, num_steps=100, peaks=True
         )
         d_times, d_kernel, _ = event.backward(
             synapse, *arrays, until, spike, num_steps=100, silent_inputs=True

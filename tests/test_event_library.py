@@ -95,6 +95,7 @@ def test_without_numba_the_scan_computes_and_one_warning_says_why(
     assert re.search(why, refused) and 'engine="scan"' in refused
 
 
+@pytest.mark.slow
 def test_kernels_are_found_again_beside_new_ones(tmp_path):
     """A later process adds a kernel to those that it finds; neither disturbs another.
 

@@ -114,6 +114,7 @@ def test_resolved_flags_give_the_same_run(smoke_run, tmp_path):
     assert (tmp_path / name).read_bytes() == (out / name).read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entry, name", [(mnist, "mnist"), (fashion, "fashion_mnist")])
 def test_real_images(entry, name, tmp_path):
     """The smoke flagfile, cut to one epoch of 640 images; all 10,000 test images."""

@@ -146,6 +146,7 @@ def test_a_push_is_not_centred(rng):
     assert np.asarray(both)[fired].sum() < -1, "the fired are pushed later, all in all"
 
 
+@pytest.mark.slow
 def test_a_run_keeps_to_its_budget():
     digits = data.load("digits")
     images, labels = digits.train_images[:600], digits.train_labels[:600]

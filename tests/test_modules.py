@@ -303,9 +303,14 @@ def test_images_coded_in_another_number_of_steps(steps, images):
     calls = (network.apply, lambda p, t: ds.infer(network, p, t))
     for call in calls:
         call(params, network.encode(some))
+        if steps == 100:
+            continue
+        with pytest.raises(ValueError, match=f"T = 100 .* the network has T = {steps}"):
+            call(params, ds.encode(some))
+        values = np.asarray(ds.encode(some))  # which no longer know
         if steps == 64:
             with pytest.raises(ValueError, match="whole steps 0 … T = 64"):
-                call(params, ds.encode(some))
-        elif steps == 200:
+                call(params, values)
+        else:
             with pytest.warns(UserWarning, match="the network has T = 200: encode"):
-                call(params, ds.encode(some))
+                call(params, values)

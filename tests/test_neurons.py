@@ -406,6 +406,7 @@ def test_jit_equals_eager_and_vmap_equals_batch(surrogate, engine, rng):
         )
 
 
+@pytest.mark.slow
 def test_float64_where_float32_cannot_tell(engine):
     """θ = 1 + 2⁻³⁰ lies between float32 neighbours: only float64 stays silent."""
     with float64():

@@ -192,11 +192,11 @@ def test_what_other_exporters_leave_out(spec, shape, size, thresholds):
     nodes = graph.nodes | {"input": nir.Input({"input": size})}
     for name, node in nodes.items():
         if isinstance(node, nir.IF) and thresholds != "all":
-            few = node.v_threshold.flat[0]
+            few = node.v_threshold.flat[:1].reshape(())
             if thresholds == "channels" and node.v_threshold.ndim == 3:
                 few = node.v_threshold[:, :1, :1]
-            reset = np.float32(node.v_reset.min())
-            nodes[name] = nir.IF(r=np.float32(1), v_threshold=few, v_reset=reset)
+            reset = np.full_like(few, node.v_reset.min())
+            nodes[name] = nir.IF(np.ones_like(few), v_threshold=few, v_reset=reset)
     again, found = from_nir(
         nir.NIRGraph(nodes, graph.edges, type_check=False), num_steps=20
     )

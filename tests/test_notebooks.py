@@ -24,6 +24,7 @@ def test_every_notebook_is_tried_here():
     assert {path.stem for path in SOURCES.glob("*")} == {"quickstart", "custom_rule"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, figures, reached", [("quickstart", 4, 90), ("custom_rule", 0, 80)]
 )

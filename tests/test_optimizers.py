@@ -61,6 +61,7 @@ def test_limit_sums_by_hand():
     np.testing.assert_allclose(step, [[0.0, 1.0], [0.0, 1.0], [0.0, 1.0]], atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norms", ["free", "held", "learned"])
 @pytest.mark.parametrize("kind", [optimizers.Adam, optimizers.Muon])
 def test_only_the_first_layer_has_its_sums_limited(kind, norms, rng):

@@ -85,6 +85,7 @@ def test_eight_devices_do_as_one(alone):
     np.testing.assert_allclose(shared, alone, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_two_processes_do_as_one(alone):
     port = free_port()
     code = f"""
@@ -125,6 +126,7 @@ for attempt in (
     assert "batch of 32 cannot be shared out to 3 devices" in second
 
 
+@pytest.mark.slow
 def test_a_run_of_two_processes_goes_on_in_one(tmp_path, monkeypatch):
     """Both are killed in the second epoch; one process ends what they began."""
     flags = (

@@ -483,6 +483,7 @@ def test_animation_ends_with_the_decision(tmp_path):
     assert os.listdir(tmp_path) == ["film.gif"]
 
 
+@pytest.mark.slow
 def test_animation_of_a_silent_network_says_so_and_passes_over_steps(tmp_path):
     figure, frames = animated(tmp_path, potentials=np.zeros((50, 2)), decision_step=50)
     assert figure.get_suptitle() == "step 49 of 50"

@@ -330,12 +330,8 @@ def test_any_notes_give_answers_or_one_line(capsys, weights, picture, shape, nam
         refusal = end.code
     out, err = capsys.readouterr()
     assert bool(out) != bool(refusal)
-    for text in (
-        refusal,
-        err.removesuffix("\n"),
-        out.removesuffix("\n").split("\n")[0],
-    ):
-        assert text.isprintable()
+    lines = *err.splitlines(), out.removesuffix("\n").split("\n")[0]
+    assert all(line.isprintable() for line in (refusal, *lines))
 
 
 @pytest.mark.parametrize(

@@ -225,6 +225,7 @@ def test_opens_in_a_browser_without_scrolling_sideways(hostile, tmp_path, width)
     assert found["images"]
 
 
+@pytest.mark.slow
 def test_a_run_on_a_data_set_and_a_grid_of_its_own(root, tmp_path, capsys, monkeypatch):
     """Other T, other data, no metrics, an urgency; found in the folder `runs`."""
     monkeypatch.chdir(tmp_path)

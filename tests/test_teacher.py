@@ -11,6 +11,8 @@ from ds4nn_jax import data, training
 from ds4nn_jax.augmentation import Augmentation
 from experiments import teacher
 
+pytestmark = pytest.mark.slow
+
 FLAGS = [
     *("--preset=digits", "--train_limit=200", "--batch_size=40", "--epochs=2"),
     *("--seed=3", "--augmentation.flip=true", "--augmentation.shift=1"),

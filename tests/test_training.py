@@ -118,7 +118,7 @@ def test_the_average_is_what_is_validated_and_kept(digits):
     assert averaged.train == alone.train  # the steps are the same
     state = averaged.snapshot.state
     jax.tree.map(np.testing.assert_array_equal, state.params, alone.params)
-    kept = optimizers.averaged(state.optimizer, None)
+    kept = optimizers.averaged(state.optimizer, state.params)
     jax.tree.map(np.testing.assert_array_equal, averaged.params, kept)
     _, held = data.stratified_split(digits[1], 0.1, seed=0)
     report = ds.evaluate(averaging.network(), kept, digits[0][held], digits[1][held])
@@ -507,7 +507,8 @@ def test_fields_are_what_they_are_annotated_with():
     )
     assert config == plain and repr(config) == repr(plain)
     for value in vars(config).values():
-        assert type(value) in (str, int, float, tuple) or isinstance(value, Value)
+        plain = value is None or type(value) in (str, int, float, tuple)
+        assert plain or isinstance(value, Value)
 
 
 @dataclasses.dataclass(frozen=True)
