@@ -15,7 +15,7 @@ import numpy as np
 MOST_STEPS = 2**24  # beyond it float32 does not tell whole numbers apart
 
 
-def at_hand(x: jax.Array | np.ndarray) -> bool:
+def at_hand(x: Any) -> bool:
     """Whether x has values to look at: it is not being traced."""
     return not isinstance(x, jax.core.Tracer)
 
@@ -59,13 +59,13 @@ def threshold(values: jax.typing.ArrayLike, outputs: int) -> jax.Array | np.ndar
     return values
 
 
-def urgency(value: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
+def urgency(value: Any) -> jax.Array | float:
     if not at_hand(value):
         return value
-    value = float(value)
-    if not (value >= 0 and math.isfinite(value)):
-        raise ValueError(f"urgency must be a finite number ≥ 0 mV a step, got {value}")
-    return value
+    number = float(value)
+    if not (number >= 0 and math.isfinite(number)):
+        raise ValueError(f"urgency must be a finite number ≥ 0 mV a step, got {number}")
+    return number
 
 
 def pulses(values: jax.Array, outputs: int, steps: int) -> jax.Array:

@@ -92,7 +92,7 @@ def reference(
     urgency = _checks.urgency(urgency)
     if not _checks.at_hand(urgency) or urgency:
         if whole:  # exact: in float64, before any program runs
-            totals = np.floor(float(urgency) * np.arange(num_steps + 1))
+            totals = np.floor(np.float64(urgency) * np.arange(num_steps + 1))
             urgency = np.diff(totals)[:, None]
         pulses = pulse_currents(pulses, num_steps) + jnp.asarray(urgency, dtype)
     return pulses

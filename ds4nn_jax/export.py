@@ -144,8 +144,8 @@ def _plan(network: SpikingNetwork, params: dict, shape, stop: bool) -> _Plan:
             (top, _), (left, _) = stage.synapse.pads
         geometry = *image, stage.size, stride, top, left, *after
         weights = "" if isinstance(spec, PoolSpec) else name
-        others = dict(first=0, into=0, out=0, events=0, pulses=rows.get(name, 0))
-        layers.append(_Layer(*geometry, pools=0, pool=1, name=weights, **others))
+        rest = 0, 1, 0, 0, 0, 0, rows.get(name, 0), weights
+        layers.append(_Layer._make((*geometry, *rest)))
     inputs = math.prod(shape)
     pulse = max((int(np.abs(r).max(initial=0)) for r in references), default=0)
     events = max(x.size**2 * x.inputs + x.pulses for x in layers)
@@ -199,8 +199,10 @@ def _layerwise(layers: list[_Layer], types: dict, constants: dict):
         elif merged and merged[-1].name and not merged[-1].pools:
             merged[-1] = merged[-1]._replace(pools=1, pool=layer.size)
         else:
-            image = dict(out_height=layer.height, out_width=layer.width)
-            merged.append(layer._replace(pools=1, pool=layer.size, size=1, **image))
+            pooling = layer._replace(pools=1, pool=layer.size, size=1)
+            merged.append(
+                pooling._replace(out_height=layer.height, out_width=layer.width)
+            )
     step, index = _bytes(types["step_t"]), _bytes(types["index_t"])
     sizes = [
         (

@@ -113,10 +113,10 @@ def to_nir(
                 most += network.num_steps * network.urgency
                 pulses = params["params"][name].get("pulses", ())
         if len(pulses):
-            pulses = np.asarray(pulses, np.float32)
-            most += _most(pulses)
+            weights = np.asarray(pulses, np.float32)
+            most += _most(weights)
             own = f"{name}_reference", f"{name}_reference_in"
-            reference = _reference(pulses, shape[:-1], network.num_steps)
+            reference = _reference(weights, shape[:-1], network.num_steps)
             references |= zip(own, reference, strict=True)
             edges += [own, (own[1], name)]
         neuron = np.ones(_channels_first(shape), np.float32)

@@ -288,7 +288,7 @@ def _prepared(
     else:
         images, labels = analysis.pairs(images, labels, network.num_classes)
         if soft_labels is not None:
-            soft_labels = _checks.array(soft_labels)
+            soft_labels = np.asarray(_checks.array(soft_labels))
             _check_soft_labels(config, soft_labels, len(labels))
         kept, out = np.arange(len(labels)), np.arange(0)
         if held is None:
@@ -489,9 +489,12 @@ def _epochs(config, run, start, on_step, mesh) -> Iterator[EpochResult]:
             network, params = quantize(network, params, bits=config.bits)
         report = None
         if run.held is not None:
-            report = analysis.reported(network, params, *run.held, config.batch_size)
+            images, labels = run.held
+            report = analysis.reported(
+                network, params, images, labels, config.batch_size
+            )
             if epoch == config.epochs:  # before, it may still be learning
-                analysis.advise(config.network(), run.held[0], report)
+                analysis.advise(config.network(), images, report)
         score = math.inf if report is None else report.accuracy
         settled = config.guard.settled(int(state.step))
         # The last epoch is kept even so, but a run that goes on must not compete with
@@ -501,8 +504,8 @@ def _epochs(config, run, start, on_step, mesh) -> Iterator[EpochResult]:
         if settled:
             best = np.maximum(best, np.float32(score))
         seen, done = everywhere(np.zeros_like(rows)), 0
-        here = snapshot(epoch)
-        yield EpochResult(epoch, params, means, report, better, here, network)
+        end = snapshot(epoch)
+        yield EpochResult(epoch, params, means, report, better, end, network)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(3, 4))

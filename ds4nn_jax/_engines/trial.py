@@ -21,7 +21,7 @@ _TIMES = [[3, 5, 100], [0, 100, 0]]
 _KERNEL = np.array([[60, 60], [50, 30], [90, 90]])
 _THRESHOLD = [[100, 100]]
 _UNTIL = [[5, 5], [0, 0]]
-_RESULTS = {
+_RESULTS: dict[str, tuple] = {
     "forward": ([[5, 100], [0, 0]], [[110, 90], [150, 150]], _UNTIL, [], [[], []]),
     # Errors are 1, silent inputs take part: all inputs get the sums of their rows.
     "backward": (
