@@ -507,8 +507,9 @@ def test_memory_that_cannot_be_had_is_an_error_and_nothing_else():
         """
     import resource
     wide = jnp.zeros((1, 3, 40000, 64)), jnp.zeros((3, 3, 64, 2))
+    others = jnp.zeros((0, 2)), jnp.full((2,), 3.0)
     layer = jax.jit(lambda t, k: event.forward(
-        synapse, t, k, jnp.zeros((0, 2)), threshold=3.0, num_steps=100, peaks=False
+        synapse, t, k, *others, num_steps=100, peaks=False
     ).times)
     compiled = layer.lower(*wide).compile()
     used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()

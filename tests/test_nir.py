@@ -241,11 +241,6 @@ def changed(graph, name, **fields):
             dict(v_threshold=np.arange(192.0).reshape(3, 8, 8)),
             "neurons of a channel must share one",
         ),
-        (
-            "conv1",
-            dict(v_threshold=np.ones(8)),
-            r"v_threshold has shape \[8\], .*3, 8, 8",
-        ),
         ("conv1_in", dict(weight=np.ones((3, 2, 3, 3))), r"must be \[2, H, W\], got"),
     ],
 )
