@@ -437,6 +437,7 @@ def test_numbers_stand_right_and_names_left(tmp_path):
     assert 'href="#s0"' in html and "<i>" not in html
 
 
+@pytest.mark.slow
 def test_animates_a_test_image_of_a_run(smoke_run, tmp_path, capsys):
     weights, film = str(smoke_run[0] / "best.safetensors"), tmp_path / "film.gif"
     with matplotlib.rc_context({"text.usetex": True}):

@@ -10,6 +10,8 @@ from precision import float64
 import ds4nn_jax as ds
 from ds4nn_jax import augmentation, data
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = {
     "64 bits": float64,
     "debug_nans": lambda: jax.debug_nans(True),
