@@ -561,7 +561,7 @@ def test_the_recipe_without_choices_learns(digits):
 def test_soft_labels_of_the_classes_are_the_classes(digits):
     """Shares of 0 and 1 train as the labels do; a teacher that turns the classes round
     is believed, and accuracies stay the labels'."""
-    config = ds.TrainConfig(spec="64-50-10", epochs=3)
+    config = ds.TrainConfig(spec="64-50-10", epochs=6)
     onehot = np.eye(10, dtype=np.float32)
     hard, same, turned = (
         list(ds.train(config, *digits, soft_labels=shares))[-1]
