@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image
 
 import ds4nn_jax as ds
 from ds4nn_jax import data
@@ -233,3 +234,4 @@ if __name__ == "__main__":
         path = IMAGES / f"{draw.__name__}.svg"
         draw().savefig(path, metadata={"Date": None})
         print(f"{path.name}: {path.stat().st_size / 1024:.0f} KB")
+    Image.fromarray(drawing()[0, ..., 0]).save(IMAGES / "seven.png")

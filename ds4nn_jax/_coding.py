@@ -73,12 +73,13 @@ def compare(times: object, num_steps: int) -> None:
     """Refuses times for a network that are known to be coded in another T, and warns of
     those that look so: `encode`'s own T shows where it is less than the network's.
     Nothing is later, and much is at that very step."""
-    if of(times) not in (None, num_steps):
+    of_times = of(times)
+    if of_times not in (None, num_steps):
         raise ValueError(
-            f"spike times are coded in T = {of(times)} steps, the network has "
+            f"spike times are coded in T = {of_times} steps, the network has "
             f"T = {num_steps}: encode images with network.encode"
         )
-    if of(times) is None and num_steps > DEFAULT_STEPS and _checks.at_hand(times):
+    if of_times is None and num_steps > DEFAULT_STEPS and _checks.at_hand(times):
         seen = np.asarray(times)
         silent = seen == DEFAULT_STEPS
         if seen.size and seen.max() == DEFAULT_STEPS and silent.mean() >= 0.05:

@@ -111,6 +111,12 @@ def thresholds(threshold, kernel: jax.Array) -> jax.Array:
     return jnp.broadcast_to(theta, (outputs,))
 
 
+def comparable(potentials: jax.Array, theta: jax.Array) -> jax.Array:
+    """Potentials [B, O] with θ_max − θ_j added: equal distances from the thresholds [O]
+    are equal, so one rule decides between outputs."""
+    return potentials + (jnp.max(theta) - theta)[None]
+
+
 def _layer(synapse, num_steps, engine, surrogate) -> Layer:
     if engine not in ("auto", "scan", "event"):
         raise ValueError(f'engine must be "auto", "scan" or "event", got {engine!r}')

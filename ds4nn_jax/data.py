@@ -88,6 +88,8 @@ class Dataset(NamedTuple):
       test_labels: [M] int32.
       class_names: one per class.
       source: where it came from, in words.
+      known: the name by which the world knows all of these images, whatever they were
+        loaded as: "mnist", "fashion_mnist", or None.
     """
 
     name: str
@@ -97,6 +99,7 @@ class Dataset(NamedTuple):
     test_labels: np.ndarray
     class_names: tuple[str, ...]
     source: str
+    known: str | None = None
 
 
 class Pictures(NamedTuple):
@@ -149,19 +152,6 @@ def border_tone(image: np.ndarray) -> float:
     return float(np.median(np.concatenate([side.ravel() for side in sides])))
 
 
-def known(dataset: Dataset) -> str | None:
-    """The name by which the world knows these images and labels, whatever they were
-    loaded as: "mnist", "fashion_mnist", or None."""
-    digest = 0
-    for images, labels in (
-        (dataset.train_images, dataset.train_labels),
-        (dataset.test_images, dataset.test_labels),
-    ):
-        for image, label in zip(np.ascontiguousarray(images), labels, strict=True):
-            digest += zlib.crc32(image, int(label))
-    return _DIGESTS.get(digest)
-
-
 def load(name: str, data_dir: str | os.PathLike | None = None) -> Dataset:
     """Loads a data set from the nearest place that holds it.
 
@@ -197,10 +187,10 @@ def load(name: str, data_dir: str | os.PathLike | None = None) -> Dataset:
     if path := own(name):
         if data_dir is not None:
             raise ValueError(f"{name} is a path already and takes no data_dir")
-        return from_folders(path) if path.is_dir() else from_file(path)
-    known = "digits", *_TFDS_BUILDERS
-    meant = difflib.get_close_matches(name.lower().replace("-", "_"), known, 1)
-    hint = f": did you mean {meant[0]}?" if meant and name not in known else ""
+        return _itself(from_folders(path) if path.is_dir() else from_file(path))
+    names = "digits", *_TFDS_BUILDERS
+    meant = difflib.get_close_matches(name.lower().replace("-", "_"), names, 1)
+    hint = f": did you mean {meant[0]}?" if meant and name not in names else ""
     if not re.fullmatch(r"[a-z][a-z0-9_]*(/\w[\w.-]*)?", name):
         raise ValueError(
             f"{name!r} is no data set name{hint or ':'} Say digits, mnist, "
@@ -224,20 +214,25 @@ def load(name: str, data_dir: str | os.PathLike | None = None) -> Dataset:
 
 
 def _itself(dataset: Dataset) -> Dataset:
-    """The data set, if it is what its name says; said in `source` if nobody knows.
+    """The data set and what it is known as; `source` says if nobody knows it.
 
     Raises:
-      DataError: these are the images of another.
+      DataError: the name is that of other images.
     """
-    if dataset.name not in _DIGESTS.values():
-        return dataset
-    name = known(dataset)
-    if name is None:
-        changed = f"{dataset.source} (not the {dataset.name} that everybody has)"
-        return dataset._replace(source=changed)
-    if name != dataset.name:
-        raise DataError(f"{dataset.source}: hold {name}, not {dataset.name}")
-    return dataset
+    digest = 0
+    for images, labels in (
+        (dataset.train_images, dataset.train_labels),
+        (dataset.test_images, dataset.test_labels),
+    ):
+        for image, label in zip(np.ascontiguousarray(images), labels, strict=True):
+            digest += zlib.crc32(image, int(label))
+    known, source = _DIGESTS.get(digest), dataset.source
+    if dataset.name in _DIGESTS.values():
+        if known is None:
+            source = f"{source} (not the {dataset.name} that everybody has)"
+        elif known != dataset.name:
+            raise DataError(f"{source}: hold {known}, not {dataset.name}")
+    return dataset._replace(known=known, source=source)
 
 
 def own(name: str) -> Path | None:

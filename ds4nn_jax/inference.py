@@ -272,10 +272,9 @@ def _steps(network: SpikingNetwork, whole: bool, times, *weights) -> Inference:
         start,
     )
     # By the first spike, ties and silence alike by the potential, then by the index.
-    highest = jnp.max(thresholds[-1])
     silent = (end.step == num_steps)[:, None]
     deciding = silent | (end.outputs >= thresholds[-1][None])
-    lifted = end.outputs + (highest - thresholds[-1])[None]
+    lifted = _layers.comparable(end.outputs, thresholds[-1])
     label = jnp.argmax(jnp.where(deciding, lifted, -jnp.inf), axis=1).astype(jnp.int32)
     return Inference(label, end.step, end.spikes)
 

@@ -546,8 +546,7 @@ class SpikingNetwork(nn.Module):
         )
         if own is None:
             return potentials
-        own = jnp.asarray(own, potentials.dtype)
-        return potentials + (jnp.max(own) - own)[None]
+        return _layers.comparable(potentials, jnp.asarray(own, potentials.dtype))
 
     def _propagate(
         self,

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ds4nn_jax import _checks
+from ds4nn_jax import _checks, _layers
 from ds4nn_jax._engines.synapse import pulse_currents
 from ds4nn_jax.modules import SpikingNetwork
 
@@ -146,8 +146,8 @@ def real_weights(params: Mapping, threshold: float) -> Params:
 
 def is_whole(params: Mapping) -> bool:
     """Whether the weights are whole numbers, as `quantize` gives them."""
-    kernels = (arrays["kernel"] for arrays in params["params"].values())
-    return all(jnp.result_type(kernel) == jnp.int8 for kernel in kernels)
+    layers = params["params"].values()
+    return all(_layers.is_whole(arrays["kernel"]) for arrays in layers)
 
 
 def check_bits(bits: Any) -> None:

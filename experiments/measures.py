@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import ds4nn_jax as ds
+from ds4nn_jax import _layers
 from ds4nn_jax.modules import PoolSpec
 
 
@@ -103,7 +104,8 @@ def measure(
         for urgency in urgencies:
             options = dict(shared, urgency=urgency, pulses=pulses)
             out = ds.dense(*arrays, **options)
-            peaks = ds.decision_potentials(*arrays, **options) + (theta.max() - theta)
+            peaks = ds.decision_potentials(*arrays, **options)
+            peaks = _layers.comparable(peaks, theta)
             times = *trace.times[:-1], out
             decided = ds.decide(ds.Trace(times, peaks, network.num_steps))
             spikes = decided.spikes[:, 1:].sum(axis=1)

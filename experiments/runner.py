@@ -257,7 +257,7 @@ class _Record:
         self._metrics, self._weights = out / "metrics.jsonl", out / "best.safetensors"
         self._history: list[dict] = []
         self._board = None
-        fit = "ink" if data.known(images) == "mnist" else "whole"
+        fit = "ink" if images.known == "mnist" else "whole"
         self._pictures = data.pictures(images.train_images, fit=fit)._asdict()
         out.mkdir(parents=True, exist_ok=True)
         self._lock = filelock.FileLock(out / ".lock")

@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import threading
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -227,6 +228,32 @@ def test_load_reads_colour_images_and_other_names(tmp_path):
 def test_load_takes_the_folder_above(tmp_path):
     write(tmp_path / "fashion_mnist")
     assert data.load("fashion_mnist", tmp_path).class_names[9] == "Ankle boot"
+
+
+def test_load_knows_data_sets_by_their_images(tmp_path, monkeypatch):
+    """In any order, whatever they are loaded as; others under such a name are refused,
+    and what nobody knows is told."""
+    folder = write(tmp_path / "mnist")
+    content = arrays()
+    train, test = (
+        sum(
+            zlib.crc32(image.tobytes(), int(label))
+            for image, label in zip(content[images], content[labels], strict=True)
+        )
+        for images, labels in (
+            ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+            ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+        )
+    )
+    changed = data.load("mnist", folder)
+    assert changed.known is None and "not the mnist" in changed.source
+    monkeypatch.setattr(data, "_DIGESTS", {train + test: "mnist"})
+    dataset = data.load("mnist", folder)
+    assert dataset.known == "mnist" and "not the mnist" not in dataset.source
+    assert data.load("kmnist", folder).known == "mnist"
+    monkeypatch.setattr(data, "_DIGESTS", {train + test: "fashion_mnist", 0: "mnist"})
+    with pytest.raises(data.DataError, match="hold fashion_mnist, not mnist"):
+        data.load("mnist", folder)
 
 
 def first_pixel(dataset: data.Dataset) -> int:

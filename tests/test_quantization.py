@@ -278,8 +278,9 @@ def test_a_shipped_network_from_the_command(images, tmp_path, compiler, capsys):
     """`ds4nn export`, to C, arrays and NIR: real images, and what the sources say of
     the memory that they take."""
     pixels = images[0]
-    if pixels.shape[1:] != (28, 28, 1):
-        pytest.skip("needs real MNIST")
+    if pixels.shape[1:] != (28, 28, 1):  # the digits, three times as large
+        larger = pixels.repeat(3, axis=1).repeat(3, axis=2)
+        pixels = np.pad(larger, ((0, 0), (2, 2), (2, 2), (0, 0)))
     np.save(tmp_path / "images.npy", pixels[:10])
     made = ["export", "mnist", "--bits=8", f"--images={tmp_path / 'images.npy'}"]
     folder = tmp_path / "c"
