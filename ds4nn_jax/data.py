@@ -184,14 +184,16 @@ def load(name: str, data_dir: str | os.PathLike | None = None) -> Dataset:
         another one than the name says.
       ValueError: the name cannot be that of a data set.
     """
-    if path := own(name):
+    is_name = re.fullmatch(r"[a-z][a-z0-9_]*(/\w[\w.-]*)?", name)
+    # With a data_dir a name is one of its data sets, whatever folder is here.
+    if (path := own(name)) and not (is_name and data_dir is not None):
         if data_dir is not None:
             raise ValueError(f"{name} is a path already and takes no data_dir")
         return _itself(from_folders(path) if path.is_dir() else from_file(path))
     names = "digits", *_TFDS_BUILDERS
     meant = difflib.get_close_matches(name.lower().replace("-", "_"), names, 1)
     hint = f": did you mean {meant[0]}?" if meant and name not in names else ""
-    if not re.fullmatch(r"[a-z][a-z0-9_]*(/\w[\w.-]*)?", name):
+    if not is_name:
         raise ValueError(
             f"{name!r} is no data set name{hint or ':'} Say digits, mnist, "
             "fashion_mnist, the name of another TFDS image data set, or "

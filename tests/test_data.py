@@ -230,6 +230,16 @@ def test_load_takes_the_folder_above(tmp_path):
     assert data.load("fashion_mnist", tmp_path).class_names[9] == "Ankle boot"
 
 
+def test_load_takes_the_data_set_of_a_data_dir_and_no_folder_here(
+    tmp_path, monkeypatch
+):
+    write(tmp_path / "clothes")
+    monkeypatch.chdir(tmp_path)
+    assert len(data.load("clothes", tmp_path).train_images) == 30
+    with pytest.raises(ValueError, match="is a path already and takes no data_dir"):
+        data.load("./clothes", tmp_path)
+
+
 def test_load_knows_data_sets_by_their_images(tmp_path, monkeypatch):
     """In any order, whatever they are loaded as; others under such a name are refused,
     and what nobody knows is told."""
