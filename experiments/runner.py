@@ -37,9 +37,6 @@ from ds4nn_jax.snapshots import Snapshots
 
 from . import measures, options, progress, tensorboard
 
-_COMPILING = (
-    "compiling, about half a minute the first time, and scaling the first weights …"
-)
 _LAST_FIGURE = "spikes_per_layer"
 
 
@@ -208,7 +205,8 @@ def _train(
                 record.close()
                 print(f"all {config.epochs} epochs are done; results in {out}")
                 return None
-        print(_COMPILING, flush=True)
+        # Where kernels are compiled, too, the library tells so, and for how long.
+        print("compiling, and scaling the first weights …", flush=True)
     start = first() if start is None else start
     if lead:
         record = record or _Record(out, asked, images)

@@ -136,6 +136,7 @@ def test_currents_on_matrix_units_are_float32_s(layer):
         assert (np.abs(np.asarray(alone, np.float64) - exact) > bound).any()
 
 
+@pytest.mark.slow
 @layers
 def test_spike_times_on_matrix_units_are_equal_on_dyadic_weights(layer):
     synapse, t_shape, k_shape = layer
@@ -150,6 +151,7 @@ def test_spike_times_on_matrix_units_are_equal_on_dyadic_weights(layer):
         assert_equal(jax.tree.leaves(jax.jit(run)(*arrays)), jax.tree.leaves(expected))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("silent_inputs", [False, True])
 @pytest.mark.parametrize("turn", [7, 1000])
 def test_the_backward_pass_in_turns_of_any_size(turn, silent_inputs):

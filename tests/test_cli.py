@@ -17,6 +17,7 @@ def run(smoke_run):
     return smoke_run[0]
 
 
+@pytest.mark.slow
 def test_evaluate_repeats_what_training_found(run, capsys):
     cli.main(["evaluate", "digits", f"--evaluate={run / 'best.safetensors'}"])
     evaluated = capsys.readouterr().out

@@ -475,6 +475,7 @@ def test_disagreements_on_real_weights_are_rounding_at_the_threshold(grid, image
     assert bool(found) == (grid is not None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["conv", "gradient", "infer", "evaluate"])
 def test_ctrl_c_is_a_keyboard_interrupt_and_breaks_nothing(kind):
     command = [sys.executable, "-m", "benchmarks.interrupts", "--interrupts=8"]

@@ -13,6 +13,7 @@ from ds4nn_jax.snapshots import Snapshots
 from experiments.examples import nnx_training, own_rule, pure_jax, seeds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("example, reached", [(pure_jax, 0.85), (nnx_training, 0.85)])
 def test_learns_the_digits(example, reached):
     assert example.main(epochs=5) > reached
@@ -27,6 +28,7 @@ def test_three_seeds_at_once_are_three_runs():
     assert min(accuracies) > 0.85 and len(set(accuracies)) > 1
 
 
+@pytest.mark.slow
 def test_values_of_ones_own_go_through_everything(tmp_path):
     """`train`, a run stopped and taken up again by snapshots, `fit`, saved weights."""
     config = dataclasses.replace(own_rule.CONFIG, epochs=2)

@@ -71,6 +71,7 @@ def events(folder):
             body = body[12 + length + 4 :]
 
 
+@pytest.mark.slow
 def test_tensorboard_gets_what_the_metrics_say(tmp_path, monkeypatch, capsys):
     """Of a run on images in folders; without a terminal epochs have lines of steps."""
     monkeypatch.setattr(progress, "_SECONDS_IN_EPOCH", 0)
@@ -291,6 +292,7 @@ def test_two_runs_do_not_share_an_out_dir(smoke_run, tmp_path):
             digits.main(["digits", flagfile("digits_smoke"), f"--out_dir={out}"])
 
 
+@pytest.mark.slow
 def test_fine_tuning_begins_with_the_weights(smoke_run, tmp_path, monkeypatch, capsys):
     """Steps of nothing: what is kept is what was given. And ~ is the home directory.
     A run that goes on knows with what it began, and does without it."""

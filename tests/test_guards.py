@@ -81,6 +81,7 @@ def test_budgets_fall_geometrically():
     assert RateGuard().layers(3, jnp.int32(0), T) == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "spec, behind",
     [

@@ -1,6 +1,7 @@
 import json
 
 import numpy as np
+import pytest
 
 from experiments import known
 
@@ -16,6 +17,7 @@ def test_only_what_has_spiked_is_seen():
         assert (seen[..., 1] == (step + 1) / 4).all()
 
 
+@pytest.mark.slow
 def test_ceiling_of_the_digits(tmp_path):
     """More is known later."""
     flags = ["--dataset=digits", "--spec=8C3-P2-10", "--epochs=8", "--batch_size=16"]

@@ -30,6 +30,7 @@ def potentials(network, params, images):
     return ds.membrane_potentials(entering, kernel, pulses=pulses)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "spec, shape, padding, pulses",
     [

@@ -75,6 +75,7 @@ def alone():
     return finished(run("print(json.dumps(numbers(trained(None))))"))
 
 
+@pytest.mark.slow
 def test_eight_devices_do_as_one(alone):
     shared = finished(
         run(

@@ -196,6 +196,7 @@ def undisturbed(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_run_goes_on(end, tmp_path, undisturbed):
     """Stopped in the second epoch, resumed: weights byte for byte, metrics whole."""
