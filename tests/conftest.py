@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ds4nn_jax import data
+from ds4nn_jax import _coding, data
 from ds4nn_jax._engines import library
 from experiments import digits
 
@@ -15,6 +15,12 @@ ENGINES = ["scan"] + (["event"] if library.fault() is None else [])
 @pytest.fixture(params=ENGINES)
 def engine(request):
     return request.param
+
+
+@pytest.fixture(autouse=True)
+def no_encoding_before(monkeypatch):
+    """T of the latest `encode` is the process's; a test begins without one."""
+    monkeypatch.setattr(_coding, "_latest", _coding.DEFAULT_STEPS)
 
 
 @pytest.fixture
