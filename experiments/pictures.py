@@ -2,8 +2,6 @@
 
 import contextlib
 import logging
-import os
-import stat
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,8 +15,7 @@ from ds4nn_jax import data
 MEGAPIXELS = 64  # of a picture, at most
 _WORKING_SIZE = 500  # pixels; larger pictures are reduced before they are looked at
 _LEAST_CONTRAST = 3.0  # of 255; less is one tone to a person too
-_ORIENTATION, _BITS, _PHOTOMETRIC = 274, 258, 262  # tags of EXIF and TIFF
-_FAINT = 0.2  # of the ink's tone; what is fainter does not count for its box
+_FAINT = 0.2  # of the ink's tone; fainter pixels do not count for its box
 _BOX, _DIGIT, _CENTRE = 20, 28, 14  # pixels: MNIST's box, image and centre of mass
 
 
@@ -37,68 +34,61 @@ def read(
     """The picture of a file as an image of the given shape.
 
     Args:
-      path: of anything that Pillow reads; the first frame of several.
+      path: any format that Pillow reads; the first frame of several.
       shape: [H, W, C] with C = 1 or 3.
       fit: "whole": see `scaled`; "ink": as MNIST was made, see `digit`.
       ground: of the images that the network learned from, "dark", "light" or "mixed";
-        None: nobody knows.
-      invert: whether dark and light change places. None: where the ground is another
-        one, or `digit` sees dark ink.
+        None: unknown.
+      invert: whether dark and light change places. None: if the ground differs from
+        that of the training images, or if `digit` finds dark ink.
 
     Returns:
-      uint8 [H, W, C], and a remark for everything that was changed.
+      uint8 [H, W, C], and a remark for each change.
 
     Raises:
       PictureError: no file, no picture, a damaged one, more than 64 megapixels, or
         values that are not finite.
     """
     try:
-        with _quiet(), _opened(path) as image:
+        with _quiet(), Image.open(path) as image:
             picture, remarks = shown(image)
     except PictureError:
         raise
+    except IsADirectoryError as error:
+        raise PictureError("a folder, not a picture") from error
     except UnidentifiedImageError as error:
         raise PictureError("not a picture that Pillow can read") from error
     except Image.DecompressionBombError as error:
         raise PictureError(f"larger than {MEGAPIXELS} megapixels") from error
-    except MemoryError as error:
-        raise PictureError("needs more memory than there is") from error
-    except Exception as error:  # decoders raise whatever damaged bytes lead them to
+    except Exception as error:  # decoders raise many types for damaged bytes
         why = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise PictureError(f"cannot be read: {why}") from error
     if fit == "ink":
         grey, remarks = _converted(picture, 1, remarks)
-        seen, more = digit(np.asarray(grey, np.float32), invert)
+        pixels, more = digit(np.asarray(grey, np.float32), invert)
     else:
         if invert is None:
             invert, more = _on_other_ground(picture, ground)
             remarks = remarks + more
-        seen, more = scaled(picture, shape, invert=invert)
-    return seen, remarks + more
+        pixels, more = scaled(picture, shape, invert=invert)
+    return pixels, remarks + more
 
 
 def _on_other_ground(
     picture: Image.Image, ground: str | None
 ) -> tuple[bool, list[str]]:
     """Whether dark and light are to change places, and why."""
-    if ground == "mixed":
-        return False, []
     tone = data.border_tone(np.asarray(_converted(picture, 1, [])[0], np.float32))
-    is_light = tone >= 128
-    if ground is None:
-        said = "a light ground; what the network learned is not noted: --invert if dark"
-        return False, [said] if is_light else []
-    if is_light == (ground == "light"):
+    here = "light" if tone >= 128 else "dark"
+    if ground is None and here == "light":
+        return False, ["a light ground; the network's is not noted: --invert if dark"]
+    if ground in (None, "mixed", here):
         return False, []
-    here = "light" if is_light else "dark"
     return True, [f"a {here} ground, and the network learned {ground} ones: inverted"]
 
 
 def shown(image: Image.Image) -> tuple[Image.Image, list[str]]:
-    """What a viewer shows of an opened image.
-
-    Turned as EXIF says, and opaque: a transparent ground is white behind dark ink and
-    black behind light ink.
+    """The picture as a viewer shows it: turned as EXIF says, and opaque.
 
     Returns:
       An image of mode L, RGB or, for greys of more than 8 bits, F in [0, 255]; and
@@ -106,40 +96,37 @@ def shown(image: Image.Image) -> tuple[Image.Image, list[str]]:
 
     Raises:
       PictureError: values that are NaN or infinite.
-      Exception: whatever Pillow raises for damaged bytes.
+      Exception: any of Pillow's, for damaged bytes.
     """
     remarks = []
     if (frames := getattr(image, "n_frames", 1)) > 1:
         remarks.append(f"the first of {frames} frames")
         image.seek(0)
-    transparency, orientation = _transparency(image), 1
+    orientation = 1
     with contextlib.suppress(Exception):  # damaged EXIF turns nothing
-        orientation = image.getexif().get(_ORIENTATION, 1)
-    with _unheard() if image.format == "TIFF" else contextlib.nullcontext():
-        image.load()
+        orientation = image.getexif().get(274, 1)
+    image.load()
     if orientation in range(2, 9):
         remarks.append(f"turned as EXIF orientation {orientation} says")
-        if image.getexif().get(_ORIENTATION):  # TIFF has been turned by loading it
-            image.info.pop("exif", None)  # not to be written anew, wrong as it may be
-            image = ImageOps.exif_transpose(image)
+        image.info.pop("exif", None)  # damaged EXIF cannot be written anew
+        image = ImageOps.exif_transpose(image)
     if image.mode[0] == "I" or image.mode == "F":
-        picture, alpha = _deep(image, transparency, remarks)
-    else:
-        picture, alpha = _shallow(image, transparency)
-    factor = max(picture.size) // _WORKING_SIZE
-    if factor > 1:
-        picture, alpha = picture.reduce(factor), alpha and alpha.reduce(factor)
-    if alpha is not None and alpha.getextrema() != (255, 255):
-        picture = _laid_on_ground(picture, alpha, remarks)
-    return picture, remarks
+        image = _in_bytes(image, remarks)
+    if factor := max(image.size) // _WORKING_SIZE:
+        image = image.convert("RGBA") if image.mode in ("P", "PA") else image
+        image = image.reduce(factor)
+    if image.has_transparency_data:
+        return _opaque(image.convert("RGBA"), remarks), remarks
+    mode = {"1": "L", "L": "L", "F": "F"}.get(image.mode, "RGB")
+    return image.convert(mode), remarks
 
 
 def digit(grey: np.ndarray, invert: bool | None = None) -> tuple[np.ndarray, list[str]]:
     """A handwritten digit as MNIST has them: light ink on black.
 
     The box around the ink is scaled to 20×20 pixels, its aspect kept, and laid into
-    28×28 with its centre of mass in the middle; the ground becomes 0, the ink 255. What
-    already is 28×28 and like that is left as it is.
+    28×28 with its centre of mass in the middle; the ground becomes 0, the ink 255. An
+    image of 28×28 that is already so stays as it is.
 
     Args:
       grey: [H, W] in [0, 255].
@@ -151,11 +138,6 @@ def digit(grey: np.ndarray, invert: bool | None = None) -> tuple[np.ndarray, lis
     remarks = []
     light = _light(grey)
     away = grey - light
-    uneven = np.ptp(light) > 16
-    if uneven:
-        remarks.append("uneven light evened out")
-        shade = np.median(light) / np.maximum(light, 1)
-        away = np.where(away < 0, away * shade, away)  # ink absorbs a share of it
     if invert is None:
         invert = np.square(away[away < 0]).sum() > np.square(away[away > 0]).sum()
         if invert:
@@ -164,41 +146,43 @@ def digit(grey: np.ndarray, invert: bool | None = None) -> tuple[np.ndarray, lis
         grey, light, away = 255 - grey, 255 - light, -away
     low, lower = np.percentile(_border(away), (25, 5))
     floor = low + 3.4 * (low - lower)  # 2.7 σ of noise above the ground
-    shape = (_DIGIT, _DIGIT, 1)
     if np.ptp(grey) < _LEAST_CONTRAST:
         remarks.append("all of one tone: there is no ink")
-        return np.zeros(shape, np.uint8), remarks
+        return np.zeros((_DIGIT, _DIGIT, 1), np.uint8), remarks
     if away.max() - floor < _LEAST_CONTRAST:
         remarks.append("no ink that is lighter than its ground")
-        seen, more = scaled(Image.fromarray(grey), shape)
-        return seen, remarks + more
+        pixels, more = scaled(Image.fromarray(grey), (_DIGIT, _DIGIT, 1))
+        return pixels, remarks + more
     top = np.percentile(away[away > (floor + away.max()) / 2], 95)
     ink = np.clip((away - floor) / (top - floor), 0, 1)
-    tones = floor + np.median(light), top + np.median(light)
-    if tones[0] > 8 or grey.max() < 224 or uneven:
-        remarks.append("contrast stretched: {:.0f} … {:.0f} to 0 … 255".format(*tones))
+    uneven = np.ptp(light) > 16
+    if uneven or floor + np.median(light) > 8 or grey.max() < 224:
+        evened = ", uneven light evened out" if uneven else ""
+        remarks.append(f"contrast stretched{evened}")
         grey = 255 * ink
     if grey.shape == (_DIGIT, _DIGIT) and _in_place(ink):
         return _bytes(grey)[..., None], remarks
     specks = _specks(ink)
-    if specks.any():
-        if ink[specks].max() > 0.5:  # fainter ones are JPEG's, and nobody sees them
-            remarks.append("specks beside the ink left out")
-        grey, ink = np.where(specks, 0, grey), np.where(specks, 0, ink)
-    box = grey[_box(ink)]
+    if ink[specks].max(initial=0) > 0.5:  # fainter ones, as JPEG makes, are invisible
+        remarks.append("specks beside the ink left out")
+    grey, ink = np.where(specks, 0, grey), np.where(specks, 0, ink)
+    return _centred(grey[_box(ink)], grey.shape, remarks), remarks
+
+
+def _centred(box: np.ndarray, shape: Sequence[int], remarks: list[str]) -> np.ndarray:
+    """The ink's box, cut from a picture of this shape, in MNIST's place and size."""
     size = _fitting(box.shape, (_BOX, _BOX))
     small = np.asarray(_resized(Image.fromarray(box), size))
-    if small.max() < 224:  # thin strokes fade as they are scaled
-        small = small * (255 / small.max())
+    small = small * max(1, 255 / small.max())  # thin strokes fade as they are scaled
     remarks.append(
-        f"scaled from {grey.shape[1]}×{grey.shape[0]} to {_DIGIT}×{_DIGIT}: the ink's "
+        f"scaled from {shape[1]}×{shape[0]} to {_DIGIT}×{_DIGIT}: the ink's "
         f"{box.shape[1]}×{box.shape[0]} to {size[1]}×{size[0]}, centred by its mass"
     )
-    seen = np.zeros((_DIGIT, _DIGIT))
+    pixels = np.zeros((_DIGIT, _DIGIT))
     start = np.rint(_CENTRE - np.array(ndimage.center_of_mass(small)))
     y, x = np.clip(start, 0, _DIGIT - np.array(size)).astype(int)
-    seen[y : y + size[0], x : x + size[1]] = small
-    return _bytes(seen)[..., None], remarks
+    pixels[y : y + size[0], x : x + size[1]] = small
+    return _bytes(pixels)[..., None]
 
 
 def scaled(
@@ -207,7 +191,7 @@ def scaled(
     """A picture scaled to fit, its aspect kept, in the middle of its ground's colour.
 
     Args:
-      picture: as `shown` gives it.
+      picture: of mode L, RGB or F, as `shown` gives it.
       shape: [H, W, C] with C = 1 or 3.
       invert: whether dark and light change places.
 
@@ -226,13 +210,10 @@ def scaled(
         )
         if size != (height, width):
             remarks[-1] += f", in the middle of {width}×{height}"
-        border = (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1])
-        ground = np.median(np.concatenate(border), axis=0)
-        small = np.asarray(_resized(Image.fromarray(pixels), size))
-        pixels = np.empty((height, width, *small.shape[2:]), np.uint8)
-        pixels[:] = np.rint(ground)
-        top, left = (height - size[0]) // 2, (width - size[1]) // 2
-        pixels[top : top + size[0], left : left + size[1]] = small
+        tones = np.rint(np.median(_border(pixels), axis=0)).reshape(-1)
+        small = _resized(Image.fromarray(pixels), size)
+        color = tuple(map(int, tones))
+        pixels = np.asarray(ImageOps.pad(small, (width, height), color=color))
     return pixels.reshape(shape), remarks
 
 
@@ -252,107 +233,36 @@ def _quiet() -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = limit
 
 
-@contextlib.contextmanager
-def _unheard() -> Iterator[None]:
-    """While libtiff works, which writes past Python to the standard error stream."""
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
-
-
-def _opened(path: Path) -> Image.Image:
-    kind = path.stat().st_mode
-    if stat.S_ISDIR(kind):
-        raise PictureError("a folder, not a picture")
-    if not stat.S_ISREG(kind):
-        raise PictureError("not a file")
-    if not path.stat().st_size:
-        raise PictureError("the file is empty")
-    return Image.open(path)
-
-
-def _transparency(image: Image.Image) -> int | None:
-    """The transparent tone of a grey PNG, as a value of the loaded image.
-
-    Pillow scales greys of 2 and 4 bits to 8, but leaves the transparent one as it is.
-    """
-    tone = image.info.get("transparency")
-    if not isinstance(tone, int) or image.mode not in ("L", "I;16"):
-        return None
-    raw = image.tile[0][3] if image.tile else None
-    return tone * {"L;2": 85, "L;4": 17}.get(raw if isinstance(raw, str) else "", 1)
-
-
-def _shallow(
-    image: Image.Image, transparency: int | None
-) -> tuple[Image.Image, Image.Image | None]:
-    """Colours as L or RGB and, where there is one, the alpha channel."""
-    if transparency is not None:
-        image.info["transparency"] = transparency
-    if image.mode == "La":
-        image = image.convert("LA")
-    palette = image.palette.mode if image.mode == "P" and image.palette else ""
-    if "transparency" in image.info or (image.mode + palette)[-1] in "Aa":
-        image = image.convert("RGBA")
-        return image.convert("RGB"), image.getchannel("A")
-    return image.convert("L" if image.mode in ("1", "L") else "RGB"), None
-
-
-def _deep(
-    image: Image.Image, transparency: int | None, remarks: list[str]
-) -> tuple[Image.Image, Image.Image | None]:
-    """Greys of 16 or 32 bits as F in [0, 255] and, where there is one, the alpha."""
-    values = np.asarray(image).astype(np.float32)
+def _in_bytes(image: Image.Image, remarks: list[str]) -> Image.Image:
+    """Greys of 16 or 32 bits, as F in [0, 255]."""
+    values = np.asarray(image, np.float32)
     if not np.isfinite(values).all():
         raise PictureError("holds values that are NaN or infinite")
-    alpha = None
-    if transparency is not None:
-        alpha = Image.fromarray(np.uint8(255) * (values != transparency))
     low, high = float(values.min()), float(values.max())
-    tags = getattr(image, "tag_v2", {})
-    tops = [1, 255]
-    if image.mode != "F":
-        tops = [255, 4095] if tags.get(_BITS) in (12, (12,)) else [255, 65535]
+    tops = (1.0, 255.0) if image.mode == "F" else (255.0, 65535.0)
     if low < 0 or high > tops[-1]:
         remarks.append(f"values {low:g} … {high:g} stretched to 0 … 255")
     else:
-        low, high = 0.0, float(min(top for top in tops if high <= top))
+        low, high = 0.0, min(top for top in tops if high <= top)
         if high != 255:
             remarks.append(f"values 0 … {high:g} scaled to 0 … 255")
-    values = (values - low) * (255 / max(high - low, 1e-30))
-    if tags.get(_PHOTOMETRIC) == 0:  # white is zero, which Pillow heeds in 8 bits only
-        values = 255 - values
-    return Image.fromarray(values), alpha
+    return Image.fromarray((values - low) * (255 / max(high - low, 1e-30)))
 
 
-def _laid_on_ground(
-    picture: Image.Image, alpha: Image.Image, remarks: list[str]
-) -> Image.Image:
-    """What is visible in front of white or black, whichever sets it off.
-
-    Ink is of one tone and gets the opposite ground. A sheet, which fills its bounding
-    box and has dark and light of its own, is continued in its commoner tone.
-    """
-    tone = np.asarray(picture.convert("L"), np.float32)
-    weight = np.asarray(alpha, np.float32) / 255
-    if not weight.any():
-        remarks.append("wholly transparent")
-        return Image.new(picture.mode, picture.size, 0)
-    total = weight.sum()
-    light = (tone * weight).sum() / total >= 128
-    left, top, right, bottom = alpha.getbbox()
-    sheet = total > 0.75 * (right - left) * (bottom - top) and all(
-        weight[side].sum() > 0.01 * total for side in (tone < 85, tone > 170)
-    )
-    name = "white" if light == sheet else "black"
-    remarks.append(f"transparent: laid on {name}")
-    ground = Image.new("L", picture.size, name).convert(picture.mode)
-    return Image.composite(picture, ground, alpha)
+def _opaque(image: Image.Image, remarks: list[str]) -> Image.Image:
+    """Ink on the opposite ground; a sheet, which fills its box, on its commoner tone."""
+    alpha = np.asarray(image.getchannel("A"))
+    if alpha.min() == 255:
+        return image.convert("RGB")
+    tones = np.asarray(image.convert("L"))[alpha > 127]
+    light = tones.size > 0 and np.median(tones) >= 128
+    left, top, right, bottom = image.getchannel("A").getbbox() or (0, 0, 0, 0)
+    filled = tones.size > 0.75 * (right - left) * (bottom - top)
+    sheet = filled and np.ptp(np.percentile(tones, (5, 95))) > 127
+    ground = "white" if light == sheet else "black"
+    remarks.append(f"transparent: laid on {ground}")
+    page = Image.new("RGBA", image.size, ground)
+    return Image.alpha_composite(page, image).convert("RGB")
 
 
 def _converted(
@@ -411,7 +321,7 @@ def _box(ink: np.ndarray, faint: float = _FAINT) -> tuple[slice, slice]:
 def _in_place(ink: np.ndarray) -> bool:
     """Whether ink of 28×28 fills MNIST's box and is in the middle, or nearly so.
 
-    With what is fainter or without: MNIST has faint tails, JPEG faint surroundings.
+    With fainter pixels or without: MNIST has faint tails, JPEG faint surroundings.
     """
     away = np.abs(np.subtract(ndimage.center_of_mass(ink), _CENTRE))
     sizes = (max(ink[_box(ink, faint)].shape) for faint in (_FAINT / 10, _FAINT))
