@@ -250,7 +250,7 @@ def _in_bytes(image: Image.Image, remarks: list[str]) -> Image.Image:
 
 
 def _opaque(image: Image.Image, remarks: list[str]) -> Image.Image:
-    """Ink on the opposite ground; a sheet, which fills its box, on its commoner tone."""
+    """Ink on the opposite ground; a sheet that fills its box on its commoner tone."""
     alpha = np.asarray(image.getchannel("A"))
     if alpha.min() == 255:
         return image.convert("RGB")
