@@ -4,24 +4,19 @@ The only module that knows TFDS, and it imports it only when nothing nearer is f
 Everything that comes from a file is checked before it is handed on.
 """
 
-import contextlib
 import difflib
 import gzip
 import math
 import os
 import re
-import urllib.error
-import urllib.request
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-
-from ds4nn_jax._files import whole
 
 DIGITS_TEST_FRACTION = 0.2
 DIGITS_SPLIT_SEED = 0
@@ -42,14 +37,41 @@ _CLASS_NAMES = {
         "Ankle boot",
     ),
 }
-# Their TFDS builders download four gzipped IDX files.
-_TFDS_BUILDERS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST"}
 _IDX_STEMS = ("train-images", "train-labels", "t10k-images", "t10k-labels")
 _IDX_GZ = tuple(
     f"{stem}-idx{3 if stem.endswith('images') else 1}-ubyte.gz" for stem in _IDX_STEMS
 )
+# Where the official files are, and their SHA-256 in this order.
+_OFFICIAL = {
+    "mnist": (
+        "https://storage.googleapis.com/cvdf-datasets/mnist/",
+        (
+            "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+            "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+            "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+            "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+        ),
+    ),
+    "fashion_mnist": (
+        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+        (
+            "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+            "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+            "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+            "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+        ),
+    ),
+    "kmnist": (
+        "http://codh.rois.ac.jp/kmnist/dataset/kmnist/",
+        (
+            "51467d22d8cc72929e2a028a0428f2086b092bb31cfb79c69cc0a90ce135fde4",
+            "e38f9ebcd0f3ebcdec7fc8eabdcdaef93bb0df8ea12bee65224341c8183d8e17",
+            "edd7a857845ad6bb1d0ba43fe7e794d164fe2dce499a1694695a792adfac43c5",
+            "20bb9a0ef54c7db3efc55a92eef5582c109615df22683c380526788f98e42a1c",
+        ),
+    ),
+}
 _SYSTEM_DATASETS = Path("/usr/share/datasets")  # Debian's dataset-* packages
-_CACHE = "ds4nn_jax.npz"
 _MAX_RANK = 4
 _DEFLATE_LIMIT = 1032  # no deflate stream expands further than this
 _OWN = (
@@ -161,8 +183,9 @@ def load(name: str, data_dir: str | os.PathLike | None = None) -> Dataset:
       1. `$DS4NN_DATA_DIR/<name>`: the four IDX files, plain or gzipped
       2. `/usr/share/datasets/<name>`: the same, from a Debian package
       3. `$TFDS_DATA_DIR` or `~/tensorflow_datasets`: a data set prepared by TFDS as
-         array_record, read once and then cached beside it
-      4. a TFDS download into 3, without TensorFlow (mnist, fashion_mnist, kmnist)
+         array_record
+      4. the official files (mnist, fashion_mnist, kmnist), downloaded once into the
+         user's cache and compared with their checksums
 
     or, when `data_dir` is given, there only: IDX files in it or in its folder
     `<name>`, or a TFDS directory prepared below it. TFDS shuffles the images when it
@@ -190,7 +213,7 @@ def load(name: str, data_dir: str | os.PathLike | None = None) -> Dataset:
         if data_dir is not None:
             raise ValueError(f"{name} is a path already and takes no data_dir")
         return _itself(from_folders(path) if path.is_dir() else from_file(path))
-    names = "digits", *_TFDS_BUILDERS
+    names = "digits", *_OFFICIAL
     meant = difflib.get_close_matches(name.lower().replace("-", "_"), names, 1)
     hint = f": did you mean {meant[0]}?" if meant and name not in names else ""
     if not is_name:
@@ -240,7 +263,7 @@ def _itself(dataset: Dataset) -> Dataset:
 def own(name: str) -> Path | None:
     """The folder, .npz or .csv file that a name stands for; None for a data set's."""
     path = Path(name).expanduser()
-    if not name or name == "digits" or name in _TFDS_BUILDERS:
+    if not name or name == "digits" or name in _OFFICIAL:
         return None
     readable = path.is_dir() or path.is_file() and path.suffix in (".npz", ".csv")
     return path if readable else None
@@ -596,7 +619,7 @@ def _sources(
     prepared = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     root = Path(prepared).expanduser()
     yield partial(_from_prepared, name, root)
-    yield partial(_from_download, name, root)
+    yield partial(_from_download, name)
 
 
 def _absent(why: str) -> Dataset:
@@ -604,7 +627,7 @@ def _absent(why: str) -> Dataset:
 
 
 def _how_to_fetch(name: str) -> list[str]:
-    if name in _TFDS_BUILDERS:
+    if name in _OFFICIAL:
         command = f"import ds4nn_jax.data as d; d.load('{name}')"
     else:
         command = (
@@ -672,16 +695,13 @@ def _from_prepared(name: str, root: Path) -> Dataset:
     if not versions:
         raise DataNotFoundError(f"{root / name}: no data set prepared by TFDS")
     folder = max(versions, key=lambda f: [int(n) for n in re.findall(r"\d+", f.name)])
-    source = f"TFDS directory {folder}"
     try:
-        # A zip file checks its own sums; a damaged cache is no loss.
-        with np.load(folder / _CACHE) as cache:
-            arrays = {key: cache[key] for key in Dataset._fields[1:5]}
-            names = tuple(cache["names"].tolist())
-        return _checked(Dataset(name, **arrays, class_names=names, source=source))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        pass
-    tfds = _import_tfds(f"{folder}: found, but ")
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise DataNotFoundError(
+            f"{folder}: found, but tensorflow-datasets is not installed (pip install "
+            "'ds4nn_jax[experiments]')"
+        ) from error
     builder = tfds.builder_from_directory(folder)
     features, splits = dict(builder.info.features.items()), builder.info.splits
     if not (
@@ -701,11 +721,9 @@ def _from_prepared(name: str, root: Path) -> Dataset:
             "TensorFlow reads: prepare it as array_record under another "
             "$TFDS_DATA_DIR, or pass IDX files by data_dir"
         ) from error
+    arrays = *_stack(rows["train"]), *_stack(rows["test"])
     names = tuple(features["label"].names)
-    train, test = _stack(rows["train"]), _stack(rows["test"])
-    dataset = _checked(Dataset(name, *train, *test, names, source))
-    _write_cache(folder / _CACHE, dataset)
-    return dataset
+    return _checked(Dataset(name, *arrays, names, f"TFDS directory {folder}"))
 
 
 def _stack(rows) -> tuple[np.ndarray, np.ndarray]:
@@ -717,82 +735,26 @@ def _stack(rows) -> tuple[np.ndarray, np.ndarray]:
     return np.stack(images), np.array(labels, np.int32)
 
 
-def _write_cache(path: Path, dataset: Dataset) -> None:
-    arrays: Any = {key: getattr(dataset, key) for key in Dataset._fields[1:5]}
-    # Full or read-only: read the slow way next time.
-    with contextlib.suppress(OSError), whole(path) as unfinished:
-        np.savez(unfinished, names=np.array(dataset.class_names), **arrays)
-
-
-def _from_download(name: str, root: Path) -> Dataset:
-    """Lets TFDS download and prepare a data set, without TensorFlow."""
-    if name not in _TFDS_BUILDERS:
-        raise DataNotFoundError("TFDS download: only of " + ", ".join(_TFDS_BUILDERS))
-    tfds = _import_tfds("TFDS download: ")
-    from tensorflow_datasets.core.download import download_manager, util
-
-    builder = _tfds_builder(name)(data_dir=root, file_format="array_record")
-    # Google's prepared copies are TFRecord.
-    config = tfds.download.DownloadConfig(try_download_gcs=False)
+def _from_download(name: str) -> Dataset:
+    """The official files, in the user's cache."""
+    if name not in _OFFICIAL:
+        raise DataNotFoundError("download: only of " + ", ".join(_OFFICIAL))
     try:
-        _reach(builder.URL + _IDX_GZ[0])  # without network, TFDS tries for minutes
-        builder.download_and_prepare(download_config=config)
-    except download_manager.NonMatchingChecksumError as error:
-        raise DataError(f"TFDS download: damaged or changed: {error}") from error
-    except (OSError, util.DownloadError) as error:
-        raise DataNotFoundError(
-            f"TFDS download from {builder.URL} failed: {error}"
-        ) from error
-    return _from_prepared(name, root)
-
-
-def _tfds_builder(name: str) -> type:
-    """The official builder, but for its files being read without TensorFlow."""
-    from tensorflow_datasets.core import registered
-    from tensorflow_datasets.image_classification import mnist
-
-    official: Any = getattr(mnist, _TFDS_BUILDERS[name])
-    with registered.skip_registration():
-
-        class Builder(official):
-            url_infos = official.url_infos  # the checksums: not inherited
-
-            def _split_generators(self, dl_manager):
-                paths = dl_manager.download([self.URL + file for file in _IDX_GZ])
-                return {
-                    "train": self._generate_examples(*paths[:2]),
-                    "test": self._generate_examples(*paths[2:]),
-                }
-
-            def _generate_examples(self, images, labels):
-                from PIL import Image
-
-                pairs = zip(read_idx(images), read_idx(labels), strict=True)
-                for index, (image, label) in enumerate(pairs):
-                    row = {"image": Image.fromarray(image), "label": int(label)}
-                    yield index, row
-
-    Builder.name = name
-    return Builder
-
-
-def _reach(url: str) -> None:
-    request = urllib.request.Request(url, method="HEAD")
-    try:
-        urllib.request.urlopen(request, timeout=10).close()
-    except urllib.error.HTTPError as error:
-        error.close()  # it answered: let TFDS find out what is wrong
-
-
-def _import_tfds(context: str):
-    try:
-        import tensorflow_datasets as tfds
+        import pooch
     except ImportError as error:
         raise DataNotFoundError(
-            f"{context}tensorflow-datasets is not installed (pip install "
-            "'ds4nn_jax[experiments]')"
+            "download: pooch is not installed (pip install 'ds4nn_jax[experiments]')"
         ) from error
-    return tfds
+    url, digests = _OFFICIAL[name]
+    folder = pooch.os_cache("ds4nn_jax") / name
+    try:
+        for file, digest in zip(_IDX_GZ, digests, strict=True):
+            pooch.retrieve(url + file, f"sha256:{digest}", file, folder)
+    except ValueError as error:
+        raise DataError(f"download: damaged or changed: {error}") from error
+    except OSError as error:
+        raise DataNotFoundError(f"download from {url} failed: {error}") from error
+    return _from_idx(name, folder)
 
 
 def _checked(dataset: Dataset) -> Dataset:
