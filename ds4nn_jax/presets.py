@@ -14,7 +14,7 @@ from ds4nn_jax.config import TrainConfig
 from ds4nn_jax.first_weights import FiringRates, Uniform
 from ds4nn_jax.guards import RateGuard
 from ds4nn_jax.optimizers import Adam, HeldNorms, LearnedNorms, Muon
-from ds4nn_jax.rules import S4NN, Fixed, Margin, Relative, Softmax
+from ds4nn_jax.rules import Margin, Relative, Softmax
 from ds4nn_jax.schedules import Cosine, StepDecay
 from ds4nn_jax.surrogates import Constant, Window
 
@@ -140,13 +140,6 @@ _FASHION_PAPER = replace(
 _RELATIVE = replace(
     _PAPER, initial_weights=FiringRates(conv=0.3, output=0.7), epochs=10
 )
-_DIGITS_PAPER = replace(
-    _PAPER,
-    spec="32C3-P2-64C3-10",
-    initial_weights=FiringRates(conv=0.5, output=0.9),
-    batch_size=16,
-    epochs=30,
-)
 
 # `make demo`: half a minute on two CPU cores.
 _DIGITS = TrainConfig(
@@ -180,28 +173,15 @@ _SMOKE = replace(
 _PRESETS = {
     "default": TrainConfig(),
     "digits": _DIGITS,
-    "digits_paper": _DIGITS_PAPER,
     "digits_smoke": _DIGITS_SMOKE,
+    "fashion_deep": _FASHION_DEEP,
     "fashion_mnist": _FASHION,
     "fashion_mnist_sparse": _FASHION_SPARSE,
-    "fashion_16c5_32c5": _FASHION_DEEP,
-    "fashion_20c5_40c5": replace(_FASHION_DEEP, spec="20C5-P2-40C5-P2-1000-10"),
-    "fashion_dense_1000": replace(_FASHION_DEEP, spec="784-1000-10"),
     "fashion_paper": _FASHION_PAPER,
     "mnist": _MNIST,
-    "mnist_16c5_32c5": _MNIST_DEEP,
-    "mnist_40c5": replace(
-        _MNIST_DEEP, spec="40C5-P2-1000-10", urgency=0.1, batch_size=64
-    ),
+    "mnist_deep": _MNIST_DEEP,
     "mnist_dense": _MNIST_DENSE,
-    "mnist_dense_340": replace(_MNIST_DENSE, spec="784-340-10"),
-    "mnist_dense_350": replace(_MNIST_DENSE, spec="784-350-10"),
-    "mnist_dense_800": replace(_MNIST_DENSE, spec="784-800-10"),
     "mnist_relative": _RELATIVE,
-    # Table 3, whose rows differ in the target alone.
-    "mnist_target_fixed": replace(_RELATIVE, output_rule=Fixed(0, 100), epochs=5),
-    "mnist_target_relative": replace(_RELATIVE, epochs=5),
-    "mnist_target_s4nn": replace(_RELATIVE, output_rule=S4NN(offset=10), epochs=5),
     "mnist_sparse": _MNIST_SPARSE,
     "paper": _PAPER,
     "smoke": _SMOKE,
