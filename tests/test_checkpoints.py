@@ -165,7 +165,7 @@ def test_readable_by_others(saved):
     assert stat.S_IMODE(saved.stat().st_mode) == 0o644
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float8_e4m3fn", "float32"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_weights_of_every_width_come_back(tmp_path, network, params, dtype):
     narrow = jax.tree.map(lambda w: w.astype(dtype), params)
     ds.save_weights(tmp_path / "w", network, narrow)
@@ -174,11 +174,10 @@ def test_weights_of_every_width_come_back(tmp_path, network, params, dtype):
     assert {str(w.dtype) for w in jax.tree.leaves(loaded)} == {dtype}
 
 
-def test_whole_numbers_are_no_weights(tmp_path, network, params):
+def test_other_whole_numbers_are_no_weights(tmp_path, network, params):
     whole = jax.tree.map(lambda w: np.asarray(w).astype(np.int16), params)
-    ds.save_weights(tmp_path / "w", network, whole)
-    with pytest.raises(ds.CheckpointError, match="'I16', which are no weights"):
-        ds.load_weights(tmp_path / "w")
+    with pytest.raises(TypeError, match="must be one of float16, .* got int16"):
+        ds.save_weights(tmp_path / "w", network, whole)
 
 
 @pytest.mark.parametrize("mask, mode", [(0o022, 0o644), (0o077, 0o600), (0, 0o666)])
