@@ -18,19 +18,17 @@ def exact(params, rng, low=-4, high=20):
 
 
 @pytest.mark.parametrize(
-    "threshold, urgency", [(1.0, 0.0), (2.0, 0.0), (2.0, 0.125), (1000.0, 0.0)]
-)
-@pytest.mark.parametrize(
-    "spec, shape, padding",
+    "spec, shape, padding, threshold, urgency",
     [
-        ("5C3-P2-6C3-P2-4", (8, 8, 1), "SAME"),
-        ("5C3-P2-6C3-4", (7, 9, 2), "SAME"),
-        ("3C2-P3-4", (8, 8, 1), "VALID"),
-        ("3C3-4C3-6-4", (5, 5, 1), ((2, 0), (1, 1))),
-        ("5C3s2-P2-6C3s2-4", (12, 9, 2), "SAME"),
-        ("P2-3C1-P2-4", (9, 8, 2), "SAME"),
-        ("12-9-4", (12,), "SAME"),
-        ("12-4", (12,), "SAME"),
+        ("5C3-P2-6C3-P2-4", (8, 8, 1), "SAME", 2.0, 0.125),
+        ("5C3-P2-6C3-4", (7, 9, 2), "SAME", 1.0, 0.0),
+        ("3C2-P3-4", (8, 8, 1), "VALID", 2.0, 0.0),
+        ("3C3-4C3-6-4", (5, 5, 1), ((2, 0), (1, 1)), 2.0, 0.125),
+        ("5C3s2-P2-6C3s2-4", (12, 9, 2), "SAME", 2.0, 0.0),
+        ("P2-3C1-P2-4", (9, 8, 2), "SAME", 1000.0, 0.0),
+        ("12-9-4", (12,), "SAME", 1.0, 0.125),
+        ("12-4", (12,), "SAME", 2.0, 0.0),
+        ("12-4", (12,), "SAME", 1000.0, 0.0),
     ],
 )
 def test_equals_full_forward(spec, shape, padding, threshold, urgency, engine, rng):
