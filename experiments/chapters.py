@@ -232,7 +232,6 @@ def of_dataset(dataset: str, shown: Sequence[Network]) -> Iterator[Block]:
             "step; a mean of steps may lie above it, early for some, late for others."
         )
     yield Drawing(
-        f"{_slug(dataset)}_fronts",
         fronts.fronts(
             points, title=f"{title}: accuracy and its cost", ceiling=_ceiling(known)
         ),
@@ -275,8 +274,7 @@ def of_network(each: Network) -> Iterator[Block]:
     drawn = figures.of_network(network, each.params, images, test)
 
     def drawing(name: str, caption: str) -> Drawing:
-        file = f"{_slug(images.name)}_{_slug(each.name)}_{name}"
-        return Drawing(file, drawn[name], each.paper(name) + caption)
+        return Drawing(drawn[name], each.paper(name) + caption)
 
     yield Heading(3, f"{each.name}: {network.spec}")
     yield Text(f"{each.origin} Data: {images.source}.")

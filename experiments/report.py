@@ -9,8 +9,6 @@ import datetime
 import functools
 import json
 import re
-import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +21,6 @@ from ds4nn_jax import data, pretrained
 from . import progress
 
 _URGENCIES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5)  # mV a step
-_QUIET = 1.5  # seconds between signs of life on a terminal
 _RUNS = "*/best.safetensors"
 _BAD = (ValueError, OSError, KeyError, TypeError)  # what reading a file can raise
 
@@ -87,11 +84,6 @@ def main(
         "run, or the usual places",
     )
     parser.add_argument("--out_dir", default="runs/report", help="where the page goes")
-    parser.add_argument(
-        "--markdown",
-        action="store_true",
-        help="also write report.md, with every figure as .png and .svg",
-    )
     asked = parser.parse_args(argv)
     try:
         progress.check_platform()
@@ -123,7 +115,7 @@ def _report(asked: argparse.Namespace) -> tuple[Path, list[str]]:
             trained = read()
             dataset = _dataset(asked, trained)
             images = _images(asked, trained, dataset)
-            print(f"{trained.name}: {images.source}; compiling …", flush=True)
+            print(f"{trained.name}: {images.source}", flush=True)
             measured = _measure(trained, images)
             each = chapters.Network(
                 name=trained.name,
@@ -136,9 +128,9 @@ def _report(asked: argparse.Namespace) -> tuple[Path, list[str]]:
                 best_epoch=_epoch(trained.weights.notes),
                 flags=trained.flags,
             )
-            told = _Signs(f"{trained.name}: drawing")
+            print(f"{trained.name}: drawing …", flush=True)
             with figures.style():
-                drawn = list(told.over(chapters.of_network(each)))
+                drawn = list(chapters.of_network(each))
         except _BAD as error:
             leave_out(dataset, what, error)
             continue
@@ -161,11 +153,9 @@ def _report(asked: argparse.Namespace) -> tuple[Path, list[str]]:
                 missing.setdefault(_line(error), []).append("reported runs")
                 every.append(page.Text(told, missing=True))
         every += own
-    title, signs = "ds4nn_jax: report", _Signs("page")
+    print("writing the page …", flush=True)
     with figures.style():
-        page.write_html(title, signs.over(every), out / "report.html")
-        if asked.markdown:
-            page.write_markdown(title, signs.over(every), out / "report.md")
+        page.write_html("ds4nn_jax: report", every, out / "report.html")
     return out / "report.html", _faults(missing)
 
 
@@ -280,16 +270,15 @@ def _measure(trained: Trained, images: data.Dataset):
     from . import measures
 
     network, params, _ = trained.weights
-    total = len(images.test_labels)
-    signs = _Signs(trained.name)
-    return measures.measure(
-        network,
-        params,
-        images.test_images,
-        images.test_labels,
-        urgencies=sorted({*_URGENCIES, network.urgency}),
-        on_batch=lambda done: signs.show(f"{done:,} of {total:,} test images"),
-    )
+    with progress.counting(trained.name, len(images.test_labels)) as on_images:
+        return measures.measure(
+            network,
+            params,
+            images.test_images,
+            images.test_labels,
+            urgencies=sorted({*_URGENCIES, network.urgency}),
+            on_batch=on_images,
+        )
 
 
 def _epoch(notes: dict) -> int | None:
@@ -302,27 +291,6 @@ def _line(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}"
     return " ".join(str(error).split()) or type(error).__name__
-
-
-class _Signs:
-    """Tells of work going on: on a terminal one line that changes, else a few lines."""
-
-    def __init__(self, what: str):
-        self._what, self._last = what, time.monotonic()
-        self._lines = progress.Lines()
-
-    def show(self, text: str) -> None:
-        if not sys.stdout.isatty():
-            if self._lines.due():
-                print(f"{self._what}: {text}", flush=True)
-        elif time.monotonic() - self._last > _QUIET:
-            print(f"{self._what}: {text}", end="\x1b[K\r", flush=True)
-            self._last = time.monotonic()
-
-    def over(self, parts) -> Iterator:
-        for number, part in enumerate(parts, 1):
-            yield part
-            self.show(f"part {number}")
 
 
 if __name__ == "__main__":

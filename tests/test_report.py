@@ -10,7 +10,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import jax
-import markdown_it
 import matplotlib
 import numpy as np
 import pytest
@@ -78,11 +77,11 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def made(smoke_run, tmp_path_factory):
-    """The page of the digits' smoke run, as HTML and Markdown."""
+    """The page of the digits' smoke run."""
     (run, test), out = smoke_run, tmp_path_factory.mktemp("page")
     # What a user has set, LaTeX here, is not for these figures.
     with matplotlib.rc_context({"text.usetex": True, "savefig.dpi": 3}):
-        report.main([f"--run_dir={run}", f"--out_dir={out}", "--markdown"])
+        report.main([f"--run_dir={run}", f"--out_dir={out}"])
     return out, test
 
 
@@ -124,17 +123,6 @@ def test_the_page_needs_no_other_file(made):
     assert all(f'id="{anchor[1:]}"' in html for anchor in anchors) and anchors
 
 
-def test_markdown_has_the_same_tables_and_every_figure_beside_it(made):
-    out, _ = made
-    text = (out / "report.md").read_text("utf-8")
-    shown = re.findall(r"\]\((\w+)\.png\)", text)
-    files = {f"{name}.{kind}" for name in shown for kind in ("png", "svg")}
-    assert {path.name for path in out.iterdir()} == files | {"report.md", "report.html"}
-    rendered = Seen(markdown_it.MarkdownIt("commonmark").enable("table").render(text))
-    written = Seen((out / "report.html").read_text("utf-8"))
-    assert rendered.rows == written.rows and len(shown) == written.tags.count("img")
-
-
 @pytest.fixture(scope="module")
 def hostile(smoke_run, root, tmp_path_factory):
     """A page of a run whose every text is hostile, next to what cannot be shown."""
@@ -160,7 +148,6 @@ def hostile(smoke_run, root, tmp_path_factory):
                     f"--run_dir={folder / 'damaged.safetensors'}",
                     f"--data_dir={root}",
                     f"--out_dir={out}",
-                    "--markdown",
                 ]
             )
     return out, left.value.code
@@ -172,15 +159,6 @@ def test_what_comes_from_files_is_shown_as_text(hostile):
     seen = Seen(text)
     assert "script" not in seen.tags and "b" not in seen.tags
     assert seen.text.count(EVIL) > 10 and NAMES[3] in [row[0] for row in seen.rows]
-    rendered = (
-        markdown_it.MarkdownIt("commonmark")
-        .enable("table")
-        .render((out / "report.md").read_text("utf-8"))
-    )
-    again = Seen(rendered)
-    assert "script" not in again.tags and "b" not in again.tags
-    assert again.tags.count("img") == seen.tags.count("img")
-    assert NAMES[3] in [row[0] for row in again.rows]
 
 
 def test_what_is_missing_is_told_in_its_place_and_at_the_end(hostile):
@@ -426,7 +404,7 @@ def test_names_the_package_that_it_lacks():
 
 def test_numbers_stand_right_and_names_left(tmp_path):
     table = page.Table(("run", "spec", "share"), [("a", page.Code("8C3"), "1")], 2)
-    drawing = page.Drawing("bars", plots.spikes_per_layer([1], ["a"]), "<i>c</i>")
+    drawing = page.Drawing(plots.spikes_per_layer([1], ["a"]), "<i>c</i>")
     blocks = [page.Heading(2, "One & two"), table, drawing]
     page.write_html("T", blocks, tmp_path / "t.html")
     html = (tmp_path / "t.html").read_text("utf-8")
