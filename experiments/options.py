@@ -50,8 +50,6 @@ class Options:
         sooner.
       snapshot_minutes: time between snapshots within an epoch, beside those at its
         end; 0: none.
-      tensorboard: also write metrics and rasters for TensorBoard into
-        out_dir/tensorboard.
       num_devices: devices that share out every batch; 0: the default one, or, with
         --distributed, all.
       distributed: take part in a run of several processes, as the environment (TPU
@@ -78,7 +76,6 @@ class Options:
     resume: bool = False
     compilation_cache: str | None = None
     snapshot_minutes: float = 5.0
-    tensorboard: bool = False
     num_devices: int = 0
     distributed: bool = False
     coordinator: str | None = None

@@ -35,7 +35,7 @@ from ds4nn_jax import data, parallel, pretrained
 from ds4nn_jax.checkpoints import write_atomically
 from ds4nn_jax.snapshots import Snapshots
 
-from . import measures, options, progress, tensorboard
+from . import measures, options, progress
 
 _LAST_FIGURE = "spikes_per_layer"
 
@@ -169,8 +169,6 @@ def _check_out(asked: options.Options) -> None:
         raise ValueError(f"out_dir {out} cannot be made: {nearest} is no directory")
     if not os.access(nearest, os.W_OK):
         raise ValueError(f"out_dir {out} cannot be written: no permission in {nearest}")
-    if asked.tensorboard:
-        tensorboard.require()
 
 
 def _check_figures() -> None:
@@ -254,7 +252,6 @@ class _Record:
         self._out, self._asked, self._images = out, asked, images
         self._metrics, self._weights = out / "metrics.jsonl", out / "best.safetensors"
         self._history: list[dict] = []
-        self._board = None
         fit = "ink" if images.known == "mnist" else "whole"
         self._pictures = data.pictures(images.train_images, fit=fit)._asdict()
         out.mkdir(parents=True, exist_ok=True)
@@ -264,8 +261,7 @@ class _Record:
         except filelock.Timeout:
             raise ValueError(f"another run is writing to {out}") from None
         if not asked.resume:
-            for name in ("snapshots", "tensorboard"):
-                shutil.rmtree(out / name, ignore_errors=True)
+            shutil.rmtree(out / "snapshots", ignore_errors=True)
         self._store = Snapshots(
             out / "snapshots",
             asked.config,
@@ -315,9 +311,6 @@ class _Record:
             self._out / "flags.cfg", flags.encode("utf-8", "surrogateescape")
         )
         _write_rows(self._metrics, self._history)
-        if self._asked.tensorboard:
-            where = self._out / "tensorboard"
-            self._board = tensorboard.Board(where, epoch=len(self._history))
 
     def save(self, snapshot: ds.Snapshot) -> None:
         self._store.save(snapshot)
@@ -341,13 +334,8 @@ class _Record:
         self._history.append(row)
         _write_rows(self._metrics, self._history)
         self._store.save(result.snapshot)
-        if self._board is not None:
-            image = self._images.train_images[0]
-            self._board.add(row, network, result.params, image)
 
     def close(self) -> None:
-        if self._board is not None:
-            self._board.close()
         self._lock.release()
 
     def finish(self) -> ds.Report:

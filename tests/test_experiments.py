@@ -4,7 +4,6 @@ import dataclasses
 import json
 import re
 import shutil
-import struct
 from pathlib import Path
 
 import conftest
@@ -13,7 +12,6 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from tensorboardX.proto import event_pb2
 
 import ds4nn_jax as ds
 from ds4nn_jax import data
@@ -59,21 +57,9 @@ def test_digits_smoke(smoke_run, capsys):
     assert f"strict accuracy   {report.accuracy:.2%}" in capsys.readouterr().out
 
 
-def events(folder):
-    """(step, tag, value) of all event files, by TensorFlow's record framing."""
-    for path in sorted(folder.iterdir()):
-        body = path.read_bytes()
-        while body:
-            (length,) = struct.unpack("<Q", body[:8])
-            event = event_pb2.Event.FromString(body[12 : 12 + length])
-            for value in event.summary.value:
-                yield event.step, value.tag, value
-            body = body[12 + length + 4 :]
-
-
 @pytest.mark.slow
-def test_tensorboard_gets_what_the_metrics_say(tmp_path, monkeypatch, capsys):
-    """Of a run on images in folders; without a terminal epochs have lines of steps."""
+def test_a_run_on_images_in_folders(tmp_path, monkeypatch, capsys):
+    """Without a terminal epochs have lines of steps."""
     monkeypatch.setattr(progress, "_SECONDS_IN_EPOCH", 0)
     given, folder = data.load("digits"), tmp_path / "odd and even"
     for name in ("even", "odd"):
@@ -81,27 +67,12 @@ def test_tensorboard_gets_what_the_metrics_say(tmp_path, monkeypatch, capsys):
     for k, label in enumerate(given.train_labels[:100]):
         image = Image.fromarray(given.train_images[k, ..., 0])
         image.save(folder / ("even", "odd")[label % 2] / f"{k}.png")
-    flags = [f"--out_dir={tmp_path}", "--tensorboard", "--preset=digits_smoke"]
+    flags = [f"--out_dir={tmp_path}", "--preset=digits_smoke"]
     cli.main(["train", str(folder), *flags])
     network, _, notes = ds.load_weights(tmp_path / "best.safetensors")
     assert (network.spec, notes["class_names"]) == ("8C3-P2-2", ["even", "odd"])
     assert "--spec=8C3-P2-2\n" in (tmp_path / "flags.cfg").read_text()
     assert "epoch   1/2  step 1 of " in capsys.readouterr().out
-    seen = list(events(tmp_path / "tensorboard"))
-    scalars = {(s, t): v.simple_value for s, t, v in seen if t != "raster"}
-    for row in rows(tmp_path)[:-1]:
-        for name in ("train_loss", "val_accuracy", "val_decision_step"):
-            tag = name.replace("_", "/", 1)
-            assert scalars[row["epoch"], tag] == pytest.approx(row[name], rel=1e-6)
-    (raster,) = [(s, v.image) for s, t, v in seen if t == "raster"]
-    assert raster[0] == 1 and raster[1].encoded_image_string.startswith(b"\x89PNG")
-
-
-def test_tensorboard_without_tensorboardx(tmp_path, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(SystemExit, match="--tensorboard needs tensorboardX"):
-        digits.main(["digits", "--tensorboard", f"--out_dir={tmp_path / 'run'}"])
-    assert not (tmp_path / "run").exists()
 
 
 def test_resolved_flags_give_the_same_run(smoke_run, tmp_path):
