@@ -115,17 +115,8 @@ class Decisions(NamedTuple):
     fired: tuple[jax.Array, ...]
 
 
-def decide(trace: Trace, *, num_steps: int | None = None) -> Decisions:
-    """Strict decisions and their cost, from a network's trace.
-
-    Raises:
-      ValueError: num_steps is given and is not the network's T.
-    """
-    if num_steps not in (None, trace.num_steps):
-        raise ValueError(
-            f"the trace is of a network with T = {trace.num_steps}, "
-            f"got num_steps {num_steps}"
-        )
+def decide(trace: Trace) -> Decisions:
+    """Strict decisions and their cost, from a network's trace."""
     num_steps = trace.num_steps
     out = trace.times[-1]
     step = jnp.min(out, axis=1)
