@@ -155,10 +155,12 @@ def digit(grey: np.ndarray, invert: bool | None = None) -> tuple[np.ndarray, lis
         return pixels, remarks + more
     top = np.percentile(away[away > (floor + away.max()) / 2], 95)
     ink = np.clip((away - floor) / (top - floor), 0, 1)
-    uneven = np.ptp(light) > 16
-    if uneven or floor + np.median(light) > 8 or grey.max() < 224:
-        evened = ", uneven light evened out" if uneven else ""
-        remarks.append(f"contrast stretched{evened}")
+    uneven, ground = np.ptp(light) > 16, np.median(light)
+    if uneven:
+        remarks.append("uneven light evened out")
+    if uneven or floor + ground > 8 or grey.max() < 224:
+        tones = f"{floor + ground:.0f} … {top + ground:.0f}"
+        remarks.append(f"contrast stretched: {tones} to 0 … 255")
         grey = 255 * ink
     if grey.shape == (_DIGIT, _DIGIT) and _in_place(ink):
         return _bytes(grey)[..., None], remarks
