@@ -3,7 +3,9 @@
 import doctest
 import importlib
 import inspect
+import json
 import re
+import statistics
 import urllib.parse
 from pathlib import Path
 
@@ -125,3 +127,56 @@ def test_the_pages_seven_is_decided_as_they_say(capsys, monkeypatch):
     pages = "".join(text(DOCS / page) for page in PAGES) + text(ROOT / "README.md")
     shown = re.findall(r"7 \(decided at step \d+ of 100\)", pages)
     assert len(shown) > 1 and set(shown) == {answer}
+
+
+def rows(page):
+    """Rows of a page's tables, each a mapping from the head of a column."""
+    lines = [re.split(r" *\| *", line.strip("| ")) for line in text(page).splitlines()]
+    head = None
+    for cells, after in zip(lines, lines[1:] + [[]], strict=True):
+        if re.fullmatch(r":?-+:?", after[0] if after else ""):
+            head = cells
+        elif head and len(cells) == len(head) and not re.match(":?-", cells[0]):
+            yield dict(zip(head, cells, strict=True))
+        elif len(cells) == 1:
+            head = None
+
+
+def recorded(row, name):
+    """What is kept of the runs of a row of a table of results, a mapping for each."""
+    if "urgency" in row:
+        return [ds.pretrained.load(name).notes] if name in ds.pretrained.names() else []
+    seeds = row.get("seeds", "0").split(", ")
+    files = [ROOT / f"experiments/results/{name}-{seed}.jsonl" for seed in seeds]
+    lines = [text(file).splitlines()[-1] for file in files if file.exists()]
+    return [
+        {k.removeprefix("test_"): value for k, value in json.loads(line).items()}
+        for line in lines
+    ]
+
+
+@pytest.mark.parametrize(("page", "count"), [("README.md", 6), ("docs/results.md", 21)])
+def test_results_are_those_that_are_recorded(page, count):
+    columns = {
+        "accuracy": ("accuracy", 100),
+        "spikes": ("spikes", 1),
+        "decision step": ("decision_step", 1),
+        "tied": ("tied", 100),
+        "by potentials": ("silent", 100),
+        "never fire": ("dead", 100),
+    }
+    compared = 0
+    for row in rows(ROOT / page):
+        runs = recorded(row, row.get("NAME", "").strip("`"))
+        compared += bool(runs)
+        for column in columns.keys() & row.keys() if runs else ():
+            key, unit = columns[column]
+            values = [unit * run[key] for run in runs]
+            expected = [statistics.mean(values)]
+            if column == "accuracy" and len(runs) > 1:
+                expected += [min(values), max(values)]
+            cell = row[column].partition(" (paper")[0].replace(",", "")
+            for shown, value in zip(re.findall(r"[\d.]+", cell), expected, strict=True):
+                decimals = len(shown.partition(".")[2])
+                assert abs(float(shown) - value) <= 0.501 * 10**-decimals, (row, value)
+    assert compared == count
