@@ -69,6 +69,7 @@ def main(
             )
         progress.check_platform()
         if asked.evaluate is None:
+            _check_figures()
             asked = _begun(asked)
         weights = _weights(asked)
         print(f"loading {asked.dataset} …", flush=True)
@@ -76,7 +77,6 @@ def main(
         print(f"{asked.dataset}: {images.source}", flush=True)
         if asked.evaluate is not None:
             return _evaluate(asked, images, weights)
-        _check_figures()
         asked = _for_classes(asked, len(images.class_names))
         return _train(asked, images, weights and weights.params)
     except (data.DataError, ValueError, TypeError, OSError) as error:
