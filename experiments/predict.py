@@ -212,6 +212,8 @@ def _shape(noted: object, weights: str) -> tuple[int, int, int]:
 def _read(
     path: str, model: Model, invert: bool | None
 ) -> tuple[np.ndarray, list[str]] | Refused:
+    from ds4nn_jax import _pictures
+
     from . import pictures
 
     try:
@@ -220,7 +222,7 @@ def _read(
             return pictures.read(
                 Path(path), model.shape, fit=fit, ground=ground, invert=invert
             )
-    except pictures.PictureError as error:
+    except _pictures.PictureError as error:
         return Refused(str(error))
 
 
