@@ -25,11 +25,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--image", type=int, default=0, help="index of the test image")
     parser.add_argument("--out", default="decision.gif", help="the .gif to write")
     asked = parser.parse_args(argv)
-    with progress.naming_missing("experiments.animate"):
-        from ds4nn_jax import plots
-
-        from . import figures
     try:
+        with progress.naming_missing("experiments.animate"):
+            from ds4nn_jax import plots
+
+            from . import figures
         if Path(asked.out).suffix != ".gif":
             raise ValueError(f"--out must end in .gif, got {asked.out!r}")
         network, params, notes = pretrained.find(asked.weights)

@@ -310,7 +310,7 @@ class _Record:
         if not int(start.state.step):
             self._store.save(start)
         about = "".join(f"# {name}: {told}\n" for name, told in _made_by().items())
-        flags = about + self._asked.resolved
+        flags = about + self._other_epochs(start) + self._asked.resolved
         write_atomically(
             self._out / "flags.cfg", flags.encode("utf-8", "surrogateescape")
         )
@@ -318,6 +318,22 @@ class _Record:
         if self._asked.tensorboard:
             where = self._out / "tensorboard"
             self._board = tensorboard.Board(where, epoch=len(self._history))
+
+    def _other_epochs(self, start: ds.Snapshot) -> str:
+        """Comments that say until when --epochs, and so the schedule, was another."""
+        path = self._out / "flags.cfg"
+        if not int(start.state.step) or not path.exists():
+            return ""
+        text = path.read_text("utf-8", "surrogateescape")
+        told = re.findall(r"^# .*, then --resume.*\n", text, re.MULTILINE)
+        found = re.search(r"^--epochs=(\d+)$", text, re.MULTILINE)
+        if found and int(found[1]) != self._asked.config.epochs:
+            until, now = int(start.epoch), self._asked.config.epochs
+            told.append(
+                f"# to repeat it: --epochs={found[1]} until epoch {until}, then "
+                f"--resume with --epochs={now}\n"
+            )
+        return "".join(told)
 
     def save(self, snapshot: ds.Snapshot) -> None:
         self._store.save(snapshot)
