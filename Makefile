@@ -30,6 +30,10 @@ $(VENV)/ready: requirements.txt requirements-dev.txt requirements-docs.txt pypro
 
 docs: $(VENV)/ready
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
+	@! grep -rEo $(FETCHED) build/site --include='*.html'
+
+# What a page would fetch from another host, or ask it.
+FETCHED := '<(script|img|iframe|link rel="(stylesheet|preconnect)")[^>]*(src|href)="https?:[^"]*|data-md-component="source"'
 
 # The tutorials' notebooks, run anew from their sources.
 notebooks: $(VENV)/ready

@@ -13,7 +13,10 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
+
+from ds4nn_jax import _checks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +114,18 @@ def _taken(name: str, kind: Any, given: Any) -> Any:
         each = inner[:1] * len(given) if inner[-1] is ... else inner
         return tuple(_taken(name, k, x) for k, x in zip(each, given, strict=True))
     return scalar(name, kind, given)
+
+
+def plain(value: Any) -> Any:
+    """Numbers and arrays of NumPy and JAX as Python's, anything else as it is."""
+    if isinstance(value, np.ndarray | np.generic | jax.Array) and _checks.at_hand(
+        value
+    ):
+        array = np.asarray(value)
+        if array.dtype.kind == "f":  # Python has no long double
+            array = array.astype(np.float64)
+        return array.tolist()
+    return value
 
 
 def scalar(name: str, kind: type, given: Any) -> Any:

@@ -14,6 +14,7 @@ import safetensors
 import safetensors.numpy
 
 from ds4nn_jax._files import whole
+from ds4nn_jax._values import plain
 from ds4nn_jax.modules import SpikingNetwork
 
 FORMAT = "ds4nn_jax weights"
@@ -98,7 +99,7 @@ def save_weights(
     if packed:
         header["packed"] = packed
     try:
-        text = json.dumps(header, sort_keys=True, default=_plain)
+        text = json.dumps(header, sort_keys=True, default=_for_json)
     except TypeError as error:
         raise TypeError(f"notes must be what JSON can hold: {error}") from error
     # One entry: safetensors writes several in no fixed order, and the same weights
@@ -192,11 +193,10 @@ def _unpacked(packed: np.ndarray, bits: int, shape: list[int]) -> np.ndarray:
     return np.packbits(full, axis=1).view(np.int8).reshape(shape)
 
 
-def _plain(value: Any) -> Any:
-    """Numbers and arrays of NumPy and JAX as Python's."""
-    if isinstance(value, np.ndarray | np.generic | jax.Array):
-        return np.asarray(value).tolist()
-    raise TypeError(f"{type(value).__name__} {value!r:.40} is none of its types")
+def _for_json(value: Any) -> Any:
+    if (known := plain(value)) is value:
+        raise TypeError(f"{type(value).__name__} {value!r:.40} is none of its types")
+    return known
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -282,8 +282,9 @@ def from_folders(directory: str | os.PathLike, *, test: float = 0.2) -> Dataset:
         are no folders `train` and `test`.
 
     Returns:
-      Images [N, H, W, 1], or [N, H, W, 3] if one has colours. What is transparent is
-      black.
+      Images [N, H, W, 1], or [N, H, W, 3] if one has colours, as a viewer shows them
+      and `ds4nn predict` sees them: what is transparent is white behind dark ink and
+      black behind light ink.
 
     Raises:
       DataError: no classes, a file that is no picture, or pictures of several sizes.
@@ -524,20 +525,16 @@ def _pictures(paths: list[Path]) -> np.ndarray:
 
 
 def _picture(path: Path) -> np.ndarray:
-    """A picture [H, W, 1 or 3] uint8, turned as its EXIF says."""
-    from PIL import Image, ImageOps
+    """A picture [H, W, 1 or 3] uint8, as `ds4nn predict` would see it."""
+    from ds4nn_jax import _pictures  # here: Pillow is needed by few
 
     try:
-        with Image.open(path) as opened:
-            if opened.mode[0] in "IF":
-                raise DataError(f"{path}: {opened.mode} pixels, needed are 8 bits")
-            grey = opened.mode in ("1", "L", "LA")
-            picture = ImageOps.exif_transpose(opened).convert("RGBA")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: no picture that Pillow reads: {error}") from error
-    black = Image.new("RGBA", picture.size, "black")
-    flat = Image.alpha_composite(black, picture).convert("L" if grey else "RGB")
-    return np.atleast_3d(np.asarray(flat))
+        picture, _ = _pictures.read(path)
+    except _pictures.PictureError as error:
+        raise DataError(f"{path}: {error}") from error
+    if picture.mode == "F":
+        raise DataError(f"{path}: pixels of more than 8 bits, needed are 8")
+    return np.atleast_3d(np.asarray(picture))
 
 
 def _from_npz(path: Path) -> tuple[np.ndarray, np.ndarray, int | None]:

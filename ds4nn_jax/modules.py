@@ -19,6 +19,7 @@ from ds4nn_jax._engines.synapse import (
     flat,
     spikes_per_step,
 )
+from ds4nn_jax._values import plain
 from ds4nn_jax.encoding import spike_times
 from ds4nn_jax.losses import Normalization, normalize_gradient
 from ds4nn_jax.surrogates import Surrogate, Window, resolve
@@ -280,13 +281,10 @@ def parse_spec(spec: str) -> tuple[int | None, tuple[LayerSpec, ...]]:
     return layers[0].features, tuple(layers[1:])
 
 
-def _plain(value: Any) -> Any:
-    """Lists as tuples and NumPy's numbers as Python's, all the way down."""
-    if isinstance(value, np.ndarray | np.generic | jax.Array) and _checks.at_hand(
-        value
-    ):
-        value = np.asarray(value).tolist()
-    return tuple(map(_plain, value)) if type(value) in (list, tuple) else value
+def _static(value: Any) -> Any:
+    """Lists and arrays as tuples, numbers as Python's, all the way down."""
+    value = plain(value)
+    return tuple(map(_static, value)) if type(value) in (list, tuple) else value
 
 
 @jax.tree_util.register_dataclass
@@ -466,8 +464,8 @@ class SpikingNetwork(nn.Module):
         # Plain, whatever JSON or NumPy makes of them: a network is a static argument.
         for field in dataclasses.fields(self):
             if field.name not in ("parent", "name"):
-                plain = _plain(getattr(self, field.name))
-                object.__setattr__(self, field.name, plain)
+                static = _static(getattr(self, field.name))
+                object.__setattr__(self, field.name, static)
         super().__post_init__()
         _checks.num_steps(self.num_steps)
         _checks.urgency(self.urgency)

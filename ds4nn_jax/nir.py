@@ -190,6 +190,9 @@ def from_nir(
     thresholds: list[np.ndarray] = []
     paddings: dict[str, tuple] = {}
     current: _Current | None = None
+    for name, node in graph.nodes.items():
+        if not np.isfinite(getattr(node, "weight", 0.0)).all():
+            raise ValueError(f"{name}: weight has NaN or infinite values")
     pulses = _pulses(graph, num_steps)
     chain = _chain(graph)
     shape = _image(chain)

@@ -29,7 +29,8 @@ _LINES = [
     for line in ("-", "--")
     for colour in (_BLUE, _ORANGE, _GREEN, _SKY, _PURPLE)
 ]
-_THOUSANDS = "{x:,.0f}"
+_THOUSANDS = "{x:,g}"
+_PAPER = dict(facecolor="white", edgecolor="none", alpha=0.8, pad=1)  # behind a text
 
 _FRAMES_A_SECOND, _MOST_FRAMES = 5, 40
 
@@ -74,20 +75,23 @@ def learning_curve(
         spikes.yaxis.set_major_formatter(_THOUSANDS)
         steps.set_title("Cost of a decision (validation)", pad=26)
         lines.append([*steps.lines, *spikes.lines])
-    for axes, named in zip([first, *others], lines, strict=True):
+    for axes, drawn in zip([first, *others], lines, strict=True):
+        named = list(drawn)  # `lines` grows with what is drawn
+        if best_epoch is not None:
+            told = f"best: epoch {best_epoch}"
+            mark = axes.axvline(best_epoch, color=_BLACK, linestyle=":", label=told)
+            named.append(mark)
         axes.legend(
-            handles=list(named),
+            handles=named,
             loc="lower center",
             bbox_to_anchor=(0.5, 1),
-            ncols=2,
+            ncols=3,
+            columnspacing=1.2,
             frameon=False,
         )
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
-        if best_epoch is not None:
-            late = best_epoch > (epochs[0] + epochs[-1]) / 2
-            _mark(axes, best_epoch, f"best: epoch {best_epoch}", left=late)
     return figure
 
 
@@ -259,6 +263,8 @@ def output_potentials(
         xycoords=("axes fraction", "data"),
         xytext=(0, 3),
         textcoords="offset points",
+        bbox=_PAPER,
+        zorder=5,
     )
     floor = min(-2 * threshold, potentials[:, winner].min())
     axes.set(
@@ -386,8 +392,16 @@ def accuracy_by_step(
     )
     if decision_step is not None:
         late = decision_step > len(accuracy) / 2
-        told = f"mean decision step {decision_step:.1f}"
-        _mark(axes, decision_step, told, left=late)
+        axes.axvline(decision_step, color=_BLACK, linestyle=":", linewidth=1.2)
+        axes.annotate(
+            f"mean decision step {decision_step:.1f}",
+            (decision_step, 0.03),
+            xycoords=("data", "axes fraction"),
+            xytext=(-4 if late else 4, 0),
+            textcoords="offset points",
+            ha="right" if late else "left",
+            bbox=_PAPER,
+        )
     _name_ends(axes, curves)
     axes.grid(alpha=0.3)
     return figure
@@ -529,20 +543,6 @@ def _decision(axes: Axes, step: float, num_steps: int) -> None:
         axes.axvline(step + 0.5, color=_BLACK, linestyle="--", linewidth=1)
 
 
-def _mark(axes: Axes, x: float, text: str, *, left: bool) -> None:
-    """A dotted line at x, and what it is at its foot."""
-    axes.axvline(x, color=_BLACK, linestyle=":", linewidth=1.2)
-    axes.annotate(
-        text,
-        (x, 0.03),
-        xycoords=("data", "axes fraction"),
-        xytext=(-4 if left else 4, 0),
-        textcoords="offset points",
-        ha="right" if left else "left",
-        bbox=dict(facecolor="white", edgecolor="none", alpha=0.7, pad=1),
-    )
-
-
 def _name_ends(axes: Axes, lines: Sequence[Line2D], *, size: float = 9.0) -> None:
     """Labels right of the frame, each with a piece of its line; moved apart where they
     would overlap, smaller where there are too many."""
@@ -574,6 +574,7 @@ def _name_ends(axes: Axes, lines: Sequence[Line2D], *, size: float = 9.0) -> Non
             annotation_clip=False,
             arrowprops=dict(
                 arrowstyle="-",
+                relpos=(0, 0.5),  # ends in front of the name, not in its middle
                 color=lines[k].get_color(),
                 linestyle=lines[k].get_linestyle(),
                 shrinkA=0,

@@ -9,9 +9,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ds4nn_jax import data, plots, pretrained
+from ds4nn_jax import data, pretrained
 
-from . import figures, progress
+from . import progress
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -26,6 +26,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", default="decision.gif", help="the .gif to write")
     asked = parser.parse_args(argv)
     try:
+        with progress.naming_missing("experiments.animate"):
+            from ds4nn_jax import plots
+
+            from . import figures
         if Path(asked.out).suffix != ".gif":
             raise ValueError(f"--out must end in .gif, got {asked.out!r}")
         network, params, notes = pretrained.find(asked.weights)

@@ -13,6 +13,8 @@ import numpy as np
 import ds4nn_jax as ds
 from ds4nn_jax import export, pretrained
 
+from . import progress
+
 _PICTURES = 10  # that the program classifies
 
 
@@ -37,6 +39,7 @@ def main(args: argparse.Namespace) -> None:
     """
     write = {"c": _write_c, "npz": _write_npz, "nir": _write_nir}[args.format]
     try:
+        progress.check_platform()
         if args.out_dir.exists():
             raise ValueError(f"{args.out_dir} is there already")
         with _new_folder(args.out_dir) as folder:

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.path import Path as MplPath
+from matplotlib.text import Annotation
 from matplotlib.ticker import LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
@@ -139,12 +141,17 @@ def by_urgency(
 
 
 def _name_points(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
-    """Each name in the first place near its point that is free and inside the frame."""
+    """Each name inside the frame, clear of points, of other names and their leaders,
+    and of lines as far as it goes; near its point."""
     at = axes.transData.transform([(x, y) for x, y, _ in points])
     half = 6 * axes.figure.dpi / 72
     taken = [Bbox([spot - half, spot + half]) for spot in at]
-    frame = axes.bbox
-    for x, y, name in points:
+    names: list[Bbox] = []
+    curves = [
+        line.get_transform().transform_path(line.get_path()) for line in axes.lines
+    ]
+    leaders: list[MplPath] = []
+    for spot, (x, y, name) in zip(at, points, strict=True):
         text = axes.annotate(
             name,
             (x, y),
@@ -155,24 +162,38 @@ def _name_points(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None
             bbox=dict(facecolor="white", edgecolor="none", alpha=0.8, pad=0.5),
         )
         text.set_in_layout(False)  # names follow the layout, not the other way
-        for distance, (right, up) in itertools.product(_DISTANCES, _DIRECTIONS):
-            place = distance * right, distance * up
-            text.set(
-                position=place,
-                ha=("right", "center", "left")[right + 1],
-                va=("top", "center", "bottom")[up + 1],
-            )
-            box = text.get_window_extent().padded(1)
-            inside = np.all(frame.min <= box.min) and np.all(box.max <= frame.max)
-            if inside and not box.count_overlaps(taken):
-                break
-        taken.append(box)
-        if distance > _DISTANCES[0]:
+        found = []
+        for number, place in enumerate(itertools.product(_DISTANCES, _DIRECTIONS)):
+            box = _placed(text, *place)
+            leader = MplPath([spot, np.clip(spot, box.min, box.max)])
+            outside = (axes.bbox.min > box.min) | (box.max > axes.bbox.max)
+            clashes = box.count_overlaps(taken) + outside.sum()
+            struck = sum(path.intersects_bbox(box, filled=False) for path in leaders)
+            struck += sum(leader.intersects_bbox(name, filled=False) for name in names)
+            crossed = sum(path.intersects_bbox(box, filled=False) for path in curves)
+            cost = 1000 * clashes + 30 * struck + 6 * crossed + number
+            found.append((cost, place, leader))
+        _, place, leader = min(found, key=lambda each: each[0])
+        names.append(_placed(text, *place))
+        taken.append(names[-1])
+        if place[0] > _DISTANCES[0]:
+            leaders.append(leader)
             axes.annotate(
                 "",
                 (x, y),
-                xytext=place,
+                xytext=text.get_position(),
                 textcoords="offset points",
                 arrowprops=dict(arrowstyle="-", color="grey", shrinkA=0, shrinkB=4),
                 zorder=1,
             )
+
+
+def _placed(text: Annotation, distance: float, direction: tuple[int, int]) -> Bbox:
+    """Where a name is once it stands in that direction from its point."""
+    right, up = direction
+    text.set(
+        position=(distance * right, distance * up),
+        ha=("right", "center", "left")[right + 1],
+        va=("top", "center", "bottom")[up + 1],
+    )
+    return text.get_window_extent().padded(1)

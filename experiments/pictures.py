@@ -1,26 +1,17 @@
 """Picture files as networks see them: what a viewer shows, fitted as MNIST was made."""
 
-import contextlib
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from scipy import ndimage
 
-from ds4nn_jax import data
+from ds4nn_jax import _pictures, data
 
-MEGAPIXELS = 64  # of a picture, at most
-_WORKING_SIZE = 500  # pixels; larger pictures are reduced before they are looked at
 _LEAST_CONTRAST = 3.0  # of 255; less is one tone to a person too
 _FAINT = 0.2  # of the ink's tone; fainter pixels do not count for its box
 _BOX, _DIGIT, _CENTRE = 20, 28, 14  # pixels: MNIST's box, image and centre of mass
-
-
-class PictureError(ValueError):
-    """A file that shows no picture; the message says why."""
 
 
 def read(
@@ -49,20 +40,8 @@ def read(
       PictureError: no file, no picture, a damaged one, more than 64 megapixels, or
         values that are not finite.
     """
-    try:
-        with _quiet(), Image.open(path) as image:
-            picture, remarks = shown(image)
-    except PictureError:
-        raise
-    except IsADirectoryError as error:
-        raise PictureError("a folder, not a picture") from error
-    except UnidentifiedImageError as error:
-        raise PictureError("not a picture that Pillow can read") from error
-    except Image.DecompressionBombError as error:
-        raise PictureError(f"larger than {MEGAPIXELS} megapixels") from error
-    except Exception as error:  # decoders raise many types for damaged bytes
-        why = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise PictureError(f"cannot be read: {why}") from error
+    least = (_DIGIT, _DIGIT) if fit == "ink" else (shape[0], shape[1])
+    picture, remarks = _pictures.read(path, least=least)
     if fit == "ink":
         grey, remarks = _converted(picture, 1, remarks)
         pixels, more = digit(np.asarray(grey, np.float32), invert)
@@ -85,40 +64,6 @@ def _on_other_ground(
     if ground in (None, "mixed", here):
         return False, []
     return True, [f"a {here} ground, and the network learned {ground} ones: inverted"]
-
-
-def shown(image: Image.Image) -> tuple[Image.Image, list[str]]:
-    """The picture as a viewer shows it: turned as EXIF says, and opaque.
-
-    Returns:
-      An image of mode L, RGB or, for greys of more than 8 bits, F in [0, 255]; and
-      remarks.
-
-    Raises:
-      PictureError: values that are NaN or infinite.
-      Exception: any of Pillow's, for damaged bytes.
-    """
-    remarks = []
-    if (frames := getattr(image, "n_frames", 1)) > 1:
-        remarks.append(f"the first of {frames} frames")
-        image.seek(0)
-    orientation = 1
-    with contextlib.suppress(Exception):  # damaged EXIF turns nothing
-        orientation = image.getexif().get(274, 1)
-    image.load()
-    if orientation in range(2, 9):
-        remarks.append(f"turned as EXIF orientation {orientation} says")
-        image.info.pop("exif", None)  # damaged EXIF cannot be written anew
-        image = ImageOps.exif_transpose(image)
-    if image.mode[0] == "I" or image.mode == "F":
-        image = _in_bytes(image, remarks)
-    if factor := max(image.size) // _WORKING_SIZE:
-        image = image.convert("RGBA") if image.mode in ("P", "PA") else image
-        image = image.reduce(factor)
-    if image.has_transparency_data:
-        return _opaque(image.convert("RGBA"), remarks), remarks
-    mode = {"1": "L", "L": "L", "F": "F"}.get(image.mode, "RGB")
-    return image.convert(mode), remarks
 
 
 def digit(grey: np.ndarray, invert: bool | None = None) -> tuple[np.ndarray, list[str]]:
@@ -193,7 +138,7 @@ def scaled(
     """A picture scaled to fit, its aspect kept, in the middle of its ground's colour.
 
     Args:
-      picture: of mode L, RGB or F, as `shown` gives it.
+      picture: of mode L, RGB or F, as `_pictures.shown` gives it.
       shape: [H, W, C] with C = 1 or 3.
       invert: whether dark and light change places.
 
@@ -217,54 +162,6 @@ def scaled(
         color = tuple(map(int, tones))
         pixels = np.asarray(ImageOps.pad(small, (width, height), color=color))
     return pixels.reshape(shape), remarks
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Pillow without a word, and with our limit: it refuses twice what it warns of."""
-    logger, limit = logging.getLogger("PIL"), Image.MAX_IMAGE_PIXELS
-    level = logger.level
-    try:
-        logger.setLevel(logging.CRITICAL + 1)
-        Image.MAX_IMAGE_PIXELS = MEGAPIXELS * 10**6 // 2
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
-        Image.MAX_IMAGE_PIXELS = limit
-
-
-def _in_bytes(image: Image.Image, remarks: list[str]) -> Image.Image:
-    """Greys of 16 or 32 bits, as F in [0, 255]."""
-    values = np.asarray(image, np.float32)
-    if not np.isfinite(values).all():
-        raise PictureError("holds values that are NaN or infinite")
-    low, high = float(values.min()), float(values.max())
-    tops = (1.0, 255.0) if image.mode == "F" else (255.0, 65535.0)
-    if low < 0 or high > tops[-1]:
-        remarks.append(f"values {low:g} … {high:g} stretched to 0 … 255")
-    else:
-        low, high = 0.0, min(top for top in tops if high <= top)
-        if high != 255:
-            remarks.append(f"values 0 … {high:g} scaled to 0 … 255")
-    return Image.fromarray((values - low) * (255 / max(high - low, 1e-30)))
-
-
-def _opaque(image: Image.Image, remarks: list[str]) -> Image.Image:
-    """Ink on the opposite ground; a sheet that fills its box on its commoner tone."""
-    alpha = np.asarray(image.getchannel("A"))
-    if alpha.min() == 255:
-        return image.convert("RGB")
-    tones = np.asarray(image.convert("L"))[alpha > 127]
-    light = tones.size > 0 and np.median(tones) >= 128
-    left, top, right, bottom = image.getchannel("A").getbbox() or (0, 0, 0, 0)
-    filled = tones.size > 0.75 * (right - left) * (bottom - top)
-    sheet = filled and np.ptp(np.percentile(tones, (5, 95))) > 127
-    ground = "white" if light == sheet else "black"
-    remarks.append(f"transparent: laid on {ground}")
-    page = Image.new("RGBA", image.size, ground)
-    return Image.alpha_composite(page, image).convert("RGB")
 
 
 def _converted(

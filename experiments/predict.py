@@ -22,6 +22,8 @@ import ds4nn_jax as ds
 from ds4nn_jax import analysis, data, pretrained
 from ds4nn_jax.checkpoints import write_atomically
 
+from . import progress
+
 _AT_A_TIME = 64  # pictures
 _AT_ONCE = 2**25  # spike times of all layers together
 _PATIENCE = 2.0  # seconds without a word
@@ -75,12 +77,13 @@ def main(asked: argparse.Namespace) -> None:
         with status 1 if some pictures could not be answered.
     """
     try:
+        progress.check_platform()
         model = _model(asked.weights, asked.urgency)
         _need("PIL", "pillow", "pictures")
         if asked.figure is not None:
             _need("matplotlib", "matplotlib", "figures")
             asked.figure.mkdir(parents=True, exist_ok=True)
-    except (Refused, OSError) as error:
+    except (ValueError, OSError) as error:  # also settings that stop matplotlib
         raise SystemExit(f"ds4nn predict: {_printable(error)}") from error
     try:
         failed = _answer(asked, model)
@@ -212,6 +215,8 @@ def _shape(noted: object, weights: str) -> tuple[int, int, int]:
 def _read(
     path: str, model: Model, invert: bool | None
 ) -> tuple[np.ndarray, list[str]] | Refused:
+    from ds4nn_jax import _pictures
+
     from . import pictures
 
     try:
@@ -220,7 +225,7 @@ def _read(
             return pictures.read(
                 Path(path), model.shape, fit=fit, ground=ground, invert=invert
             )
-    except pictures.PictureError as error:
+    except _pictures.PictureError as error:
         return Refused(str(error))
 
 
@@ -417,7 +422,7 @@ def _say(text: str, file: TextIO | None = None) -> None:
     text = text if file else f"ds4nn predict: {text}"
     file = file or sys.stderr
     encoding = file.encoding or "utf-8"
-    text = _printable(text).encode(encoding, "backslashreplace").decode(encoding)
+    text = _printable(text).encode(encoding, "ds4nn").decode(encoding)
     print(text, file=file, flush=True)
 
 

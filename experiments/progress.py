@@ -39,7 +39,6 @@ def program(name: str, main: Callable[[], object]) -> None:
         leave_at_once(signal.SIGINT, f"{name}: interrupted")
 
     signal.signal(signal.SIGINT, leave)
-    codecs.register_error("ds4nn", _spelled)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="ds4nn")
     try:
@@ -67,6 +66,9 @@ def _spelled(error: UnicodeError) -> tuple[str, int]:
         plain.get(c) or c.encode("ascii", "backslashreplace").decode() for c in text
     ]
     return "".join(spelled), error.end
+
+
+codecs.register_error("ds4nn", _spelled)
 
 
 def check_platform() -> None:

@@ -103,39 +103,31 @@ def _report(asked: argparse.Namespace) -> tuple[Path, list[str]]:
     missing: dict[str, list[str]] = {}  # what each fault leaves out
     blocks: dict[str, list] = {}  # by data set
     shown: dict[str, list] = {}
+    found: list[tuple[str, Trained, str, data.Dataset]] = []
 
     def leave_out(dataset: str, what: str, error: Exception) -> None:
         missing.setdefault(_line(error), []).append(what)
         told = f"{what}: {_line(error)}"
         blocks.setdefault(dataset, []).append(page.Text(told, missing=True))
 
-    for read, what in _sources(asked):
+    for read, what in _sources(asked):  # all of them before the first is measured
         dataset = "not read"
         try:
             trained = read()
             dataset = _dataset(asked, trained)
-            images = _images(asked, trained, dataset)
-            print(f"{trained.name}: {images.source}", flush=True)
-            measured = _measure(trained, images)
-            each = chapters.Network(
-                name=trained.name,
-                origin=trained.origin,
-                network=trained.weights.network,
-                params=trained.weights.params,
-                images=images,
-                measured=measured,
-                history=trained.history,
-                best_epoch=_epoch(trained.weights.notes),
-                flags=trained.flags,
-            )
-            print(f"{trained.name}: drawing …", flush=True)
-            with figures.style():
-                drawn = list(chapters.of_network(each))
+            found.append((what, trained, dataset, _images(asked, trained, dataset)))
+        except _BAD as error:
+            leave_out(dataset, what, error)
+    for fault in _faults(missing) if found else ():
+        print(f"without {fault}", flush=True)
+    for what, trained, dataset, images in found:
+        try:
+            network, drawn = _drawn(trained, images)
         except _BAD as error:
             leave_out(dataset, what, error)
             continue
         blocks.setdefault(dataset, []).extend(drawn)
-        shown.setdefault(dataset, []).append(each)
+        shown.setdefault(dataset, []).append(network)
     if not shown:
         raise ValueError("nothing to report: " + "; ".join(_faults(missing)))
     out = Path(asked.out_dir)
@@ -157,6 +149,27 @@ def _report(asked: argparse.Namespace) -> tuple[Path, list[str]]:
     with figures.style():
         page.write_html("ds4nn_jax: report", every, out / "report.html")
     return out / "report.html", _faults(missing)
+
+
+def _drawn(trained: Trained, images: data.Dataset) -> tuple:
+    """A network, measured, and what the page shows of it."""
+    from . import chapters, figures
+
+    print(f"{trained.name}: {images.source}", flush=True)
+    network = chapters.Network(
+        name=trained.name,
+        origin=trained.origin,
+        network=trained.weights.network,
+        params=trained.weights.params,
+        images=images,
+        measured=_measure(trained, images),
+        history=trained.history,
+        best_epoch=_epoch(trained.weights.notes),
+        flags=trained.flags,
+    )
+    print(f"{trained.name}: drawing …", flush=True)
+    with figures.style():
+        return network, list(chapters.of_network(network))
 
 
 def _faults(missing: dict[str, list[str]]) -> list[str]:

@@ -69,6 +69,7 @@ def main(
             )
         progress.check_platform()
         if asked.evaluate is None:
+            _check_figures()
             asked = _begun(asked)
         weights = _weights(asked)
         print(f"loading {asked.dataset} …", flush=True)
@@ -76,7 +77,6 @@ def main(
         print(f"{asked.dataset}: {images.source}", flush=True)
         if asked.evaluate is not None:
             return _evaluate(asked, images, weights)
-        _check_figures()
         asked = _for_classes(asked, len(images.class_names))
         return _train(asked, images, weights and weights.params)
     except (data.DataError, ValueError, TypeError, OSError) as error:
@@ -306,11 +306,27 @@ class _Record:
         if not int(start.state.step):
             self._store.save(start)
         about = "".join(f"# {name}: {told}\n" for name, told in _made_by().items())
-        flags = about + self._asked.resolved
+        flags = about + self._other_epochs(start) + self._asked.resolved
         write_atomically(
             self._out / "flags.cfg", flags.encode("utf-8", "surrogateescape")
         )
         _write_rows(self._metrics, self._history)
+
+    def _other_epochs(self, start: ds.Snapshot) -> str:
+        """Comments that say until when --epochs, and so the schedule, was another."""
+        path = self._out / "flags.cfg"
+        if not int(start.state.step) or not path.exists():
+            return ""
+        text = path.read_text("utf-8", "surrogateescape")
+        told = re.findall(r"^# .*, then --resume.*\n", text, re.MULTILINE)
+        found = re.search(r"^--epochs=(\d+)$", text, re.MULTILINE)
+        if found and int(found[1]) != self._asked.config.epochs:
+            until, now = int(start.epoch), self._asked.config.epochs
+            told.append(
+                f"# to repeat it: --epochs={found[1]} until epoch {until}, then "
+                f"--resume with --epochs={now}\n"
+            )
+        return "".join(told)
 
     def save(self, snapshot: ds.Snapshot) -> None:
         self._store.save(snapshot)

@@ -50,7 +50,7 @@ def test_numbers_of_numpy(tmp_path, params):
         urgency=jnp.float32(0.5),
         pulses=np.array([0, 0]),
     )
-    notes = {"accuracy": np.float32(0.5), "steps": np.arange(2)}
+    notes = {"accuracy": np.longdouble(0.5), "steps": np.arange(2)}
     ds.save_weights(tmp_path / "w", network, params, notes=notes)
     loaded = ds.load_weights(tmp_path / "w", network=network)
     assert loaded.notes == {"accuracy": 0.5, "steps": [0, 1]}

@@ -89,21 +89,27 @@ def test_terminals_and_platforms_of_another_kind(tmp_path):
         "PYTHONPATH": str(Path(cli.__file__).parents[1]),
     }
     command = [sys.executable, "-OO", "-m", "experiments.cli"]
-    for arguments, platform, code in (
-        (["train", "--help"], "cpu", 0),
-        (["train", "digits", "--epochs=1"], "tpu", 1),
+    tpu = {"JAX_PLATFORMS": "tpu"}
+    lacks = ": JAX_PLATFORMS=tpu is not on .*\n"
+    for arguments, more, message in (
+        (["train", "--help"], {}, ""),
+        (["train", "digits", "--epochs=1"], tpu, "ds4nn train digits" + lacks),
+        (["export", "mnist", "--out_dir=x"], tpu, "ds4nn export" + lacks),
+        (
+            ["predict", "--figure=x", "x.png"],
+            {"MPLBACKEND": "none"},
+            "ds4nn predict: .*'none' is not a valid value for backend.*\n",
+        ),
     ):
         done = subprocess.run(
             [*command, *arguments],
-            env=os.environ | variables | {"JAX_PLATFORMS": platform},
+            env=os.environ | variables | {"JAX_PLATFORMS": "cpu"} | more,
             cwd=tmp_path,
             capture_output=True,
             encoding="ascii",
         )
-        assert done.returncode == code, done.stderr
-    assert re.fullmatch(
-        r"ds4nn train digits: JAX_PLATFORMS=tpu is not on .*\n", done.stderr
-    )
+        assert done.returncode == bool(message), done.stderr
+        assert re.fullmatch(message, done.stderr)
 
 
 def test_version(capsys):

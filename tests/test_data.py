@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ds4nn_jax import data
+from experiments import pictures
 
 FILES = (
     "train-images-idx3-ubyte",
@@ -620,17 +621,24 @@ def test_images_in_folders_with_a_share_for_testing(tmp_path):
 
 
 def test_images_in_folders_for_training_and_testing(tmp_path):
-    """A colour, a palette, a transparent picture: all have three channels then."""
+    """A colour, a palette, transparent pictures: all have three channels then, and
+    are what `ds4nn predict` sees."""
     picture(tmp_path / "train/a/0.png", np.full((2, 2), 7))
     picture(tmp_path / "train/b/0.png", np.full((2, 2, 3), (1, 2, 3)))
     picture(tmp_path / "train/b/1.png", np.full((2, 2, 4), (200, 200, 200, 0)))
+    ink = np.zeros((2, 2, 4))  # dark, on nothing: a viewer shows it on white
+    ink[1, 1, 3] = 255
+    picture(tmp_path / "train/b/2.png", ink)
     picture(tmp_path / "test/b/0.bmp", np.full((2, 2), 4))
     found = data.from_folders(tmp_path)
-    assert found.train_labels.tolist() == [0, 1, 1] and found.test_labels.tolist() == [
-        1
-    ]
+    assert found.train_labels.tolist() == [0, 1, 1, 1]
+    assert found.test_labels.tolist() == [1]
     firsts = found.train_images[:, 0, 0].tolist()
-    assert firsts == [[7, 7, 7], [1, 2, 3], [0, 0, 0]]
+    assert firsts == [[7, 7, 7], [1, 2, 3], [0, 0, 0], [255, 255, 255]]
+    for path, image in zip(
+        sorted((tmp_path / "train").rglob("*.png")), found.train_images, strict=True
+    ):
+        np.testing.assert_array_equal(pictures.read(path, (2, 2, 3))[0], image)
     assert found.test_images[0, 1, 1].tolist() == [4, 4, 4]
 
 
@@ -642,7 +650,10 @@ def test_folders_that_are_no_data_set(tmp_path):
     with pytest.raises(data.DataError, match=r"a.0.png is 2×2, .*b.0.png is 2×3"):
         data.from_folders(tmp_path)
     (tmp_path / "b" / "0.png").write_bytes(b"\x89PNG, cut")
-    with pytest.raises(data.DataError, match=r"b.0.png: no picture that Pillow reads"):
+    with pytest.raises(data.DataError, match=r"b.0.png: .*not a picture that Pillow"):
+        data.from_folders(tmp_path)
+    Image.fromarray(np.zeros((2, 2), np.uint16)).save(tmp_path / "b" / "0.png")
+    with pytest.raises(data.DataError, match="b.0.png: pixels of more than 8 bits"):
         data.from_folders(tmp_path)
     picture(tmp_path / "b" / "0.png", np.zeros((2, 2)))
     with pytest.raises(data.DataError, match="holding out 0.2 of class 0"):

@@ -293,6 +293,8 @@ def test_fine_tuning_begins_with_the_weights(smoke_run, tmp_path, monkeypatch, c
     flags = (made / "flags.cfg").read_text()
     assert f"# ds4nn_jax: {ds.__version__}" in flags and "# date: 20" in flags
     assert f"--init_from={tmp_path / 'w.safetensors'}\n" in flags
+    # The schedule of the first epoch was that of one.
+    assert "# to repeat it: --epochs=1 until epoch 1, then --resume with" in flags
 
 
 def test_long_work_is_told_of_in_few_lines(monkeypatch):

@@ -242,6 +242,11 @@ def changed(graph, name, **fields):
             "neurons of a channel must share one",
         ),
         ("conv1_in", dict(weight=np.ones((3, 2, 3, 3))), r"must be \[2, H, W\], got"),
+        (
+            "conv1_in",
+            dict(weight=np.full((3, 1, 3, 3), np.nan)),
+            "weight has NaN",
+        ),
     ],
 )
 def test_other_neurons_are_refused(name, fields, message):

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from ds4nn_jax import _pictures
 from experiments import pictures
 
 GREY = np.array([[0, 51, 102, 119], [136, 153, 238, 255]], np.uint8)
@@ -22,7 +23,7 @@ def saved(image, kind="PNG", **options):
 
 
 def shown(content):
-    picture, remarks = pictures.shown(Image.open(BytesIO(content)))
+    picture, remarks = _pictures.shown(Image.open(BytesIO(content)))
     return np.asarray(picture), remarks
 
 
@@ -76,8 +77,8 @@ def test_colours():
     np.testing.assert_array_equal(shown(saved(rgb.quantize(4)))[0], COLOUR)
     cmyk = shown(saved(rgb.convert("CMYK"), "TIFF"))[0]
     np.testing.assert_array_equal(cmyk, COLOUR)
-    np.testing.assert_array_equal(pictures.shown(rgb.convert("HSV"))[0], COLOUR)
-    ycbcr = np.asarray(pictures.shown(rgb.convert("YCbCr"))[0], int)
+    np.testing.assert_array_equal(_pictures.shown(rgb.convert("HSV"))[0], COLOUR)
+    ycbcr = np.asarray(_pictures.shown(rgb.convert("YCbCr"))[0], int)
     np.testing.assert_allclose(ycbcr, COLOUR, atol=2)
 
 
@@ -141,7 +142,7 @@ def test_a_tone_is_transparent():
     for mode in ("L", "P"):
         image = Image.fromarray(np.array([[9, 0, 9]], np.uint8)).convert(mode)
         pixels, remarks = shown(saved(image, transparency=9))
-        assert pixels[0, :, 0].tolist() == [255, 0, 255]
+        assert np.atleast_3d(pixels)[0, :, 0].tolist() == [255, 0, 255]
         assert remarks == ["transparent: laid on white"]
 
 
@@ -287,6 +288,15 @@ def test_other_pictures_are_laid_on_their_ground():
     assert remarks == ["scaled from 4×2 to 4×2, in the middle of 4×4"]
 
 
+def test_a_picture_is_not_reduced_below_the_network_that_sees_it(tmp_path):
+    stripes = np.zeros((1000, 40), np.uint8)
+    stripes[:, ::2] = 200
+    Image.fromarray(stripes).save(tmp_path / "x.png")
+    seen, remarks = pictures.read(tmp_path / "x.png", (1000, 40, 1))
+    np.testing.assert_array_equal(seen[..., 0], stripes)
+    assert remarks == []
+
+
 def test_other_pictures_are_means_of_their_pixels():
     grey = np.array([[0, 100], [200, 20]], np.uint8)
     seen, remarks = pictures.scaled(Image.fromarray(grey), (1, 1, 1))
@@ -333,21 +343,21 @@ NAN = saved(Image.fromarray(np.array([[0, np.nan]], np.float32)), "TIFF")
 )
 def test_refuses(tmp_path, content, why):
     (tmp_path / "x").write_bytes(content)
-    with pytest.raises(pictures.PictureError, match=why) as caught:
+    with pytest.raises(_pictures.PictureError, match=why) as caught:
         pictures.read(tmp_path / "x", (28, 28, 1))
     assert "\n" not in str(caught.value)
 
 
 def test_refuses_what_is_no_file(tmp_path):
-    with pytest.raises(pictures.PictureError, match="No such file"):
+    with pytest.raises(_pictures.PictureError, match="No such file"):
         pictures.read(tmp_path / "absent.png", (28, 28, 1))
-    with pytest.raises(pictures.PictureError, match="a folder, not a picture"):
+    with pytest.raises(_pictures.PictureError, match="a folder, not a picture"):
         pictures.read(tmp_path, (28, 28, 1))
 
 
 def test_pillow_is_left_as_it_was(tmp_path):
     limit = Image.MAX_IMAGE_PIXELS
-    with pytest.raises(pictures.PictureError):
+    with pytest.raises(_pictures.PictureError):
         pictures.read(tmp_path, (28, 28, 1))
     assert limit == Image.MAX_IMAGE_PIXELS
 
@@ -388,6 +398,6 @@ def test_damaged_bytes_are_a_picture_or_one_line(tmp_path, content, changes, end
         try:
             seen, _ = pictures.read(tmp_path / "x", (28, 28, 1), fit="ink")
             assert seen.shape == (28, 28, 1) and seen.dtype == np.uint8
-        except pictures.PictureError as error:
+        except _pictures.PictureError as error:
             assert str(error)
     assert not warned

@@ -1,5 +1,6 @@
 """`ds4nn predict`: one line a picture, by the network's own decision."""
 
+import io
 import json
 import subprocess
 import sys
@@ -353,6 +354,12 @@ def test_refuses_top(capsys, top):
     with pytest.raises(SystemExit):
         cli.main(["predict", "x.png", f"--top={top}"])
     assert "--top" in capsys.readouterr().err
+
+
+def test_letters_that_a_terminal_lacks_are_spelled():
+    terminal = io.TextIOWrapper(io.BytesIO(), "ascii")
+    predict._say("28×28 … \udce4", terminal)
+    assert terminal.buffer.getvalue() == b"28x28 ... \\udce4\n"
 
 
 @pytest.mark.parametrize("module", ["PIL", "matplotlib"])

@@ -33,5 +33,11 @@ def test_commands_name_what_is_there():
         assert (root / f"experiments/flagfiles/{name}.cfg").exists(), name
 
 
+def test_links_work_on_a_package_index():
+    links = re.findall(r"\]\(([^)]+)\)|(?:src|href)=\"([^\"]+)\"", README)
+    assert len(links) > 10
+    assert all("".join(link).startswith("https://") for link in links)
+
+
 def test_fits_two_screens():
     assert README.count("\n") <= 120

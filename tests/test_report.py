@@ -1,6 +1,7 @@
 """The page that `python -m experiments.report` writes."""
 
 import json
+import os
 import re
 import shutil
 import struct
@@ -384,22 +385,36 @@ def test_help_is_printed(capsys):
         assert "--run_dir" in capsys.readouterr().out
 
 
-def test_names_the_package_that_it_lacks():
-    """And does without until then, so that the other commands work."""
-    code = (
-        "import sys; sys.modules['matplotlib'] = None\n"
-        "from experiments import cli; cli.main(['report'])"
-    )
+def test_matplotlib_is_missed_before_a_data_set_is(tmp_path):
+    """And not earlier, so that the other commands work."""
+    code = """
+import sys
+sys.modules["matplotlib"] = None
+from experiments import animate, cli
+
+for main, argv in (
+    (cli.main, ["report"]),
+    (cli.main, ["train", "mnist", "--data_dir=absent"]),
+    (animate.main, ["mnist", "--data_dir=absent"]),
+):
+    try:
+        main(argv)
+    except SystemExit as error:
+        print(error)
+"""
     run = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
-        cwd=Path(__file__).parents[1],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
     )
-    assert run.returncode == 1
-    assert run.stderr == (
-        "ds4nn report needs matplotlib: pip install 'ds4nn_jax[experiments]'\n"
-    )
+    extra = "pip install 'ds4nn_jax[experiments]'"
+    assert run.stdout.splitlines() == [
+        f"ds4nn report needs matplotlib: {extra}",
+        f"ds4nn train mnist: figures need matplotlib: {extra}",
+        f"experiments.animate needs matplotlib: {extra}",
+    ], run.stderr
 
 
 def test_numbers_stand_right_and_names_left(tmp_path):
