@@ -282,9 +282,8 @@ def parse_spec(spec: str) -> tuple[int | None, tuple[LayerSpec, ...]]:
 
 def _plain(value: Any) -> Any:
     """Lists as tuples and NumPy's numbers as Python's, all the way down."""
-    if isinstance(value, np.ndarray | np.generic | jax.Array) and _checks.at_hand(
-        value
-    ):
+    arrays = np.ndarray | np.generic | jax.Array
+    if isinstance(value, arrays) and not _checks.is_traced(value):
         value = np.asarray(value).tolist()
     return tuple(map(_plain, value)) if type(value) in (list, tuple) else value
 
