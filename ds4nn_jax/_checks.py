@@ -1,7 +1,8 @@
 """Refusals of bad input, each naming what was wrong and what would be right.
 
 Shapes, types and hyperparameters are checked always (when traced, at no run-time
-cost); values only when they are at hand, that is outside `jit`.
+cost). Values are checked outside `jit`, where that needs no wait: NumPy arrays and
+arrays on CPUs; single numbers anywhere.
 """
 
 import math
@@ -15,9 +16,18 @@ import numpy as np
 MOST_STEPS = 2**24  # beyond it float32 does not tell whole numbers apart
 
 
+def is_traced(x: Any) -> bool:
+    """Whether x has no values yet."""
+    return isinstance(x, jax.core.Tracer)
+
+
 def at_hand(x: Any) -> bool:
-    """Whether x has values to look at: it is not being traced."""
-    return not isinstance(x, jax.core.Tracer)
+    """Whether the values of x can be looked at here: not those of an accelerator, which
+    would have to be waited for and copied."""
+    if is_traced(x):
+        return False
+    on_devices = x.devices() if isinstance(x, jax.Array) else ()
+    return all(device.platform == "cpu" for device in on_devices)
 
 
 def num_steps(steps: int) -> None:
@@ -42,6 +52,15 @@ def array(x: Any) -> jax.Array | np.ndarray:
     return x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
 
 
+def _on_host(x: Any) -> jax.Array | np.ndarray:
+    """As `array`, of the type that JAX gives it; NumPy arrays stay where they are."""
+    x = array(x)
+    if isinstance(x, jax.Array):
+        return x
+    with np.errstate(over="ignore"):  # what becomes infinite is refused as such
+        return x.astype(jax.dtypes.canonicalize_dtype(x.dtype), copy=False)
+
+
 def threshold(values: jax.typing.ArrayLike, outputs: int) -> jax.Array | np.ndarray:
     """θ of all outputs, or one of each [O]."""
     if not isinstance(values, jax.Array):
@@ -60,7 +79,7 @@ def threshold(values: jax.typing.ArrayLike, outputs: int) -> jax.Array | np.ndar
 
 
 def urgency(value: Any) -> jax.Array | float:
-    if not at_hand(value):
+    if is_traced(value):
         return value
     number = float(value)
     if not (number >= 0 and math.isfinite(number)):
@@ -70,7 +89,7 @@ def urgency(value: Any) -> jax.Array | float:
 
 def pulses(values: jax.Array, outputs: int, steps: int) -> jax.Array:
     """Weights [P, O] of reference neurons, of which no two spike at once."""
-    values = jnp.asarray(array(values))
+    values = _on_host(values)
     if not jnp.issubdtype(values.dtype, jnp.number):
         raise TypeError(f"pulses must be numbers, got {values.dtype}")
     if values.ndim != 2 or values.shape[1] != outputs or len(values) > steps:
@@ -79,7 +98,7 @@ def pulses(values: jax.Array, outputs: int, steps: int) -> jax.Array:
             f"got {values.shape}"
         )
     finite("pulses", values)
-    return values
+    return jnp.asarray(values)
 
 
 def pulse_counts(counts: tuple[int, ...], layers: int, steps: int) -> None:
@@ -105,10 +124,11 @@ def times_and_kernel(
 ) -> tuple[jax.Array, jax.Array]:
     """Both as arrays of one floating type, values checked where they are at hand."""
     times = spike_times(times, steps)
-    kernel = jnp.asarray(array(kernel))
+    kernel = _on_host(kernel)
     if not (jnp.issubdtype(kernel.dtype, jnp.floating) or kernel.dtype == jnp.int8):
         raise TypeError(f"kernel must be floating or int8, got {kernel.dtype}")
     finite("kernel", kernel)
+    kernel = jnp.asarray(kernel)
     dtype = jnp.promote_types(times.dtype, kernel.dtype)
     if dtype not in (jnp.float32, jnp.float64):
         raise TypeError(
@@ -120,7 +140,7 @@ def times_and_kernel(
 
 def spike_times(times: jax.Array, steps: int | None = None) -> jax.Array:
     """Times as a floating array; whole steps 0 … T where values are at hand."""
-    times = jnp.asarray(array(times))
+    times = _on_host(times)
     if not jnp.issubdtype(times.dtype, jnp.floating):
         raise TypeError(
             f"spike times must be a floating array, got {times.dtype}: "
@@ -137,7 +157,7 @@ def spike_times(times: jax.Array, steps: int | None = None) -> jax.Array:
                 f"spike times must be whole steps 0 … {top} ({top} is silent), "
                 f"got {seen[wrong].flat[0]}"
             )
-    return times
+    return jnp.asarray(times)
 
 
 def potentials(values: jax.Array | None, times: jax.Array) -> None:
@@ -190,10 +210,9 @@ def labels(values: jax.Array | np.ndarray, batch: int, classes: int) -> jax.Arra
 
 def shares(values: jax.Array | np.ndarray, batch: int, classes: int) -> jax.Array:
     """Soft labels [B, C]: how much of each image belongs to each class."""
-    values = array(values)
+    values = _on_host(values)
     if not jnp.issubdtype(values.dtype, jnp.floating):
         raise TypeError(f"soft labels must be floating, got {values.dtype}")
-    values = jnp.asarray(values)
     if values.shape != (batch, classes):
         raise ValueError(
             f"soft labels must have shape [B, C] = {(batch, classes)}, "
@@ -209,4 +228,4 @@ def shares(values: jax.Array | np.ndarray, batch: int, classes: int) -> jax.Arra
                 "soft labels must be shares ≥ 0 that sum to 1 for each image, "
                 f"image {image} has {seen[image].tolist()}"
             )
-    return values
+    return jnp.asarray(values)

@@ -90,7 +90,7 @@ def reference(
     else:
         pulses = _checks.pulses(pulses, outputs, num_steps).astype(dtype)
     urgency = _checks.urgency(urgency)
-    if not _checks.at_hand(urgency) or urgency:
+    if _checks.is_traced(urgency) or urgency:
         if whole:  # exact: in float64, before any program runs
             totals = np.floor(np.float64(urgency) * np.arange(num_steps + 1))
             urgency = np.diff(totals)[:, None]

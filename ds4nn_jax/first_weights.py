@@ -147,7 +147,7 @@ def calibrate(
                 times = flat(times)
             peaks, driven = _excitation(network, index, times, layer)
             reached = _quantile(peaks, driven, 1 - rates[name])
-            if _checks.at_hand(reached) and not reached > 0:
+            if not _checks.is_traced(reached) and not reached > 0:
                 excited = float(jnp.mean(driven & (peaks > 0)))
                 raise ValueError(
                     f"firing_rates: {rates[name]:.0%} of the driven neurons of {name} "

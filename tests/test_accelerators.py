@@ -7,6 +7,7 @@ arithmetic of matrix units (bfloat16 products, float32 sums) is computed on the 
 import functools
 import math
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from precision import float64
 from test_event import LAYERS, assert_equal, dyadic, layers, spikes
 
 import ds4nn_jax as ds
-from ds4nn_jax import analysis, step
+from ds4nn_jax import _checks, analysis, step
 from ds4nn_jax._engines import scan
 from ds4nn_jax._engines.synapse import Conv, Dense, current_on_matrix_units, slices
 
@@ -188,3 +189,18 @@ def test_synapses_name_their_windows_in_the_order_of_the_kernel():
         np.testing.assert_array_equal(
             windows @ kernel.reshape(-1, 5), synapse.current(spiking, kernel)
         )
+
+
+def test_values_on_an_accelerator_are_not_fetched_to_be_checked(monkeypatch):
+    late, kernel = np.full((1, 2), 101, np.float32), np.ones((2, 3), np.float32)
+    array = jnp.asarray(late)
+    with pytest.raises(ValueError, match="whole steps"):
+        ds.dense(array, kernel)
+    gpu = [types.SimpleNamespace(platform="gpu")]
+    monkeypatch.setattr(type(array), "devices", lambda self: gpu)
+    assert _checks.spike_times(array, 100) is array
+    for values in (late, late.astype(np.float64)):  # NumPy's are still here
+        with pytest.raises(ValueError, match="whole steps"):
+            _checks.spike_times(values, 100)
+    with pytest.raises(ValueError, match="urgency"):  # a number is worth the wait
+        _checks.urgency(jnp.float32(-1))

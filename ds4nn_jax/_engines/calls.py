@@ -13,10 +13,24 @@ from typing import Any
 import numpy as np
 from numba import njit, types
 
-from ds4nn_jax._engines.lanes import address_of, array_at, call, fetch_add, text
+from ds4nn_jax._engines.lanes import (
+    address_of,
+    array_at,
+    call,
+    fetch_add,
+    peek,
+    text,
+    write,
+)
+from ds4nn_jax._engines.pipeline import Linked
 
 OPTIONS: dict[str, Any] = dict(
-    error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False
+    error_model="numpy",
+    no_cpython_wrapper=True,
+    no_cfunc_wrapper=True,
+    _nrt=False,
+    no_rewrites=True,
+    pipeline_class=Linked,
 )
 LINE = 64  # bytes: vectors across two cache lines cost twice
 
@@ -35,7 +49,7 @@ _BUFFER_DATA, _ARRAY_DATA = 24, 16
 _METADATA = 1  # the type of the extension that asks a handler about itself
 # Functions of its table.
 _ERROR_CREATE, _ERROR_DESTROY, _SCHEDULE, _NUM_THREADS = 48, 64, 136, 144
-_RESOURCE_EXHAUSTED, _UNIMPLEMENTED = 8, 12
+_RESOURCE_EXHAUSTED, _UNIMPLEMENTED = np.intp(8), np.intp(12)
 # Bytes, by their own first words, that structures must have for all that is read.
 _FRAME_BYTES, _API_BYTES, _LIST_BYTES, _ATTRIBUTES_BYTES = 168, 152, 40, 48
 _METADATA_EXTENSION_BYTES, _METADATA_BYTES = 32, 36
@@ -47,37 +61,24 @@ _TASK, _COUNT, _JOB_BYTES, _JOB = 72, 112, 256, -1
 
 
 @njit(**OPTIONS)
-def peek(address):
-    """The word at an address."""
-    return array_at(address, np.intp)[0]
-
-
-@njit(**OPTIONS)
-def _write(address, *words):
-    """Puts words at an address, one behind the other."""
-    for k in range(len(words)):
-        array_at(address, np.intp)[k] = words[k]
-
-
-@njit(**OPTIONS)
 def plan_of(frame):
     """The call's one attribute, int64 words."""
     return array_at(peek(peek(peek(frame + _ATTRIBUTES)) + _ARRAY_DATA), np.int64)
 
 
-@njit(**OPTIONS)
+@njit(inline="always", **OPTIONS)
 def argument(frame, k):
     """Address of the data of the k-th operand."""
     return peek(peek(peek(frame + _ARGUMENTS) + 8 * k) + _BUFFER_DATA)
 
 
-@njit(**OPTIONS)
+@njit(inline="always", **OPTIONS)
 def result(frame, k):
     """Address of the data of the k-th result."""
     return peek(peek(peek(frame + _RESULTS) + 8 * k) + _BUFFER_DATA)
 
 
-@njit(**OPTIONS)
+@njit(inline="always", **OPTIONS)
 def room(items, size_of):
     """Bytes for so many items, whole cache lines."""
     return (items * size_of + LINE - 1) // LINE * LINE
@@ -139,7 +140,7 @@ def _error(frame, message, code):
     arguments = _malloc(32)
     if arguments == 0:
         return 0
-    _write(arguments, 28, 0, message, code)
+    write(arguments, 28, 0, message, code)
     error = call(peek(peek(frame + _API) + _ERROR_CREATE), arguments)
     _free(arguments)
     return error
@@ -150,7 +151,7 @@ def _ignore(api, error, arguments):
     """Destroys an error, if it is one; whether it was none."""
     if error == 0:
         return True
-    _write(arguments, 24, 0, error)
+    write(arguments, 24, 0, error)
     call(peek(api + _ERROR_DESTROY), arguments)
     return False
 
@@ -214,13 +215,13 @@ def handler(cell, counts, part, memory, shared_bytes=_nothing_shared):
         job = _malloc(_JOB_BYTES)
         if job == 0:
             return job
-        _write(job, _JOB, 0, 0, total, 1, 0, frame, shared, phase)
+        write(job, _JOB, 0, 0, total, 1, 0, frame, shared, phase)
         api, context = peek(frame + _API), peek(frame + _CONTEXT)
         count, task = job + _COUNT, job + _TASK
-        _write(count, 32, 0, context, count + 32, 1)
+        write(count, 32, 0, context, count + 32, 1)
         _ignore(api, call(peek(api + _NUM_THREADS), count), count)
         helpers = min(total, peek(count + 32)) - 1  # this thread works, too
-        _write(task, 40, 0, context, peek(address_of(cell)), job)
+        write(task, 40, 0, context, peek(address_of(cell)), job)
         for _ in range(helpers):
             fetch_add(job + _HOLDERS, 1)
             if not _ignore(api, call(peek(api + _SCHEDULE), task), count):

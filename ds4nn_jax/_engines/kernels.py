@@ -5,8 +5,6 @@ O outputs, T steps, K = kh·kw·I rows of a window. A block is `lanes` of O (for
 of K (backward). Which thread computes a part never changes a result.
 """
 
-import functools
-
 import numpy as np
 from numba import njit
 
@@ -144,7 +142,7 @@ def _lay_out(count, events, steps, peaks, when, place):
     need no branch for each step's own number of events, and fewer comparisons.
     """
     compared = 65 if peaks else 45  # the cost of a comparison, where adding has 12
-    pairs, fours = _groups(count, steps, 1), _groups(count, steps, 2)
+    pairs, fours = _groups(count, steps, np.intp(1)), _groups(count, steps, np.intp(2))
     groups, shift, cost = events, 0, compared * events
     if (compared + 12) * pairs < cost:
         groups, shift, cost = pairs, 1, (compared + 12) * pairs
@@ -170,11 +168,11 @@ def _place(events, size, tap, lanes, place, order):
         place[step] = to + 1
 
 
-def _first_spikes(kind, lanes, slots):
+def _first_spikes(kind, lanes):
     """Compiles the integration of a window's events by `lanes` neurons."""
 
-    @njit(**OPTIONS)
-    def integrate(events, neurons, at):
+    @njit(forceinline=True, **OPTIONS)
+    def integrate(slots, events, neurons, at):
         """spike[at:] = the first step with V ≥ θ, or T.
 
         order: offsets of weight rows, `slots` for each group, filled up with zero rows.
@@ -202,11 +200,11 @@ def _first_spikes(kind, lanes, slots):
     return integrate
 
 
-def _highest_potentials(kind, lanes, slots):
+def _highest_potentials(kind, lanes):
     """As `_first_spikes`, with the highest potential up to the spike and its step."""
 
-    @njit(**OPTIONS)
-    def integrate(events, neurons, potential, until, at):
+    @njit(forceinline=True, **OPTIONS)
+    def integrate(slots, events, neurons, potential, until, at):
         order, when, groups = events
         weights, block, thresholds, steps, filled, spike = neurons
         silent, threshold = kind(steps), load(weights, thresholds, lanes)
@@ -251,18 +249,27 @@ def _by_lanes(kind, compiled):
     return chosen
 
 
-def _by_slots(compiled, kind, lanes):
-    """Compiles something for groups of 1, 2 and 4; the first argument chooses."""
-    of_1, of_2, of_4 = (compiled(kind, lanes, slots) for slots in (1, 2, 4))
+def _by_lanes_and_slots(kind, compiled):
+    """As `_by_lanes`, for groups of 1, 2 and 4 events: numba compiles their loop once,
+    LLVM makes three of it."""
+    wide, narrow = LANES[np.dtype(kind).name]
+    of_wide, of_narrow = compiled(kind, wide), compiled(kind, narrow)
+    one, two, four = np.intp(1), np.intp(2), np.intp(4)
 
     @njit(**OPTIONS)
-    def chosen(slots, *arguments):
-        if slots == 1:
-            of_1(*arguments)
+    def chosen(lanes, slots, *arguments):
+        if lanes == wide and slots == 1:
+            of_wide(one, *arguments)
+        elif lanes == wide and slots == 2:
+            of_wide(two, *arguments)
+        elif lanes == wide:
+            of_wide(four, *arguments)
+        elif slots == 1:
+            of_narrow(one, *arguments)
         elif slots == 2:
-            of_2(*arguments)
+            of_narrow(two, *arguments)
         else:
-            of_4(*arguments)
+            of_narrow(four, *arguments)
 
     return chosen
 
@@ -288,8 +295,8 @@ def _counting(kind, lanes):
 def _forward(kind):
     """What `calls.handler` asks for, of spike times of a scalar type."""
     size_of = np.dtype(kind).itemsize
-    first_spikes = _by_lanes(kind, functools.partial(_by_slots, _first_spikes))
-    highest = _by_lanes(kind, functools.partial(_by_slots, _highest_potentials))
+    first_spikes = _by_lanes_and_slots(kind, _first_spikes)
+    highest = _by_lanes_and_slots(kind, _highest_potentials)
     count_block = _by_lanes(kind, _counting)
 
     @njit(**OPTIONS)
@@ -459,7 +466,14 @@ def _forward(kind):
                                 _place(
                                     own, arrived[pixel], tap, lanes, place, own_order
                                 )
-                        _place(pulses, plan[PLAN.pulses], 0, lanes, place, own_order)
+                        _place(
+                            pulses,
+                            plan[PLAN.pulses],
+                            np.intp(0),
+                            lanes,
+                            place,
+                            own_order,
+                        )
                         listed[x] = groups * 8 + (1 << shift)
                         from_0 = window_count[0] > 0
                     fill(tail(spike, x * padded), padded, steps)

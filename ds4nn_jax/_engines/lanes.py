@@ -11,9 +11,9 @@ are `intp`, words 64 bits.
 import operator
 
 from llvmlite import ir
-from numba.core import types
-from numba.core.errors import TypingError
-from numba.extending import intrinsic, models, overload, register_model
+from numba.core import cgutils, types
+from numba.core.typing.templates import AbstractTemplate, infer_global
+from numba.extending import intrinsic, lower_builtin, models, register_model
 
 
 class Lanes(types.Type):
@@ -149,25 +149,23 @@ def trailing_zeros(typing, word):
 def _operator(function, instruction, result=None):
     """Teaches numba `function` of two vectors, or of a vector and a scalar."""
 
-    @intrinsic
-    def implementation(typing, a, b):
-        if not isinstance(a, Lanes):
-            raise TypingError(f"{a} is no vector")
-        scalar = not isinstance(b, Lanes)
+    @infer_global(function)
+    class Operation(AbstractTemplate):
+        def generic(self, args, keywords):
+            a, b = args
+            if isinstance(a, Lanes):
+                lanes = Lanes(types.boolean, a.count) if result == "mask" else a
+                return lanes(a, b if isinstance(b, Lanes) else a.scalar)
 
-        def build(context, builder, signature, args):
-            left, right = args
-            if scalar:
-                right = _splat(context, builder, right, a)
-            return instruction(builder, left, right)
+    def build(context, builder, signature, args):
+        left, right = args
+        lanes, other = signature.args
+        if not isinstance(other, Lanes):
+            right = _splat(context, builder, right, lanes)
+        return instruction(builder, left, right)
 
-        lanes = Lanes(types.boolean, a.count) if result == "mask" else a
-        return lanes(a, a.scalar if scalar else b), build
-
-    @overload(function)
-    def operation(a, b):
-        if isinstance(a, Lanes):
-            return lambda a, b: implementation(a, b)
+    for other in (Lanes, types.Any):
+        lower_builtin(function, Lanes, other)(build)
 
 
 def _compare(sign):
@@ -204,6 +202,32 @@ def tail(typing, array, offset):
         return builder.gep(args[0], [args[1]])
 
     return array(array, types.intp), build
+
+
+@intrinsic
+def peek(typing, address):
+    """The word at an address."""
+
+    def build(context, builder, signature, args):
+        return builder.load(builder.inttoptr(args[0], ir.IntType(64).as_pointer()))
+
+    return types.intp(types.intp), build
+
+
+@intrinsic
+def write(typing, address, *words):
+    """Puts words at an address, one behind the other."""
+    given = types.BaseTuple.from_types(words)
+
+    def build(context, builder, signature, args):
+        where = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
+        values = cgutils.unpack_tuple(builder, args[1])
+        for k, (value, kind) in enumerate(zip(values, words, strict=True)):
+            word = context.cast(builder, value, kind, types.intp)
+            place = builder.gep(where, [ir.Constant(ir.IntType(64), k)])
+            builder.store(word, place)
+
+    return types.void(types.intp, given), build
 
 
 @intrinsic

@@ -27,7 +27,7 @@ import numpy as np
 from ds4nn_jax._engines.trial import trial
 from ds4nn_jax._files import whole
 
-SOURCES = ("calls", "kernels", "lanes", "plan", "sweep")
+SOURCES = ("calls", "kernels", "lanes", "pipeline", "plan", "sweep")
 _LOCK = threading.RLock()
 
 
@@ -178,7 +178,7 @@ def _compile(kernel: str, dtype: str, cell: str) -> tuple[str, bytes]:
 def _announce() -> None:
     """Once: whoever waits in a program of their own sees why."""
     logging.getLogger("ds4nn_jax").warning(
-        "compiling the event engine for this processor, about half a minute; later "
+        "compiling the event engine for this processor, about ten seconds; later "
         "programs read it from disk …"
     )
 
