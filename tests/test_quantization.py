@@ -3,6 +3,7 @@
 import functools
 import json
 import shutil
+import struct
 import subprocess
 import sys
 
@@ -309,3 +310,48 @@ def test_a_shipped_network_from_the_command(images, tmp_path, compiler, capsys):
     with pytest.raises(SystemExit, match="real numbers: ds.quantize"):
         cli.main(["export", "mnist", f"--out_dir={tmp_path / 'new'}"])
     assert not (tmp_path / "new").exists()
+
+
+PROCESSORS = {
+    "Cortex-M4": ("thumb-freestanding-eabi", "-mcpu=cortex_m4"),
+    "RISC-V": ("riscv32-freestanding", "-mcpu=generic_rv32+m+c"),
+}
+
+
+def sizes(path):
+    """Bytes of flash and of static RAM, from an ELF file's 32-bit section headers."""
+    elf = path.read_bytes()
+    assert elf[:5] == b"\x7fELF\x01"
+    (start,), (size, count) = (
+        struct.unpack_from("<I", elf, 32),
+        struct.unpack_from("<2H", elf, 46),
+    )
+    flash = ram = 0
+    for k in range(count):
+        _, kind, flags, _, _, length = struct.unpack_from("<6I", elf, start + k * size)
+        if flags & 2:  # is in memory
+            ram += length if flags & 1 else 0  # may be written
+            flash += length if kind != 8 else 0  # is not all zeros
+    return flash, ram
+
+
+@pytest.mark.parametrize("processor", PROCESSORS)
+def test_fits_a_microcontroller(processor, tmp_path, rng):
+    """Without an operating system or a library; bytes of flash and RAM."""
+    pytest.importorskip("ziglang", reason="needs pip install ziglang")
+    dense = *network_of("784-400-10", (784,), rng), (784,), True, 330_000, 4_000
+    conv = *pretrained.load("mnist")[:2], (28, 28, 1), False, 140_000, 24_000
+    target, cpu = PROCESSORS[processor]
+    command = [sys.executable, "-m", "ziglang", "cc", "-target", target, cpu]
+    command += ["-Os", "-ffreestanding", *STRICT, "-c", "network.c"]
+    for network, params, shape, stop, most_flash, most_ram in (dense, conv):
+        whole = ds.quantize(network, params, bits=8)
+        images = np.zeros((1, *shape), np.uint8)
+        for name, text in export.to_c(*whole, images, stop=stop).items():
+            (tmp_path / name).write_text(text)
+        subprocess.run(command, cwd=tmp_path, check=True)
+        flash, ram = sizes(tmp_path / "network.o")
+        print(f"{network.spec}, {processor}: {flash} bytes of flash, {ram} of RAM")
+        told = (tmp_path / "network.c").read_text()[:400]
+        assert int(told.split("Flash: ")[1].split()[0]) < flash <= most_flash
+        assert int(told.split("RAM: ")[1].split()[0]) <= ram <= most_ram
