@@ -425,36 +425,82 @@ def _urgencies(each: Network, drawing, drawn: dict) -> Iterator[Block]:
 def _energy(each: Network) -> Iterator[Block]:
     network, test = each.network, each.measured.test
     shape = each.images.test_images.shape[1:]
-    pulsed = energy.reference_operations(network, shape, test.layer_reference_spikes)
+    reference = test.layer_reference_spikes
+    pulsed = energy.reference_operations(network, shape, reference)
     additions = energy.synaptic_operations(network, shape, test.layer_spikes) + pulsed
     products = energy.multiply_accumulates(network, shape)
-    spiking = additions * energy.ADDITION
-    ordinary = products * (energy.ADDITION + energy.MULTIPLICATION)
     yield Heading(4, "Estimated energy of a decision")
     yield Text(
-        f"Arithmetic alone: an addition takes {1e12 * energy.ADDITION:.1f} pJ, a "
-        f"multiplication {1e12 * energy.MULTIPLICATION:.1f} pJ (32-bit floating point, "
-        "45 nm: Horowitz, ISSCC 2014). Memory and routing are left out on both sides."
+        "Energies of operations in 45 nm (Horowitz, ISSCC 2014). In 32-bit floating "
+        f"point an addition takes {1e12 * energy.ADDITION:.1f} pJ, a multiplication "
+        f"{1e12 * energy.MULTIPLICATION:.1f} pJ; of whole numbers, of 8 bits with sums "
+        f"of 32, {1e12 * energy.WHOLE_ADDITION:.1f} and "
+        f"{1e12 * energy.WHOLE_MULTIPLICATION:.1f} pJ. Routing is left out."
     )
+    per_product = energy.ADDITION + energy.MULTIPLICATION
+    whole = energy.WHOLE_ADDITION + energy.WHOLE_MULTIPLICATION
     rows = [
         (
             "this network, up to the decision: additions",
             f"{additions:,.0f}",
-            f"{1e6 * spiking:.3g} µJ",
+            _joules(additions * energy.ADDITION),
+            _joules(additions * energy.WHOLE_ADDITION),
         ),
         (
             "ReLU network of the same shape: multiplications with addition",
             f"{products:,}",
-            f"{1e6 * ordinary:.3g} µJ",
+            _joules(products * per_product),
+            _joules(products * whole),
         ),
     ]
     if pulsed:
-        joules = f"{1e6 * pulsed * energy.ADDITION:.3g} µJ"
-        rows.insert(1, ("… of these for reference spikes", f"{pulsed:,.0f}", joules))
+        own = (
+            f"{pulsed:,.0f}",
+            *(
+                _joules(pulsed * each)
+                for each in (energy.ADDITION, energy.WHOLE_ADDITION)
+            ),
+        )
+        rows.insert(1, ("… of these for reference spikes", *own))
     if additions:
-        ratio = f"{products / additions:,.0f}", f"{ordinary / spiking:,.0f}"
-        rows.append(("ratio", *ratio))
-    yield Table(("", "operations an image", "energy an image"), rows)
+        ratio = products / additions
+        ratios = (1, per_product / energy.ADDITION, whole / energy.WHOLE_ADDITION)
+        rows.append(("ratio", *(f"{ratio * each:,.0f}" for each in ratios)))
+    titles = "", "operations an image", "energy, floating point", "energy, 8 bits"
+    yield Table(titles, rows)
+    yield from _bytes(each)
+
+
+def _bytes(each: Network) -> Iterator[Block]:
+    network, test = each.network, each.measured.test
+    shape = each.images.test_images.shape[1:]
+    moved = {
+        "this network, up to the decision": energy.bytes_moved(
+            network, shape, test.layer_spikes, test.layer_reference_spikes
+        ),
+        "ReLU network of the same shape": energy.relu_bytes_moved(network, shape),
+    }
+    yield Text(
+        "Memory takes more. With weights of 8 bits and nothing cached, every addition "
+        "reads a weight and reads and writes a potential of 16 bits, and a spike is an "
+        "address of 32 bits, written and read; every multiplication reads a weight and "
+        "an activation of 8 bits, and its sum stays in a register. A byte of 1 MiB on "
+        f"the chip takes {1e12 * energy.BYTE:.1f} pJ."
+    )
+    rows = [
+        (name, *(f"{n:,.0f}" for n in (*m, sum(m))), _joules(sum(m) * energy.BYTE))
+        for name, m in moved.items()
+    ]
+    ours, others = (sum(m) for m in moved.values())
+    if ours:
+        ratio = f"{others / ours:,.1f}"
+        rows.append(("ratio", "", "", "", ratio, ratio))
+    titles = "bytes an image", "weights", "potentials", "spikes, activations", "all"
+    yield Table((*titles, "energy"), rows)
+
+
+def _joules(energy: float) -> str:
+    return f"{1e6 * energy:.3g} µJ"
 
 
 def _dead_neurons() -> Iterator[Block]:
