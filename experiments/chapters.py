@@ -14,7 +14,7 @@ from ds4nn_jax import data, energy, plots
 from ds4nn_jax.modules import PoolSpec
 
 from . import figures, fronts, options, published
-from .measures import Measured, reference, without_pooling
+from .measures import Measured, reference, urgency, without_pooling
 from .page import Block, Code, Drawing, Heading, Listing, Strong, Table, Text
 
 _HERE = Path(__file__).parent
@@ -282,8 +282,8 @@ def of_network(each: Network) -> Iterator[Block]:
     yield Text(f"{each.origin} Data: {images.source}.")
     if network.urgency:
         yield Text(
-            f"It decides with an urgency of {network.urgency:g} mV a step, which the "
-            "paper's networks do not have."
+            f"It decides with an urgency of {urgency(network, each.params):g} mV a "
+            "step, which the paper's networks do not have."
         )
     if network.pulses:
         counts = ", ".join(f"{n} of {p}" for p, n in network.pulse_counts.items())
@@ -292,7 +292,7 @@ def of_network(each: Network) -> Iterator[Block]:
         )
     if each.flags:
         yield Listing("Flags of the run", each.flags)
-    yield from _summary(test, network)
+    yield from _summary(test, network, each.params)
     if each.history:
         drawn["learning_curve"] = plots.learning_curve(
             each.history, best_epoch=each.best_epoch
@@ -333,7 +333,9 @@ def of_network(each: Network) -> Iterator[Block]:
     yield from _energy(each)
 
 
-def _summary(test: ds.Report, network: ds.SpikingNetwork) -> Iterator[Block]:
+def _summary(
+    test: ds.Report, network: ds.SpikingNetwork, params: dict
+) -> Iterator[Block]:
     own = without_pooling(network, test.layer_spikes)
     rows = [
         ("strict accuracy", f"{test.accuracy:.2%}"),
@@ -346,7 +348,7 @@ def _summary(test: ds.Report, network: ds.SpikingNetwork) -> Iterator[Block]:
         ("input spikes up to it, apart", _number(test.layer_spikes[0])),
     ]
     if any(network.reference_neurons):
-        what = f"{reference(network)} up to it, apart"
+        what = f"{reference(network, params)} up to it, apart"
         rows.append((what, _number(test.reference_spikes)))
     rows.append(("dead neurons", f"{test.dead:.1%}"))
     yield Table((f"on the {test.images:,} test images", ""), rows)
@@ -389,14 +391,14 @@ def _classes(each: Network) -> Iterator[Block]:
 
 
 def _urgencies(each: Network, drawing, drawn: dict) -> Iterator[Block]:
-    rows = each.measured.urgencies
+    rows, own = each.measured.urgencies, urgency(each.network, each.params)
     yield Heading(4, "Urgency: deciding sooner with the same weights")
     yield Text(
         (
-            "u mV a step into every output, ",
-            Code("network.clone(urgency=u)"),
+            "u mV a step into every output, of θ = 100 mV, ",
+            Code("--urgency=u"),
             ". These are the test images: a u to be used is chosen on held-out "
-            f"training images. The network's own is {each.network.urgency:g}.",
+            f"training images. The network's own is {own:g}.",
         )
     )
     yield Table(

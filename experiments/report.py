@@ -287,7 +287,7 @@ def _measure(trained: Trained, images: data.Dataset):
         params,
         images.test_images,
         images.test_labels,
-        urgencies=sorted({*_URGENCIES, network.urgency}),
+        urgencies=sorted({*_URGENCIES, measures.urgency(network, params)}),
         on_batch=lambda done: signs.show(f"{done:,} of {total:,} test images"),
     )
 

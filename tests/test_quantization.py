@@ -18,7 +18,7 @@ import ds4nn_jax as ds
 from ds4nn_jax import export, pretrained, quantization
 from ds4nn_jax._engines import scan
 from ds4nn_jax._engines.synapse import Conv, Dense, current_on_matrix_units
-from experiments import cli
+from experiments import cli, measures
 
 T = 24
 
@@ -125,6 +125,26 @@ def oracle(network, params, times):
             times = respond(times, kernel, theta, T, pulses=pulses, **others).times
         found.append(times)
     return found
+
+
+def test_an_urgency_in_millivolts(rng):
+    """Whole numbers have another unit; commands and reports speak of mV."""
+    network, params = network_of("12-9-4", (12,), rng, urgency=2.5)
+    whole, weights = ds.quantize(network, params, bits=8)
+    assert measures.urgency(network, params) == 2.5
+    assert measures.urgency(whole, weights) == 2.5
+    assert measures.urged(whole, weights, None) is whole
+    again, _ = ds.quantize(network.clone(urgency=7.0), params, bits=8)
+    urged = measures.urged(whole, weights, 7.0).urgency
+    np.testing.assert_allclose(urged, again.urgency, rtol=1e-12)
+    assert urged != 7 == measures.urged(network, params, 7.0).urgency
+    images = rng.integers(0, 256, (50, 12)).astype(np.uint8)
+    labels = rng.integers(0, 4, 50)
+    (row,) = measures.measure(
+        whole, weights, images, labels, urgencies=[7.0], batch_size=50
+    ).urgencies
+    expected = ds.evaluate(again, weights, images, labels)
+    assert (row.spikes, row.decision_step) == (expected.spikes, expected.decision_step)
 
 
 def test_training_sees_whole_numbers_and_goes_on_from_them(tmp_path):
