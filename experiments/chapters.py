@@ -88,12 +88,15 @@ class Runs(NamedTuple):
       config: what it asks for.
       seeds: of the runs.
       tests: last line of each run's metrics: the best epoch on the test images.
+      start: name of the run or shipped network whose weights they began with; empty
+        where they drew their own.
     """
 
     name: str
     config: ds.TrainConfig
     seeds: tuple[int, ...]
     tests: tuple[dict, ...]
+    start: str = ""
 
     def mean(self, measure: str) -> float:
         return float(np.mean([test[f"test_{measure}"] for test in self.tests]))
@@ -120,6 +123,46 @@ class Runs(NamedTuple):
         return f"{self.name}.cfg, seed{several} {', '.join(map(str, self.seeds))}"
 
 
+def of_bits(runs: Sequence[Runs]) -> Iterator[Block]:
+    """Accuracy against bits a weight, of networks and what was trained on from them."""
+    found: dict[str, list[Runs]] = {}
+    for each in sorted(runs, key=lambda each: each.config.bits or 9):
+        if each.config.bits is not None:
+            found.setdefault(each.start, []).append(each)
+    for each in runs:
+        if each.config.bits is None and each.name in found:
+            found[each.name].append(each)
+    if not found:
+        return
+    yield Heading(3, "Accuracy against bits a weight")
+    yield Text(
+        "Whole weights of so many bits, trained on from the network that the last row "
+        "of each has in real numbers."
+    )
+    titles = "structure", "bits", "accuracy (%)", "spikes", "by potentials", "run"
+    rows = [
+        (
+            each.config.spec,
+            "real" if each.config.bits is None else f"{each.config.bits}",
+            each.spread(),
+            f"{each.mean('spikes'):,.0f}",
+            f"{each.mean('silent'):.1%}",
+            each.told(),
+        )
+        for group in found.values()
+        for each in group
+    ]
+    yield Table(titles, rows, names=1)
+    lines = {
+        f"{group[0].config.spec}, {start}": [
+            (each.config.bits, each.mean("accuracy")) for each in group
+        ]
+        for start, group in found.items()
+    }
+    drawn = fronts.by_bits(lines)
+    yield Drawing(f"bits_{runs[0].name}", drawn, "The same, drawn.")
+
+
 def _command(dataset: str) -> tuple[str, ...]:
     command = (
         f"python -m experiments.{_MODULES[dataset]} "
@@ -142,13 +185,16 @@ def reported(dataset: str, folder: Path = _HERE / "results") -> tuple[Runs, ...]
         flagfile = _HERE / "flagfiles" / f"{name}.cfg"
         asked = options.parse(["report", f"--flagfile={flagfile}"], dataset=dataset)
         tests = tuple(_last_line(folder / f"{name}-{seed}.jsonl") for seed in seeds)
-        runs.append(Runs(name, asked.config, seeds, tests))
+        first = Path(asked.init_from or "")
+        start = first.parent.name or first.name  # runs/NAME/best.safetensors, or NAME
+        runs.append(Runs(name, asked.config, seeds, tests, start))
     return tuple(runs)
 
 
 def of_dataset(dataset: str, shown: Sequence[Network]) -> Iterator[Block]:
     """What is known of all networks on a data set, side by side."""
-    runs = [r for r in reported(dataset) if "_target_" not in r.name]
+    every = [r for r in reported(dataset) if "_target_" not in r.name]
+    runs = [r for r in every if r.config.bits is None]
     label = max((each.paper("comparison") for each in shown), default="")
     yield Heading(3, f"{label}{'a' if label else 'A'}ccuracies and their cost")
     rows = [
@@ -238,6 +284,7 @@ def of_dataset(dataset: str, shown: Sequence[Network]) -> Iterator[Block]:
         ),
         told,
     )
+    yield from of_bits(every)
     if dataset in _PARAMETERS:
         yield from _parameters(dataset)
     if any(each.paper("comparison") for each in shown) and dataset == "mnist":

@@ -266,6 +266,22 @@ def compiled(compiler, folder, images):
     return np.array([line.split() for line in told.decode().splitlines()], int)
 
 
+def whole_numbers(name, folder):
+    """A shipped network in whole numbers, the arguments that export it, and a file of
+    one in real numbers."""
+    network, params, notes = pretrained.load(name)
+    if quantization.is_whole(params):
+        unit = quantization.millivolt(network, params)
+        real = network.clone(threshold=100.0, urgency=network.urgency / unit)
+        arguments, whole = [], (network, params)
+        params = quantization.real_weights(params, 100.0)
+    else:
+        real, arguments = network, ["--bits=8"]
+        whole = ds.quantize(network, params, bits=8)
+    ds.save_weights(folder / "real.safetensors", real, params, notes=notes)
+    return *whole, [name, *arguments]
+
+
 def decisions(network, params, images):
     found = ds.classify(network, params, images)
     return np.stack([found.label, found.step, found.spikes[:, 1:].sum(axis=1)], axis=1)
@@ -303,12 +319,11 @@ def test_a_shipped_network_from_the_command(images, tmp_path, compiler, capsys):
         larger = pixels.repeat(3, axis=1).repeat(3, axis=2)
         pixels = np.pad(larger, ((0, 0), (2, 2), (2, 2), (0, 0)))
     np.save(tmp_path / "images.npy", pixels[:10])
-    made = ["export", "mnist", "--bits=8", f"--images={tmp_path / 'images.npy'}"]
+    whole, weights, named = whole_numbers("mnist", tmp_path)
+    made = ["export", *named, f"--images={tmp_path / 'images.npy'}"]
     folder = tmp_path / "c"
     cli.main([*made, "--stop=never", f"--out_dir={folder}"])
     assert "network.c" in capsys.readouterr().out
-    network, params, _ = pretrained.load("mnist")
-    whole, weights = ds.quantize(network, params, bits=8)
     command = [*compiler, "main.c", "network.c", "-o", "own"]
     subprocess.run(command, cwd=folder, check=True)
     own = subprocess.run(["./own"], cwd=folder, capture_output=True, text=True)
@@ -328,7 +343,8 @@ def test_a_shipped_network_from_the_command(images, tmp_path, compiler, capsys):
     with pytest.raises(SystemExit, match="npz is there already"):
         cli.main([*made, f"--out_dir={tmp_path / 'npz'}"])
     with pytest.raises(SystemExit, match="real numbers: ds.quantize"):
-        cli.main(["export", "mnist", f"--out_dir={tmp_path / 'new'}"])
+        real = str(tmp_path / "real.safetensors")
+        cli.main(["export", real, f"--out_dir={tmp_path / 'new'}"])
     assert not (tmp_path / "new").exists()
 
 
@@ -359,19 +375,20 @@ def sizes(path):
 def test_fits_a_microcontroller(processor, tmp_path, rng):
     """Without an operating system or a library; bytes of flash and RAM."""
     pytest.importorskip("ziglang", reason="needs pip install ziglang")
-    dense = *network_of("784-400-10", (784,), rng), (784,), True, 330_000, 4_000
-    conv = *pretrained.load("mnist")[:2], (28, 28, 1), False, 140_000, 24_000
+    dense = ds.quantize(*network_of("784-400-10", (784,), rng), bits=8)
+    conv = whole_numbers("mnist", tmp_path)[:2]
+    shape, most = (28, 28, 1), (140_000, 24_000)
+    rows = (*dense, (784,), True, 330_000, 4_000), (*conv, shape, False, *most)
     target, cpu = PROCESSORS[processor]
     command = [sys.executable, "-m", "ziglang", "cc", "-target", target, cpu]
     command += ["-Os", "-ffreestanding", *STRICT, "-c", "network.c"]
-    for network, params, shape, stop, most_flash, most_ram in (dense, conv):
-        whole = ds.quantize(network, params, bits=8)
+    for *whole, shape, stop, most_flash, most_ram in rows:
         images = np.zeros((1, *shape), np.uint8)
         for name, text in export.to_c(*whole, images, stop=stop).items():
             (tmp_path / name).write_text(text)
         subprocess.run(command, cwd=tmp_path, check=True)
         flash, ram = sizes(tmp_path / "network.o")
-        print(f"{network.spec}, {processor}: {flash} bytes of flash, {ram} of RAM")
+        print(f"{whole[0].spec}, {processor}: {flash} bytes of flash, {ram} of RAM")
         told = (tmp_path / "network.c").read_text()[:400]
         assert int(told.split("Flash: ")[1].split()[0]) < flash <= most_flash
         assert int(told.split("RAM: ")[1].split()[0]) <= ram <= most_ram

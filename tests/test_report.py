@@ -369,6 +369,27 @@ def test_rows_of_several_seeds(tmp_path):
     assert chapters.reported("kmnist", tmp_path) == ()
 
 
+def test_accuracy_against_bits():
+    """Beside the network that they were trained on from; others are left out."""
+    row = {"test_spikes": 80.0, "test_silent": 0.01}
+
+    def runs(name, accuracy, start="", **config):
+        test = row | {"test_accuracy": accuracy}
+        return chapters.Runs(name, ds.TrainConfig(**config), (0,), (test,), start)
+
+    four = runs("mnist_4bit", 0.98, "mnist", bits=4)
+    every = [four, runs("mnist", 0.99), runs("mnist_x", 0.9)]
+    every.append(runs("mnist_1bit", 0.97, "mnist", bits=1))
+    heading, _, table, drawing = chapters.of_bits(every)
+    assert [row[1:3] for row in table.rows] == [
+        ("1", "97.00"),
+        ("4", "98.00"),
+        ("real", "99.00"),
+    ]
+    assert len(drawing.figure.axes[0].lines) == 1
+    assert not list(chapters.of_bits(every[1:3]))
+
+
 def test_refuses_what_is_no_run(tmp_path):
     with pytest.raises(SystemExit, match="nothing to report: .*best.safetensors"):
         report.main([f"--run_dir={tmp_path}", f"--out_dir={tmp_path / 'page'}"])
