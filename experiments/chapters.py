@@ -527,7 +527,7 @@ def _bytes(each: Network) -> Iterator[Block]:
         "this network, up to the decision": energy.bytes_moved(
             network, shape, test.layer_spikes, test.layer_reference_spikes
         ),
-        "ReLU network of the same shape": energy.relu_bytes_moved(network, shape),
+        "the same shape with ReLU neurons": energy.relu_bytes_moved(network, shape),
     }
     yield Text(
         "Memory takes more. With weights of 8 bits and nothing cached, every addition "

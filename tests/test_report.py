@@ -108,6 +108,8 @@ def test_prints_what_the_run_reached(made):
     # 8×8 → 8C3 → P2 → 4×4×8 = 128 → 10
     (relu,) = (row for row in seen.rows if row[0].startswith("ReLU network"))
     assert relu[1] == f"{64 * 9 * 8 + 128 * 10:,}"
+    (moved,) = (row for row in seen.rows if row[0].startswith("the same shape"))
+    assert moved[4] == f"{2 * int(relu[1].replace(',', '')) + 64 * 8 + 10:,}"
     assert "reference spikes of" not in seen.text  # there is no urgency
     assert "Fig. " not in seen.text and "Table " not in seen.text  # the paper's
     assert f"ds4nn_jax {ds.__version__}" in seen.text
@@ -309,9 +311,9 @@ def test_measures_of_a_network_with_pulses(rng):
     first = np.asarray(trace.times[-1]).astype(int).clip(max=39)
     at_spikes = np.take_along_axis(running, first[None], 0)[0]
     np.testing.assert_allclose(at_spikes, trace.potentials, atol=1e-3)
-    assert measures.reference(own) == "reference spikes"
+    assert measures.reference(own, params) == "reference spikes"
     alone = own.clone(pulses=(), urgency=0.3)
-    assert measures.reference(alone) == "reference spikes of 0.3 mV"
+    assert measures.reference(alone, params) == "reference spikes of 0.3 mV"
 
 
 def network(dataset, spec, **options):
