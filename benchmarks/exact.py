@@ -33,7 +33,7 @@ _ROWS = {  # by the environment of a process
         *["event float32", "scan float32", "event float64", "scan float64"],
         *["sweep float32", "sweep float64", "loop float64"],
     ],
-    "eight devices": ["event float32"],
+    "eight devices": ["event float32", "scan float32"],
     "no JAX": ["NumPy"],
 }
 _FLAGS = {
