@@ -118,9 +118,8 @@ def _taken(name: str, kind: Any, given: Any) -> Any:
 
 def plain(value: Any) -> Any:
     """Numbers and arrays of NumPy and JAX as Python's, anything else as it is."""
-    if isinstance(value, np.ndarray | np.generic | jax.Array) and _checks.at_hand(
-        value
-    ):
+    arrays = np.ndarray | np.generic | jax.Array
+    if isinstance(value, arrays) and not _checks.is_traced(value):
         array = np.asarray(value)
         if array.dtype.kind == "f":  # Python has no long double
             array = array.astype(np.float64)

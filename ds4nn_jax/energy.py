@@ -1,20 +1,39 @@
 """Estimated energy of a decision, against the same network with ReLU neurons.
 
-Arithmetic alone, memory and routing left out: a spiking network adds a weight to a
-potential for every spike and synapse, an ordinary one multiplies and adds for every
-synapse. Energies are those of 32-bit floating point in 45 nm at 0.9 V, from Horowitz,
-"Computing's energy problem (and what we can do about it)", ISSCC 2014, Fig. 1.1.9.
+A spiking network adds a weight to a potential for every spike and synapse, an ordinary
+one multiplies and adds for every synapse. Both also move bytes between memory and
+arithmetic, which takes more energy than either; routing is left out. Energies are those
+of 45 nm at 0.9 V, from Horowitz, "Computing's energy problem (and what we can do about
+it)", ISSCC 2014, Fig. 1.1.9.
 """
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 
 from ds4nn_jax.modules import SpikingNetwork
 
-ADDITION = 0.9e-12  # J
-MULTIPLICATION = 3.7e-12  # J
+ADDITION = 0.9e-12  # J, of 32-bit floating point
+MULTIPLICATION = 3.7e-12
+WHOLE_ADDITION = 0.1e-12  # J, of 32-bit whole numbers
+WHOLE_MULTIPLICATION = 0.2e-12  # of 8 bits
+BYTE = 100e-12 / 8  # J, of 1 MiB of SRAM on the chip, which gives 8 bytes at a time
+
+
+class Bytes(NamedTuple):
+    """What is read and written, in bytes.
+
+    Attributes:
+      weights: read.
+      potentials: read and written.
+      spikes: written and read; of ReLU neurons their activations.
+    """
+
+    weights: float
+    potentials: float
+    spikes: float
 
 
 def synaptic_operations(
@@ -91,6 +110,64 @@ def multiply_accumulates(network: SpikingNetwork, input_shape: tuple[int, ...]) 
     return sum(
         math.prod(outputs[:-1]) * math.prod(kernel)
         for _, kernel, outputs in _layers_with_weights(network, input_shape)
+    )
+
+
+def bytes_moved(
+    network: SpikingNetwork,
+    input_shape: tuple[int, ...],
+    layer_spikes: Sequence[float],
+    layer_reference_spikes: Sequence[float] | None = None,
+    *,
+    bits: int = 8,
+) -> Bytes:
+    """Bytes that a decision moves where layers advance together, spike by spike.
+
+    Every addition reads a weight of so many bits, and reads and writes a potential of
+    16 bits. Every spike, the input's and those of pooling included, is written and read
+    once as an address of 32 bits. Nothing is cached: each potential is in memory until
+    the decision.
+
+    Args:
+      network: its structure.
+      input_shape: of one image, [H, W, I] or [I].
+      layer_spikes: spikes of the input and of each layer (`Report.layer_spikes`).
+      layer_reference_spikes: of each layer (`Report.layer_reference_spikes`), whose
+        weights have 16 bits; None: there are none.
+      bits: of a weight.
+
+    Raises:
+      ValueError: as `synaptic_operations`, `reference_operations`.
+    """
+    additions = synaptic_operations(network, input_shape, layer_spikes)
+    references = 0.0
+    if layer_reference_spikes is not None:
+        references = reference_operations(network, input_shape, layer_reference_spikes)
+    return Bytes(
+        weights=additions * bits / 8 + 2 * references,
+        potentials=4 * (additions + references),
+        spikes=8.0 * sum(layer_spikes),
+    )
+
+
+def relu_bytes_moved(
+    network: SpikingNetwork, input_shape: tuple[int, ...], *, bits: int = 8
+) -> Bytes:
+    """Bytes that ReLU neurons in place of spiking ones move, one neuron after another.
+
+    Every multiplication reads a weight and an activation of so many bits, and the sum
+    stays in a register until it is written as an activation. Pooling is left out.
+
+    Arguments and errors as `multiply_accumulates`.
+    """
+    products = multiply_accumulates(network, input_shape)
+    neurons = sum(
+        math.prod(outputs) for *_, outputs in _layers_with_weights(network, input_shape)
+    )
+    return Bytes(
+        weights=products * bits / 8,
+        potentials=0.0,
+        spikes=(products + neurons) * bits / 8,
     )
 
 

@@ -144,6 +144,12 @@ def real_weights(params: Mapping, threshold: float) -> Params:
     return {"params": {k: layer(v) for k, v in params["params"].items()}}
 
 
+def millivolt(network: SpikingNetwork, params: Mapping) -> float:
+    """What a mV is in the unit of the network's urgency: of whole numbers a hundredth
+    of the output layer's threshold (θ_c − ½, where the real one was 100 mV), else 1."""
+    return (network.threshold - 0.5) / 100 if is_whole(params) else 1.0
+
+
 def is_whole(params: Mapping) -> bool:
     """Whether the weights are whole numbers, as `quantize` gives them."""
     layers = params["params"].values()

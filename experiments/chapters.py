@@ -14,7 +14,7 @@ from ds4nn_jax import data, energy, plots
 from ds4nn_jax.modules import PoolSpec
 
 from . import figures, fronts, options, published
-from .measures import Measured, reference, without_pooling
+from .measures import Measured, reference, urgency, without_pooling
 from .page import Block, Code, Drawing, Heading, Listing, Strong, Table, Text
 
 _HERE = Path(__file__).parent
@@ -88,12 +88,15 @@ class Runs(NamedTuple):
       config: what it asks for.
       seeds: of the runs.
       tests: last line of each run's metrics: the best epoch on the test images.
+      start: name of the run or shipped network whose weights they began with; empty
+        where they drew their own.
     """
 
     name: str
     config: ds.TrainConfig
     seeds: tuple[int, ...]
     tests: tuple[dict, ...]
+    start: str = ""
 
     def mean(self, measure: str) -> float:
         return float(np.mean([test[f"test_{measure}"] for test in self.tests]))
@@ -120,6 +123,46 @@ class Runs(NamedTuple):
         return f"{self.name}.cfg, seed{several} {', '.join(map(str, self.seeds))}"
 
 
+def of_bits(runs: Sequence[Runs]) -> Iterator[Block]:
+    """Accuracy against bits a weight, of networks and what was trained on from them."""
+    found: dict[str, list[Runs]] = {}
+    for each in sorted(runs, key=lambda each: each.config.bits or 9):
+        if each.config.bits is not None:
+            found.setdefault(each.start, []).append(each)
+    for each in runs:
+        if each.config.bits is None and each.name in found:
+            found[each.name].append(each)
+    if not found:
+        return
+    yield Heading(3, "Accuracy against bits a weight")
+    yield Text(
+        "Whole weights of so many bits, trained on from the network that the last row "
+        "of each has in real numbers."
+    )
+    titles = "structure", "bits", "accuracy (%)", "spikes", "by potentials", "run"
+    rows = [
+        (
+            each.config.spec,
+            "real" if each.config.bits is None else f"{each.config.bits}",
+            each.spread(),
+            f"{each.mean('spikes'):,.0f}",
+            f"{each.mean('silent'):.1%}",
+            each.told(),
+        )
+        for group in found.values()
+        for each in group
+    ]
+    yield Table(titles, rows, names=1)
+    lines = {
+        f"{group[0].config.spec}, {start}": [
+            (each.config.bits, each.mean("accuracy")) for each in group
+        ]
+        for start, group in found.items()
+    }
+    drawn = fronts.by_bits(lines)
+    yield Drawing(f"bits_{runs[0].name}", drawn, "The same, drawn.")
+
+
 def _command(dataset: str) -> tuple[str, ...]:
     command = (
         f"python -m experiments.{_MODULES[dataset]} "
@@ -142,13 +185,16 @@ def reported(dataset: str, folder: Path = _HERE / "results") -> tuple[Runs, ...]
         flagfile = _HERE / "flagfiles" / f"{name}.cfg"
         asked = options.parse(["report", f"--flagfile={flagfile}"], dataset=dataset)
         tests = tuple(_last_line(folder / f"{name}-{seed}.jsonl") for seed in seeds)
-        runs.append(Runs(name, asked.config, seeds, tests))
+        first = Path(asked.init_from or "")
+        start = first.parent.name or first.name  # runs/NAME/best.safetensors, or NAME
+        runs.append(Runs(name, asked.config, seeds, tests, start))
     return tuple(runs)
 
 
 def of_dataset(dataset: str, shown: Sequence[Network]) -> Iterator[Block]:
     """What is known of all networks on a data set, side by side."""
-    runs = [r for r in reported(dataset) if "_target_" not in r.name]
+    every = [r for r in reported(dataset) if "_target_" not in r.name]
+    runs = [r for r in every if r.config.bits is None]
     label = max((each.paper("comparison") for each in shown), default="")
     yield Heading(3, f"{label}{'a' if label else 'A'}ccuracies and their cost")
     rows = [
@@ -237,6 +283,7 @@ def of_dataset(dataset: str, shown: Sequence[Network]) -> Iterator[Block]:
         ),
         told,
     )
+    yield from of_bits(every)
     if dataset in _PARAMETERS:
         yield from _parameters(dataset)
     if any(each.paper("comparison") for each in shown) and dataset == "mnist":
@@ -280,8 +327,8 @@ def of_network(each: Network) -> Iterator[Block]:
     yield Text(f"{each.origin} Data: {images.source}.")
     if network.urgency:
         yield Text(
-            f"It decides with an urgency of {network.urgency:g} mV a step, which the "
-            "paper's networks do not have."
+            f"It decides with an urgency of {urgency(network, each.params):g} mV a "
+            "step, which the paper's networks do not have."
         )
     if network.pulses:
         counts = ", ".join(f"{n} of {p}" for p, n in network.pulse_counts.items())
@@ -290,7 +337,7 @@ def of_network(each: Network) -> Iterator[Block]:
         )
     if each.flags:
         yield Listing("Flags of the run", each.flags)
-    yield from _summary(test, network)
+    yield from _summary(test, network, each.params)
     if each.history:
         drawn["learning_curve"] = plots.learning_curve(
             each.history, best_epoch=each.best_epoch
@@ -331,7 +378,9 @@ def of_network(each: Network) -> Iterator[Block]:
     yield from _energy(each)
 
 
-def _summary(test: ds.Report, network: ds.SpikingNetwork) -> Iterator[Block]:
+def _summary(
+    test: ds.Report, network: ds.SpikingNetwork, params: dict
+) -> Iterator[Block]:
     own = without_pooling(network, test.layer_spikes)
     rows = [
         ("strict accuracy", f"{test.accuracy:.2%}"),
@@ -344,7 +393,7 @@ def _summary(test: ds.Report, network: ds.SpikingNetwork) -> Iterator[Block]:
         ("input spikes up to it, apart", _number(test.layer_spikes[0])),
     ]
     if any(network.reference_neurons):
-        what = f"{reference(network)} up to it, apart"
+        what = f"{reference(network, params)} up to it, apart"
         rows.append((what, _number(test.reference_spikes)))
     rows.append(("dead neurons", f"{test.dead:.1%}"))
     yield Table((f"on the {test.images:,} test images", ""), rows)
@@ -387,14 +436,14 @@ def _classes(each: Network) -> Iterator[Block]:
 
 
 def _urgencies(each: Network, drawing, drawn: dict) -> Iterator[Block]:
-    rows = each.measured.urgencies
+    rows, own = each.measured.urgencies, urgency(each.network, each.params)
     yield Heading(4, "Urgency: deciding sooner with the same weights")
     yield Text(
         (
-            "u mV a step into every output, ",
-            Code("network.clone(urgency=u)"),
+            "u mV a step into every output, of θ = 100 mV, ",
+            Code("--urgency=u"),
             ". These are the test images: a u to be used is chosen on held-out "
-            f"training images. The network's own is {each.network.urgency:g}.",
+            f"training images. The network's own is {own:g}.",
         )
     )
     yield Table(
@@ -423,36 +472,82 @@ def _urgencies(each: Network, drawing, drawn: dict) -> Iterator[Block]:
 def _energy(each: Network) -> Iterator[Block]:
     network, test = each.network, each.measured.test
     shape = each.images.test_images.shape[1:]
-    pulsed = energy.reference_operations(network, shape, test.layer_reference_spikes)
+    reference = test.layer_reference_spikes
+    pulsed = energy.reference_operations(network, shape, reference)
     additions = energy.synaptic_operations(network, shape, test.layer_spikes) + pulsed
     products = energy.multiply_accumulates(network, shape)
-    spiking = additions * energy.ADDITION
-    ordinary = products * (energy.ADDITION + energy.MULTIPLICATION)
     yield Heading(4, "Estimated energy of a decision")
     yield Text(
-        f"Arithmetic alone: an addition takes {1e12 * energy.ADDITION:.1f} pJ, a "
-        f"multiplication {1e12 * energy.MULTIPLICATION:.1f} pJ (32-bit floating point, "
-        "45 nm: Horowitz, ISSCC 2014). Memory and routing are left out on both sides."
+        "Energies of operations in 45 nm (Horowitz, ISSCC 2014). In 32-bit floating "
+        f"point an addition takes {1e12 * energy.ADDITION:.1f} pJ, a multiplication "
+        f"{1e12 * energy.MULTIPLICATION:.1f} pJ; of whole numbers, of 8 bits with sums "
+        f"of 32, {1e12 * energy.WHOLE_ADDITION:.1f} and "
+        f"{1e12 * energy.WHOLE_MULTIPLICATION:.1f} pJ. Routing is left out."
     )
+    per_product = energy.ADDITION + energy.MULTIPLICATION
+    whole = energy.WHOLE_ADDITION + energy.WHOLE_MULTIPLICATION
     rows = [
         (
             "this network, up to the decision: additions",
             f"{additions:,.0f}",
-            f"{1e6 * spiking:.3g} µJ",
+            _joules(additions * energy.ADDITION),
+            _joules(additions * energy.WHOLE_ADDITION),
         ),
         (
             "ReLU network of the same shape: multiplications with addition",
             f"{products:,}",
-            f"{1e6 * ordinary:.3g} µJ",
+            _joules(products * per_product),
+            _joules(products * whole),
         ),
     ]
     if pulsed:
-        joules = f"{1e6 * pulsed * energy.ADDITION:.3g} µJ"
-        rows.insert(1, ("… of these for reference spikes", f"{pulsed:,.0f}", joules))
+        own = (
+            f"{pulsed:,.0f}",
+            *(
+                _joules(pulsed * each)
+                for each in (energy.ADDITION, energy.WHOLE_ADDITION)
+            ),
+        )
+        rows.insert(1, ("… of these for reference spikes", *own))
     if additions:
-        ratio = f"{products / additions:,.0f}", f"{ordinary / spiking:,.0f}"
-        rows.append(("ratio", *ratio))
-    yield Table(("", "operations an image", "energy an image"), rows)
+        ratio = products / additions
+        ratios = (1, per_product / energy.ADDITION, whole / energy.WHOLE_ADDITION)
+        rows.append(("ratio", *(f"{ratio * each:,.0f}" for each in ratios)))
+    titles = "", "operations an image", "energy, floating point", "energy, 8 bits"
+    yield Table(titles, rows)
+    yield from _bytes(each)
+
+
+def _bytes(each: Network) -> Iterator[Block]:
+    network, test = each.network, each.measured.test
+    shape = each.images.test_images.shape[1:]
+    moved = {
+        "this network, up to the decision": energy.bytes_moved(
+            network, shape, test.layer_spikes, test.layer_reference_spikes
+        ),
+        "the same shape with ReLU neurons": energy.relu_bytes_moved(network, shape),
+    }
+    yield Text(
+        "Memory takes more. With weights of 8 bits and nothing cached, every addition "
+        "reads a weight and reads and writes a potential of 16 bits, and a spike is an "
+        "address of 32 bits, written and read; every multiplication reads a weight and "
+        "an activation of 8 bits, and its sum stays in a register. A byte of 1 MiB on "
+        f"the chip takes {1e12 * energy.BYTE:.1f} pJ."
+    )
+    rows = [
+        (name, *(f"{n:,.0f}" for n in (*m, sum(m))), _joules(sum(m) * energy.BYTE))
+        for name, m in moved.items()
+    ]
+    ours, others = (sum(m) for m in moved.values())
+    if ours:
+        ratio = f"{others / ours:,.1f}"
+        rows.append(("ratio", "", "", "", ratio, ratio))
+    titles = "bytes an image", "weights", "potentials", "spikes, activations", "all"
+    yield Table((*titles, "energy"), rows)
+
+
+def _joules(energy: float) -> str:
+    return f"{1e6 * energy:.3g} µJ"
 
 
 def _dead_neurons() -> Iterator[Block]:

@@ -1,7 +1,7 @@
 """What accuracy costs, of several networks or of one that is urged, as figures."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -137,6 +137,35 @@ def by_urgency(
         axes.set(xlabel="urgency u (mV a step)", title=label)
         axes.ticklabel_format(useOffset=False)
         axes.grid(alpha=0.3)
+    return figure
+
+
+def by_bits(lines: Mapping[str, Sequence[tuple[int | None, float]]]) -> Figure:
+    """Accuracy against bits a weight.
+
+    Args:
+      lines: by name, (bits, accuracy in 0 … 1), in this order; bits None: real numbers.
+
+    Raises:
+      ValueError: no line, or one without points.
+    """
+    if not lines or not all(lines.values()):
+        raise ValueError("expected at least one line, and points of each")
+    ticks = sorted({bits or np.inf for each in lines.values() for bits, _ in each})
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for (name, points), colour in zip(
+        lines.items(), itertools.cycle((_BLUE, _VERMILION, _GREEN, _BLACK))
+    ):
+        at = [ticks.index(bits or np.inf) for bits, _ in points]
+        accuracy = [100 * share for _, share in points]
+        axes.plot(at, accuracy, "o-", color=colour, markersize=4, label=name)
+    names = ["real" if tick == np.inf else f"{tick}" for tick in ticks]
+    axes.set_xticks(range(len(ticks)), names)
+    axes.set(xlabel="bits a weight", ylabel="accuracy on the test images (%)")
+    axes.ticklabel_format(axis="y", useOffset=False)
+    axes.legend(fontsize=8)
+    axes.grid(alpha=0.3)
     return figure
 
 

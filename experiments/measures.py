@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import ds4nn_jax as ds
-from ds4nn_jax import _layers
+from ds4nn_jax import _layers, quantization
 from ds4nn_jax.modules import PoolSpec
 
 
@@ -23,10 +23,26 @@ def without_pooling(network: ds.SpikingNetwork, layer_spikes: Sequence[float]) -
     return sum(spikes for layer, spikes in layers if not isinstance(layer, PoolSpec))
 
 
-def reference(network: ds.SpikingNetwork) -> str:
+def urgency(network: ds.SpikingNetwork, params: dict) -> float:
+    """Its urgency in mV, where θ is 100 mV."""
+    return round(network.urgency / quantization.millivolt(network, params), 9)
+
+
+def urged(
+    network: ds.SpikingNetwork, params: dict, urgency: float | None
+) -> ds.SpikingNetwork:
+    """With an urgency of so many mV, where θ is 100 mV; None: with its own."""
+    if urgency is None:
+        return network
+    unit = quantization.millivolt(network, params)
+    return network.clone(urgency=urgency * unit)
+
+
+def reference(network: ds.SpikingNetwork, params: dict) -> str:
     """What the spikes of its reference neurons are called."""
     alone = network.urgency and not any(network.pulse_counts.values())
-    return "reference spikes" + (f" of {network.urgency:g} mV" if alone else "")
+    of = f" of {urgency(network, params):g} mV" if alone else ""
+    return f"reference spikes{of}"
 
 
 class AtUrgency(NamedTuple):
@@ -80,7 +96,7 @@ def measure(
       params: its parameters.
       images: [n, H, W, C].
       labels: [n].
-      urgencies: mV a step.
+      urgencies: mV a step, where θ is 100 mV.
       on_batch: called with the images done.
       batch_size: images at a time; of no influence on the result.
 
@@ -90,6 +106,7 @@ def measure(
     images, labels = ds.analysis.pairs(images, labels, network.num_classes)
     ds.analysis.check_params(network, params, images)
     theta = network.thresholds(params)[-1]
+    unit = quantization.millivolt(network, params)
     shared = dict(num_steps=network.num_steps, threshold=theta, engine=network.engine)
 
     @jax.jit
@@ -101,8 +118,8 @@ def measure(
         )
         *arrays, pulses = entering(network, params, trace)
         others = []
-        for urgency in urgencies:
-            options = dict(shared, urgency=urgency, pulses=pulses)
+        for at in urgencies:
+            options = dict(shared, urgency=at * unit, pulses=pulses)
             out = ds.dense(*arrays, **options)
             peaks = ds.decision_potentials(*arrays, **options)
             peaks = _layers.comparable(peaks, theta)
@@ -129,13 +146,13 @@ def measure(
     found = [np.concatenate(x, axis=1) for x in zip(*others, strict=True)]
     each = [
         AtUrgency(
-            urgency,
+            at,
             accuracy=float(np.mean(label == labels)),
             decision_step=float(step.mean()),
             silent=float(np.mean(step == network.num_steps)),
             spikes=float(spikes.mean()),
         )
-        for urgency, label, step, spikes in zip(urgencies, *found, strict=True)
+        for at, label, step, spikes in zip(urgencies, *found, strict=True)
     ]
     return Measured(
         test, np.concatenate(right).mean(axis=0), by.mean(axis=0), tuple(each)

@@ -27,7 +27,8 @@ class Options:
 
     Attributes:
       config: the training run.
-      urgency: what --urgency asked for, None without it: weights have one of their own.
+      urgency: what --urgency asked for, in mV of θ = 100 mV; None without it: weights
+        have one of their own.
       resolved: the text of a flagfile for the same run, from its beginning and in a
         place of its own.
       dataset: digits, mnist, fashion_mnist, any image data set that TFDS knows, or your

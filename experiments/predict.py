@@ -22,7 +22,7 @@ import ds4nn_jax as ds
 from ds4nn_jax import analysis, data, pretrained
 from ds4nn_jax.checkpoints import write_atomically
 
-from . import progress
+from . import measures, progress
 
 _AT_A_TIME = 64  # pictures
 _AT_ONCE = 2**25  # spike times of all layers together
@@ -58,7 +58,11 @@ def add_parser(commands: Any) -> None:
     add = parser.add_argument
     add("images", nargs="+", help="files that Pillow reads")
     add("--weights", default="mnist", help="a shipped network, or a .safetensors file")
-    add("--urgency", type=float, help="mV a step into the outputs; the network's own")
+    add(
+        "--urgency",
+        type=float,
+        help="mV a step into the outputs, of θ = 100 mV; the network's own",
+    )
     add(
         "--invert",
         action=argparse.BooleanOptionalAction,
@@ -135,8 +139,7 @@ def _model(weights: str, urgency: float | None) -> Model:
             shipped = ", ".join(pretrained.names())
             raise Refused(f"no file {weights}, and no shipped network: {shipped}")
         network, params, notes = pretrained.find(weights)
-        if urgency is not None:
-            network = network.clone(urgency=urgency)
+        network = measures.urged(network, params, urgency)
         notes = notes if isinstance(notes, dict) else {}
         shape = _shape(notes.get("input_shape"), weights)
         blank = np.broadcast_to(np.uint8(0), (1, *shape))
@@ -360,7 +363,7 @@ def _draw(path: Path, model: Model, image: np.ndarray, answer: Answer) -> None:
 
     from ds4nn_jax import plots
 
-    from . import figures, measures
+    from . import figures
 
     network = model.network
     trace = figures.trace(network, model.params, image)

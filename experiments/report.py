@@ -289,7 +289,7 @@ def _measure(trained: Trained, images: data.Dataset):
             params,
             images.test_images,
             images.test_labels,
-            urgencies=sorted({*_URGENCIES, network.urgency}),
+            urgencies=sorted({*_URGENCIES, measures.urgency(network, params)}),
             on_batch=on_images,
         )
 

@@ -363,7 +363,7 @@ class _Record:
         last = {"best_epoch": notes["epoch"], **_prefixed("test", test.summary())}
         last["test_layer_spikes"] = list(test.layer_spikes)
         _write_rows(self._metrics, [*self._history, last])
-        _print_report(test, f"best epoch {notes['epoch']}", network)
+        _print_report(test, f"best epoch {notes['epoch']}", network, params)
         _figures(
             self._out, network, params, images, test, self._history, notes["epoch"]
         )
@@ -426,10 +426,9 @@ def _evaluate(
     network, params, notes = weights
     if notes.get("dataset", images.name) != images.name:
         print(f"note: these weights were trained on {notes['dataset']!r}")
-    if asked.urgency is not None:
-        network = network.clone(urgency=asked.urgency)
+    network = measures.urged(network, params, asked.urgency)
     test = _tested(network, params, images)
-    _print_report(test, asked.evaluate, network)
+    _print_report(test, asked.evaluate, network, params)
     return test
 
 
@@ -487,10 +486,13 @@ def _write_rows(path: Path, rows: list[dict]) -> None:
     write_atomically(path, text.encode())
 
 
-def _print_report(test: ds.Report, which: str, network: ds.SpikingNetwork) -> None:
+def _print_report(
+    test: ds.Report, which: str, network: ds.SpikingNetwork, params: dict
+) -> None:
     apart = [f"{test.layer_spikes[0]:.0f} input spikes"]
     if any(network.reference_neurons):
-        apart.append(f"{test.reference_spikes:.0f} {measures.reference(network)}")
+        name = measures.reference(network, params)
+        apart.append(f"{test.reference_spikes:.0f} {name}")
     own = measures.without_pooling(network, test.layer_spikes)
     layers = zip(network.names, test.layer_spikes[1:], strict=True)
     by_layer = ", ".join(f"{name} {spikes:.0f}" for name, spikes in layers)

@@ -2,12 +2,14 @@
 
     python -m experiments.ship mnist_sparse --run_dir=runs/mnist_sparse
 
-Large kernels are rounded to float16, which halves the file; the card's figures are
-those of the rounded weights on the test images, as `--evaluate=NAME` prints them.
+Large kernels are rounded to float16, which halves the file; whole numbers stay as they
+are. The card's figures are those of these weights on the test images, as
+`--evaluate=NAME` prints them.
 """
 
 import argparse
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import jax
 import numpy as np
 
 import ds4nn_jax as ds
-from ds4nn_jax import data
+from ds4nn_jax import data, quantization
 from ds4nn_jax.checkpoints import write_atomically
 
 from . import measures, options, runner
@@ -25,8 +27,8 @@ _CARD = """# {name}: {spec}
 
 Trained by `{command}` ({made_by};
 presets of {presets}).{teacher}
-{chosen} The test images were used to report only. Large
-kernels are stored as float16; all are used as float32.
+{chosen} The test images were used to report only.
+{stored}
 
 | on the {images:,} test images | |
 |---|---:|
@@ -55,7 +57,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--run_dir", required=True, help="out_dir of the run")
     parser.add_argument("--data_dir", help="where the data set lies")
     parser.add_argument(
-        "--urgency", type=float, help="mV a step, chosen on held-out images"
+        "--urgency",
+        type=float,
+        help="mV a step, of θ = 100 mV, chosen on held-out images",
     )
     parser.add_argument(
         "--out_dir", default="ds4nn_jax/weights", help="where weights and card go"
@@ -63,11 +67,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     asked = parser.parse_args(argv)
     run = Path(asked.run_dir)
     network, params, notes = ds.load_weights(run / "best.safetensors")
-    trained = network.urgency
-    if asked.urgency is not None:
-        network = network.clone(urgency=asked.urgency)
-    halved = jax.tree.map_with_path(_rounded, params)
-    rounded = jax.tree.map(lambda w: w.astype(np.float32), halved)
+    trained = measures.urgency(network, params)
+    network = measures.urged(network, params, asked.urgency)
+    kept = rounded = params
+    if not quantization.is_whole(params):
+        kept = jax.tree.map_with_path(_rounded, params)
+        rounded = jax.tree.map(lambda w: w.astype(np.float32), kept)
     images = data.load(notes["dataset"], asked.data_dir)
     test = ds.evaluate(network, rounded, images.test_images, images.test_labels)
     lines = (run / "metrics.jsonl").read_text().splitlines()
@@ -81,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "name": asked.name,
         "spec": network.spec,
         "num_steps": network.num_steps,
-        "urgency": network.urgency,
+        "urgency": measures.urgency(network, params),
         "epochs": sum("epoch" in row for row in rows),
         "layer_spikes": test.layer_spikes,
         "command": f"NPROC={threads} python -m {module} {flags}",
@@ -92,6 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         **card
         | {"made_by": ", ".join(f"{k} {v}" for k, v in notes["made_by"].items())},
         presets=runner.commit().get("commit", "this version"),
+        stored=_stored(run, kept),
         teacher=_TEACHER.format(name=asked.name) if "--soft_labels" in flags else "",
         chosen=_chosen(card, trained),
         layers=", ".join(by_layer),
@@ -102,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     out = Path(asked.out_dir)
     out.mkdir(parents=True, exist_ok=True)
-    ds.save_weights(out / f"{asked.name}.safetensors", network, halved, notes=card)
+    ds.save_weights(out / f"{asked.name}.safetensors", network, kept, notes=card)
     write_atomically(out / f"{asked.name}.md", text.encode())
     print(text)
 
@@ -122,6 +128,17 @@ def _flags(run: Path, notes: Mapping[str, Any]) -> str:
     if asked(*named, *others).config != made.config:  # another kind of a choice
         others = [flag for flag in given if flag not in named]
     return " ".join((*named, *others))
+
+
+def _stored(run: Path, params: Mapping) -> str:
+    if not quantization.is_whole(params):
+        return "Large kernels are stored as float16; all are used as float32."
+    flags = (run / "flags.cfg").read_text(encoding="utf-8")
+    bits = re.findall(r"^--bits=(\d)$", flags, re.MULTILINE)[-1]
+    return (
+        f"Weights are whole numbers of {bits} bits, thresholds whole, too: the same "
+        "spikes on every\nmachine. An urgency is given in mV, of a threshold of 100."
+    )
 
 
 def _pulses(network: ds.SpikingNetwork) -> str:

@@ -40,6 +40,19 @@ def test_reference_spikes_reach_a_whole_layer():
     assert len({*both}) == 1, "the others are counted without them"
 
 
+def test_bytes_by_hand():
+    """Of 214 additions (as above) and, of reference neurons, 3·256 + 10."""
+    network = ds.SpikingNetwork.from_spec("4C3-P2-10", pulses=(3, 1))
+    shape, spikes = (8, 8, 1), (4, 20, 7, 1)
+    own = energy.bytes_moved(network, shape, spikes, bits=4)
+    assert own == (214 / 2, 4 * 214, 8 * 32)
+    pulsed = energy.bytes_moved(network, shape, spikes, (3, 0, 1))
+    assert pulsed == (214 + 2 * 778, 4 * (214 + 778), 8 * 32)
+    products, neurons = 64 * 9 * 4 + 64 * 10, 64 * 4 + 10
+    relu = energy.relu_bytes_moved(network, shape)
+    assert relu == (products, 0, products + neurons)
+
+
 def test_wrong_number_of_layers():
     network = ds.SpikingNetwork.from_spec("4C3-P2-10")
     with pytest.raises(ValueError, match="layer_reference_spikes must hold 3 numbers"):

@@ -366,6 +366,18 @@ def test_accuracy_by_step_under_a_ceiling():
         plots.accuracy_by_step([0.1, 0.5], [0.1, 1], ceiling=([0, 1], [0.5]))
 
 
+def test_by_bits_puts_real_numbers_last():
+    lines = {"one": [(1, 0.9), (4, 0.95), (None, 0.99)], "two": [(8, 0.8)]}
+    axes = fronts.by_bits(lines).axes[0]
+    drawn = [line.get_xydata().tolist() for line in axes.lines]
+    assert drawn == [[[0, 90], [1, 95], [3, 99]], [[2, 80]]]
+    names = [text.get_text() for text in axes.get_xticklabels()]
+    assert names == ["1", "4", "8", "real"]
+    for wrong in ({}, {"one": []}):
+        with pytest.raises(ValueError, match="at least one line"):
+            fronts.by_bits(wrong)
+
+
 def test_by_urgency_draws_a_panel_for_each_measure():
     figure = fronts.by_urgency([0, 0.1], [0.9, 0.8], [50, 30], [0.2, 0])
     drawn = [axes.lines[0].get_xydata().tolist() for axes in figure.axes]

@@ -3,6 +3,7 @@
 import functools
 import json
 import shutil
+import struct
 import subprocess
 import sys
 
@@ -17,7 +18,7 @@ import ds4nn_jax as ds
 from ds4nn_jax import export, pretrained, quantization
 from ds4nn_jax._engines import scan
 from ds4nn_jax._engines.synapse import Conv, Dense, current_on_matrix_units
-from experiments import cli
+from experiments import cli, measures
 
 T = 24
 
@@ -124,6 +125,26 @@ def oracle(network, params, times):
             times = respond(times, kernel, theta, T, pulses=pulses, **others).times
         found.append(times)
     return found
+
+
+def test_an_urgency_in_millivolts(rng):
+    """Whole numbers have another unit; commands and reports speak of mV."""
+    network, params = network_of("12-9-4", (12,), rng, urgency=2.5)
+    whole, weights = ds.quantize(network, params, bits=8)
+    assert measures.urgency(network, params) == 2.5
+    assert measures.urgency(whole, weights) == 2.5
+    assert measures.urged(whole, weights, None) is whole
+    again, _ = ds.quantize(network.clone(urgency=7.0), params, bits=8)
+    urged = measures.urged(whole, weights, 7.0).urgency
+    np.testing.assert_allclose(urged, again.urgency, rtol=1e-12)
+    assert urged != 7 == measures.urged(network, params, 7.0).urgency
+    images = rng.integers(0, 256, (50, 12)).astype(np.uint8)
+    labels = rng.integers(0, 4, 50)
+    (row,) = measures.measure(
+        whole, weights, images, labels, urgencies=[7.0], batch_size=50
+    ).urgencies
+    expected = ds.evaluate(again, weights, images, labels)
+    assert (row.spikes, row.decision_step) == (expected.spikes, expected.decision_step)
 
 
 def test_training_sees_whole_numbers_and_goes_on_from_them(tmp_path):
@@ -245,6 +266,22 @@ def compiled(compiler, folder, images):
     return np.array([line.split() for line in told.decode().splitlines()], int)
 
 
+def whole_numbers(name, folder):
+    """A shipped network in whole numbers, the arguments that export it, and a file of
+    one in real numbers."""
+    network, params, notes = pretrained.load(name)
+    if quantization.is_whole(params):
+        unit = quantization.millivolt(network, params)
+        real = network.clone(threshold=100.0, urgency=network.urgency / unit)
+        arguments, whole = [], (network, params)
+        params = quantization.real_weights(params, 100.0)
+    else:
+        real, arguments = network, ["--bits=8"]
+        whole = ds.quantize(network, params, bits=8)
+    ds.save_weights(folder / "real.safetensors", real, params, notes=notes)
+    return *whole, [name, *arguments]
+
+
 def decisions(network, params, images):
     found = ds.classify(network, params, images)
     return np.stack([found.label, found.step, found.spikes[:, 1:].sum(axis=1)], axis=1)
@@ -282,12 +319,11 @@ def test_a_shipped_network_from_the_command(images, tmp_path, compiler, capsys):
         larger = pixels.repeat(3, axis=1).repeat(3, axis=2)
         pixels = np.pad(larger, ((0, 0), (2, 2), (2, 2), (0, 0)))
     np.save(tmp_path / "images.npy", pixels[:10])
-    made = ["export", "mnist", "--bits=8", f"--images={tmp_path / 'images.npy'}"]
+    whole, weights, named = whole_numbers("mnist", tmp_path)
+    made = ["export", *named, f"--images={tmp_path / 'images.npy'}"]
     folder = tmp_path / "c"
     cli.main([*made, "--stop=never", f"--out_dir={folder}"])
     assert "network.c" in capsys.readouterr().out
-    network, params, _ = pretrained.load("mnist")
-    whole, weights = ds.quantize(network, params, bits=8)
     command = [*compiler, "main.c", "network.c", "-o", "own"]
     subprocess.run(command, cwd=folder, check=True)
     own = subprocess.run(["./own"], cwd=folder, capture_output=True, text=True)
@@ -307,5 +343,52 @@ def test_a_shipped_network_from_the_command(images, tmp_path, compiler, capsys):
     with pytest.raises(SystemExit, match="npz is there already"):
         cli.main([*made, f"--out_dir={tmp_path / 'npz'}"])
     with pytest.raises(SystemExit, match="real numbers: ds.quantize"):
-        cli.main(["export", "mnist", f"--out_dir={tmp_path / 'new'}"])
+        real = str(tmp_path / "real.safetensors")
+        cli.main(["export", real, f"--out_dir={tmp_path / 'new'}"])
     assert not (tmp_path / "new").exists()
+
+
+PROCESSORS = {
+    "Cortex-M4": ("thumb-freestanding-eabi", "-mcpu=cortex_m4"),
+    "RISC-V": ("riscv32-freestanding", "-mcpu=generic_rv32+m+c"),
+}
+
+
+def sizes(path):
+    """Bytes of flash and of static RAM, from an ELF file's 32-bit section headers."""
+    elf = path.read_bytes()
+    assert elf[:5] == b"\x7fELF\x01"
+    (start,), (size, count) = (
+        struct.unpack_from("<I", elf, 32),
+        struct.unpack_from("<2H", elf, 46),
+    )
+    flash = ram = 0
+    for k in range(count):
+        _, kind, flags, _, _, length = struct.unpack_from("<6I", elf, start + k * size)
+        if flags & 2:  # is in memory
+            ram += length if flags & 1 else 0  # may be written
+            flash += length if kind != 8 else 0  # is not all zeros
+    return flash, ram
+
+
+@pytest.mark.parametrize("processor", PROCESSORS)
+def test_fits_a_microcontroller(processor, tmp_path, rng):
+    """Without an operating system or a library; bytes of flash and RAM."""
+    pytest.importorskip("ziglang", reason="needs pip install ziglang")
+    dense = ds.quantize(*network_of("784-400-10", (784,), rng), bits=8)
+    conv = whole_numbers("mnist", tmp_path)[:2]
+    shape, most = (28, 28, 1), (140_000, 24_000)
+    rows = (*dense, (784,), True, 330_000, 4_000), (*conv, shape, False, *most)
+    target, cpu = PROCESSORS[processor]
+    command = [sys.executable, "-m", "ziglang", "cc", "-target", target, cpu]
+    command += ["-Os", "-ffreestanding", *STRICT, "-c", "network.c"]
+    for *whole, shape, stop, most_flash, most_ram in rows:
+        images = np.zeros((1, *shape), np.uint8)
+        for name, text in export.to_c(*whole, images, stop=stop).items():
+            (tmp_path / name).write_text(text)
+        subprocess.run(command, cwd=tmp_path, check=True)
+        flash, ram = sizes(tmp_path / "network.o")
+        print(f"{whole[0].spec}, {processor}: {flash} bytes of flash, {ram} of RAM")
+        told = (tmp_path / "network.c").read_text()[:400]
+        assert int(told.split("Flash: ")[1].split()[0]) < flash <= most_flash
+        assert int(told.split("RAM: ")[1].split()[0]) <= ram <= most_ram

@@ -108,6 +108,8 @@ def test_prints_what_the_run_reached(made):
     # 8×8 → 8C3 → P2 → 4×4×8 = 128 → 10
     (relu,) = (row for row in seen.rows if row[0].startswith("ReLU network"))
     assert relu[1] == f"{64 * 9 * 8 + 128 * 10:,}"
+    (moved,) = (row for row in seen.rows if row[0].startswith("the same shape"))
+    assert moved[4] == f"{2 * int(relu[1].replace(',', '')) + 64 * 8 + 10:,}"
     assert "reference spikes of" not in seen.text  # there is no urgency
     assert "Fig. " not in seen.text and "Table " not in seen.text  # the paper's
     assert f"ds4nn_jax {ds.__version__}" in seen.text
@@ -288,9 +290,9 @@ def test_measures_of_a_network_with_pulses(rng):
     first = np.asarray(trace.times[-1]).astype(int).clip(max=39)
     at_spikes = np.take_along_axis(running, first[None], 0)[0]
     np.testing.assert_allclose(at_spikes, trace.potentials, atol=1e-3)
-    assert measures.reference(own) == "reference spikes"
+    assert measures.reference(own, params) == "reference spikes"
     alone = own.clone(pulses=(), urgency=0.3)
-    assert measures.reference(alone) == "reference spikes of 0.3 mV"
+    assert measures.reference(alone, params) == "reference spikes of 0.3 mV"
 
 
 def network(dataset, spec, **options):
@@ -346,6 +348,27 @@ def test_rows_of_several_seeds(tmp_path):
     assert fashion.own_spikes() is None  # it has pooling, and tells no layers
     assert fashion.spread() == "90.00" and fashion.told() == "fashion.cfg, seed 0"
     assert chapters.reported("kmnist", tmp_path) == ()
+
+
+def test_accuracy_against_bits():
+    """Beside the network that they were trained on from; others are left out."""
+    row = {"test_spikes": 80.0, "test_silent": 0.01}
+
+    def runs(name, accuracy, start="", **config):
+        test = row | {"test_accuracy": accuracy}
+        return chapters.Runs(name, ds.TrainConfig(**config), (0,), (test,), start)
+
+    four = runs("mnist_4bit", 0.98, "mnist", bits=4)
+    every = [four, runs("mnist", 0.99), runs("mnist_x", 0.9)]
+    every.append(runs("mnist_1bit", 0.97, "mnist", bits=1))
+    heading, _, table, drawing = chapters.of_bits(every)
+    assert [row[1:3] for row in table.rows] == [
+        ("1", "97.00"),
+        ("4", "98.00"),
+        ("real", "99.00"),
+    ]
+    assert len(drawing.figure.axes[0].lines) == 1
+    assert not list(chapters.of_bits(every[1:3]))
 
 
 def test_refuses_what_is_no_run(tmp_path):

@@ -51,6 +51,29 @@ def test_its_card_tells_of_pulses():
     assert kept["kernel"].dtype == np.float16 and kept["pulses"].dtype == np.float64
 
 
+def test_whole_numbers_stay_as_they_are(tmp_path, rng):
+    """Weights, and an urgency in mV; how many bits the run was told."""
+    digits, run = data.load("digits"), ["--spec=64-10", "--urgency=0.3", "--bits=3"]
+    made = options.parse(["x", *run], dataset="digits")
+    kernel = rng.normal(0, 30, (64, 10)).astype(np.float32)
+    own = ds.quantize(
+        made.config.network(), {"params": {"dense1": {"kernel": kernel}}}, bits=3
+    )
+    notes = {"dataset": "digits", "seed": 0, "epoch": 1, "made_by": {"threads": "1"}}
+    ds.save_weights(tmp_path / "best.safetensors", *own, notes=notes)
+    (tmp_path / "flags.cfg").write_text(made.resolved)
+    (tmp_path / "metrics.jsonl").write_text('{"epoch": 1}\n')
+    out = f"--out_dir={tmp_path / 'out'}"
+    ship.main(["mine", f"--run_dir={tmp_path}", out])
+    network, params, card = ds.load_weights(tmp_path / "out/mine.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, params, own[1])
+    assert (network.urgency, card["urgency"]) == (own[0].urgency, 0.3)
+    text = (tmp_path / "out/mine.md").read_text()
+    assert "whole numbers of 3 bits" in text and "of 0.3 mV (urgency)" in text
+    report = ds.evaluate(network, params, digits.test_images, digits.test_labels)
+    assert card["accuracy"] == report.accuracy
+
+
 def test_its_command_keeps_what_another_optimizer_shares_with_the_presets(tmp_path):
     given = ["--preset=mnist", "--optimizer=muon", "--optimizer.norms=held"]
     run = options.parse(["x", *given], dataset="mnist")
