@@ -87,7 +87,7 @@ def urgency(value: Any) -> jax.Array | float:
     return number
 
 
-def pulses(values: jax.Array, outputs: int, steps: int) -> jax.Array:
+def pulses(values: jax.Array | np.ndarray, outputs: int, steps: int) -> jax.Array:
     """Weights [P, O] of reference neurons, of which no two spike at once."""
     values = _on_host(values)
     if not jnp.issubdtype(values.dtype, jnp.number):
@@ -120,7 +120,7 @@ def rank(name: str, x: jax.Array, axes: str) -> None:
 
 
 def times_and_kernel(
-    times: jax.Array, kernel: jax.Array, steps: int
+    times: jax.Array | np.ndarray, kernel: jax.Array | np.ndarray, steps: int
 ) -> tuple[jax.Array, jax.Array]:
     """Both as arrays of one floating type, values checked where they are at hand."""
     times = spike_times(times, steps)
@@ -138,7 +138,7 @@ def times_and_kernel(
     return times.astype(dtype), kernel.astype(dtype)
 
 
-def spike_times(times: jax.Array, steps: int | None = None) -> jax.Array:
+def spike_times(times: jax.Array | np.ndarray, steps: int | None = None) -> jax.Array:
     """Times as a floating array; whole steps 0 … T where values are at hand."""
     times = _on_host(times)
     if not jnp.issubdtype(times.dtype, jnp.floating):
@@ -168,7 +168,7 @@ def potentials(values: jax.Array | None, times: jax.Array) -> None:
         )
 
 
-def finite(name: str, x: jax.Array) -> None:
+def finite(name: str, x: jax.Array | np.ndarray) -> None:
     if at_hand(x):
         seen = np.asarray(x)
         if not np.isfinite(seen).all():

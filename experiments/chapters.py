@@ -160,7 +160,7 @@ def of_bits(runs: Sequence[Runs]) -> Iterator[Block]:
         for start, group in found.items()
     }
     drawn = fronts.by_bits(lines)
-    yield Drawing(f"bits_{runs[0].name}", drawn, "The same, drawn.")
+    yield Drawing(drawn, "The same, drawn.")
 
 
 def _command(dataset: str) -> tuple[str, ...]:
