@@ -6,6 +6,7 @@ use to another), the scan does. All mean the same.
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,18 +20,50 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from ds4nn_jax._engines import cuda as gpu
 from ds4nn_jax._engines import library
+from ds4nn_jax._engines.plan import Plan
+
+_MOST_SUMS = 2**26  # of weights, in all parts of a call for several networks
 
 
 def call(
     kernel: str,
     dtype: np.dtype,
     results: Sequence[Any],
-    plan: Sequence[int] | np.ndarray,
+    plan: Plan | np.ndarray,
     *arrays: jax.Array,
 ) -> Sequence[jax.Array]:
-    """Calls a compiled kernel; where the computation is lowered for the CPU."""
+    """Calls a compiled kernel; where the computation is lowered for the CPU.
+
+    Mapped over, it is one call for several networks; of a plan of another kind, or
+    where networks are many and large, it is a loop over calls.
+    """
     name = library.target(kernel, dtype.name)
-    return jax.ffi.ffi_call(name, results)(*arrays, plan=np.array(plan, np.int64))
+
+    def once(results, plan):
+        function = jax.ffi.ffi_call(name, results, vmap_method="sequential")
+        return functools.partial(function, plan=np.array(plan, np.int64))
+
+    if not isinstance(plan, Plan):
+        return once(results, plan)(*arrays)
+    of_one = jax.custom_batching.custom_vmap(once(results, plan))
+
+    @of_one.def_vmap
+    def of_several(size, mapped, *arrays):
+        several_of = [True] * len(results)
+        if kernel == "backward":
+            sums = size * plan.image_parts * math.prod(results[1].shape)
+            if sums > _MOST_SUMS:
+                moving = [0 if m else None for m in mapped]
+                return jax.vmap(once(results, plan), moving)(*arrays), several_of
+        stacked = [jax.ShapeDtypeStruct((size, *x.shape), x.dtype) for x in results]
+        strides = {
+            f"stride_{k}": x.nbytes // size if m else 0
+            for k, (x, m) in enumerate(zip(arrays, mapped, strict=True))
+        }
+        several = plan._replace(networks=size, **strides)
+        return once(stacked, several)(*arrays), several_of
+
+    return of_one(*arrays)
 
 
 def choose(
@@ -106,7 +139,7 @@ def _eager(*arrays, **static):
 
 
 def _mapped(arrays, axes, *, event, scan, cuda, shapes, of_images, summed, **static):
-    """A mapped axis of images makes a larger batch, any other is a loop over calls.
+    """A mapped axis of images makes a larger batch, any other several networks.
 
     `of_images` are the arrays that have an axis of images in front, as all results have
     but those that are `summed` over it.
@@ -117,12 +150,18 @@ def _mapped(arrays, axes, *, event, scan, cuda, shapes, of_images, summed, **sta
         for x, n in zip(arrays, axes, strict=True)
     ]
     moving = tuple(n is not None for n in axes)
-    over = _over_images if moving == of_images and not any(summed) else _over_calls
+    one_batch = moving == of_images and not any(summed)
+
+    def mapped(engine):
+        if one_batch and engine is not scan:
+            return functools.partial(_over_images, engine)
+        return jax.vmap(engine, tuple(0 if m else None for m in moving))
+
     found = engine_p.bind(
         *arrays,
-        event=functools.partial(over, event, moving),
-        scan=jax.vmap(scan, tuple(0 if m else None for m in moving)),
-        cuda=cuda and functools.partial(over, cuda, moving),
+        event=mapped(event),
+        scan=mapped(scan),
+        cuda=cuda and mapped(cuda),
         shapes=tuple(((size, *shape), dtype) for shape, dtype in shapes),
         of_images=moving,
         summed=(False,) * len(shapes),
@@ -131,19 +170,10 @@ def _mapped(arrays, axes, *, event, scan, cuda, shapes, of_images, summed, **sta
     return found, [0] * len(shapes)
 
 
-def _over_images(event: Callable, moving, images: jax.Array, *others) -> list:
+def _over_images(event: Callable, images: jax.Array, *others: jax.Array) -> list:
     size, batch = images.shape[:2]
     found = event(images.reshape(size * batch, *images.shape[2:]), *others)
     return [x.reshape(size, batch, *x.shape[1:]) for x in found]
-
-
-def _over_calls(event: Callable, moving, *arrays: jax.Array) -> list[jax.Array]:
-    def each(some):
-        given = iter(some)
-        pairs = zip(arrays, moving, strict=True)
-        return event(*(next(given) if moves else x for x, moves in pairs))
-
-    return jax.lax.map(each, [x for x, m in zip(arrays, moving, strict=True) if m])
 
 
 batching.primitive_batchers[engine_p] = _mapped

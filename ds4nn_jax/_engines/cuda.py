@@ -135,7 +135,8 @@ def _padded(synapse: Synapse, times: jax.Array, num_steps: int) -> jax.Array:
 
 
 def _call(name: str, results, plan, *arrays: jax.Array) -> list[jax.Array]:
-    return jax.ffi.ffi_call(f"ds4nn_jax.cuda.{name}", results)(*arrays, plan=plan)
+    call = jax.ffi.ffi_call(f"ds4nn_jax.cuda.{name}", results, vmap_method="sequential")
+    return call(*arrays, plan=plan)
 
 
 def _scratch(which: int, plan: np.ndarray) -> int | None:

@@ -292,6 +292,12 @@ def _counting(kind, lanes):
     return count
 
 
+@njit(**OPTIONS)
+def operand(frame, plan, k, network):
+    """Address of the k-th operand of a network."""
+    return argument(frame, k) + network * plan[PLAN.stride_0 + k]
+
+
 def _forward(kind):
     """What `calls.handler` asks for, of spike times of a scalar type."""
     size_of = np.dtype(kind).itemsize
@@ -380,13 +386,17 @@ def _forward(kind):
         padded = (outputs + lanes - 1) // lanes * lanes
         small = total <= _SMALL
 
-        times = array_at(argument(frame, 0), kind)
-        weights = array_at(argument(frame, 1), kind)
-        spike_times = array_at(result(frame, 0), kind)
-        out_potential = array_at(result(frame, 1), kind)
-        out_until = array_at(result(frame, 2), kind)
-        out_member = array_at(result(frame, 3), kind)
-        all_counts = array_at(result(frame, 4), np.int32)
+        in_turn = plan[PLAN.image_parts] * plan[PLAN.row_parts]
+        network, index = divmod(index, in_turn)
+        of_result = plan[PLAN.images] * out_height * out_width * outputs * size_of
+        counters = plan[PLAN.images] * plan[PLAN.row_parts] * kinds * steps * 4
+        times = array_at(operand(frame, plan, 0, network), kind)
+        weights = array_at(operand(frame, plan, 1, network), kind)
+        spike_times = array_at(result(frame, 0) + network * of_result, kind)
+        out_potential = array_at(result(frame, 1) + network * of_result, kind)
+        out_until = array_at(result(frame, 2) + network * of_result, kind)
+        out_member = array_at(result(frame, 3) + network * of_result, kind)
+        all_counts = array_at(result(frame, 4) + network * counters, np.int32)
 
         of_pixels, of_window, of_row, of_neurons, _ = memory(plan, scratch)
         events, arrived, by_step, columns = of_pixels
@@ -524,7 +534,8 @@ def _forward(kind):
 
     @njit(**OPTIONS)
     def counts_of(plan, phase):
-        return plan[PLAN.image_parts] * plan[PLAN.row_parts] if phase == 0 else 0
+        in_turn = plan[PLAN.image_parts] * plan[PLAN.row_parts]
+        return plan[PLAN.networks] * in_turn if phase == 0 else 0
 
     return counts_of, part, memory
 
@@ -646,13 +657,15 @@ def _backward(kind):
         size = kh * kw * inputs
         padded = (size + lanes - 1) // lanes * lanes
         image = height * width * inputs
-        times = array_at(argument(frame, 0), kind)
-        weights = array_at(argument(frame, 1), kind)
-        until = array_at(argument(frame, 2), kind)
-        delta = array_at(argument(frame, 3), kind)
-        member = array_at(argument(frame, 4), kind)
-        d_times = array_at(result(frame, 0), kind)
         d_weights = array_at(partial + index * part_bytes(plan), kind)
+        network, index = divmod(index, plan[PLAN.image_parts])
+        times = array_at(operand(frame, plan, 0, network), kind)
+        weights = array_at(operand(frame, plan, 1, network), kind)
+        until = array_at(operand(frame, plan, 2, network), kind)
+        delta = array_at(operand(frame, plan, 3, network), kind)
+        member = array_at(operand(frame, plan, 4, network), kind)
+        all_inputs = plan[PLAN.images] * image * size_of
+        d_times = array_at(result(frame, 0) + network * all_inputs, kind)
         bins, pulses = tail(d_weights, padded * outputs), plan[PLAN.pulses]
         begins, learners, t_window, d_window, _ = memory(plan, scratch)
         pair, rule = (weights, d_weights), (steps, plan[PLAN.flag] != 0)
@@ -720,9 +733,12 @@ def _backward(kind):
         outputs, lanes = plan[PLAN.outputs], plan[PLAN.lanes]
         size = plan[PLAN.rows] * plan[PLAN.columns] * plan[PLAN.inputs]
         blocks = (size + lanes - 1) // lanes
-        stride = part_bytes(plan) // size_of
-        d_weights = array_at(partial, kind)
-        d_pulses, pulses = array_at(result(frame, 2), kind), plan[PLAN.pulses]
+        stride, pulses = part_bytes(plan) // size_of, plan[PLAN.pulses]
+        network, index = divmod(index, min(blocks, _COLLECTED))
+        first_part = network * plan[PLAN.image_parts] * part_bytes(plan)
+        d_weights = array_at(partial + first_part, kind)
+        of_pulses = network * pulses * outputs * size_of
+        d_pulses = array_at(result(frame, 2) + of_pulses, kind)
         if pulses and index == 0:
             bins = tail(d_weights, blocks * lanes * outputs)
             for k in range(1, plan[PLAN.image_parts]):
@@ -733,7 +749,8 @@ def _backward(kind):
                 copy(of_pulse, tail(bins, (p + 1) * outputs), outputs)
                 if p + 1 < pulses:
                     _add(of_pulse, tail(of_pulse, outputs), outputs)
-        d_kernel = array_at(result(frame, 1), kind)
+        of_kernel = network * size * outputs * size_of
+        d_kernel = array_at(result(frame, 1) + of_kernel, kind)
         sums = array_at(scratch, kind)
         first, last = span(index, min(blocks, _COLLECTED), blocks)
         for block in range(first, last):
@@ -749,9 +766,9 @@ def _backward(kind):
     def counts_of(plan, phase):
         size = plan[PLAN.rows] * plan[PLAN.columns] * plan[PLAN.inputs]
         if phase == 0:
-            return plan[PLAN.image_parts]
+            return plan[PLAN.networks] * plan[PLAN.image_parts]
         blocks = (size + plan[PLAN.lanes] - 1) // plan[PLAN.lanes]
-        return min(blocks, _COLLECTED) if phase == 1 else 0
+        return plan[PLAN.networks] * min(blocks, _COLLECTED) if phase == 1 else 0
 
     @njit(**OPTIONS)
     def part(frame, plan, phase, index, scratch, shared):
@@ -762,7 +779,7 @@ def _backward(kind):
 
     @njit(**OPTIONS)
     def shared_bytes(plan):
-        return plan[PLAN.image_parts] * part_bytes(plan)
+        return plan[PLAN.networks] * plan[PLAN.image_parts] * part_bytes(plan)
 
     return counts_of, part, memory, shared_bytes
 

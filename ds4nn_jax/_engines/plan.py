@@ -35,6 +35,14 @@ class Plan(NamedTuple):
     # Of a forward pass alone.
     row_parts: int = 1
     counts: int = 0  # rows of spike counts asked for: 0, 1 or, with those of pooling, 2
+    # Several networks of one structure in a call: their results lie one behind the
+    # other; of each operand the bytes from one network's to the next's, 0 if shared.
+    networks: int = 1
+    stride_0: int = 0
+    stride_1: int = 0
+    stride_2: int = 0
+    stride_3: int = 0
+    stride_4: int = 0
 
 
 class Sweep(NamedTuple):
