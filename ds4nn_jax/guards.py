@@ -13,14 +13,13 @@ from ds4nn_jax.modules import SpikingNetwork
 from ds4nn_jax.types import SpikeTimes
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 5))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def rate_guard(
     strength: float,
     floor: float,
     num_steps: int,
     times: SpikeTimes,
     budget: jax.typing.ArrayLike,
-    axis: str | None = None,
 ) -> SpikeTimes:
     """Identity on spike times [B, …, C] that pushes channels back into their budget.
 
@@ -38,7 +37,6 @@ def rate_guard(
       num_steps: T.
       times: [B, …, C] spike times.
       budget: ρ in (0, 1].
-      axis: of devices that share the batch (`jax.shard_map`); None: all of it is here.
 
     Returns:
       times.
@@ -46,17 +44,15 @@ def rate_guard(
     return times
 
 
-def _guard_fwd(strength, floor, num_steps, times, budget, axis):
+def _guard_fwd(strength, floor, num_steps, times, budget):
     return times, (times, budget)
 
 
-def _guard_bwd(strength, floor, num_steps, axis, residuals, delta):
+def _guard_bwd(strength, floor, num_steps, residuals, delta):
     times, budget = residuals
     fired = times < num_steps
     rate = jnp.mean(fired.astype(delta.dtype), axis=tuple(range(fired.ndim - 1)))
     square = jnp.mean(delta**2)
-    if axis is not None:
-        rate, square = jax.lax.pmean((rate, square), axis)
     budget = jnp.asarray(budget, delta.dtype)
     push = strength * jnp.sqrt(square)
     later = jnp.maximum(rate / budget - 1, 0)
@@ -111,7 +107,7 @@ class RateGuard(Value):
         self.require("budgets", len(self.budgets) <= hidden, few)
 
     def layers(
-        self, hidden: int, step: jax.Array, num_steps: int, axis: str | None = None
+        self, hidden: int, step: jax.Array, num_steps: int
     ) -> tuple[Callable[[SpikeTimes], SpikeTimes], ...]:
         """The guard of each of the hidden layers after so many steps of training.
 
@@ -119,7 +115,6 @@ class RateGuard(Value):
           hidden: how many layers.
           step: n.
           num_steps: T.
-          axis: of devices that share the batches, see `rate_guard`.
         """
         if not self.budgets:
             return ()
@@ -128,6 +123,6 @@ class RateGuard(Value):
         guard = functools.partial(rate_guard, self.strength, self.floor, num_steps)
         begins = (max(self.first, budget) for budget in budgets)
         return tuple(
-            functools.partial(guard, budget=begin * (b / begin) ** done, axis=axis)
+            functools.partial(guard, budget=begin * (b / begin) ** done)
             for begin, b in zip(begins, budgets, strict=True)
         )

@@ -6,7 +6,6 @@ has called `jax.distributed.initialize`. Every process holds the whole data set 
 same seed, hence the same batches; it computes its part of each.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -91,24 +90,3 @@ def _placed(mesh: Mesh, spec: PartitionSpec, host: np.ndarray) -> jax.Array:
     return jax.make_array_from_callback(
         host.shape, NamedSharding(mesh, spec), lambda part: host[part]
     )
-
-
-def mean_over(mesh: Mesh, function: Callable) -> Callable:
-    """function(params, *batches) on each device's part; the mean of what it returns.
-
-    The event engine computes on the host: it must see its own part of the batch alone,
-    which only `shard_map` makes sure of.
-    """
-
-    def local(params, batches):
-        return jax.lax.pmean(function(params, *batches), AXIS)
-
-    everywhere, shared = PartitionSpec(), PartitionSpec(AXIS)
-    mapped = jax.shard_map(
-        local,
-        mesh=mesh,
-        in_specs=(everywhere, shared),
-        out_specs=everywhere,
-        check_vma=False,
-    )
-    return lambda params, *batches: mapped(params, batches)

@@ -1,6 +1,5 @@
 """One step of training, pure: to be jitted, vmapped over seeds, or put into a scan."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ds4nn_jax import analysis, losses, optimizers, parallel
+from ds4nn_jax import analysis, losses, optimizers
 from ds4nn_jax.config import TrainConfig
 from ds4nn_jax.encoding import spike_times
 from ds4nn_jax.quantization import rounded
@@ -81,24 +80,19 @@ def train_step(
     state: TrainState,
     images: jax.Array,
     labels: jax.Array,
-    mesh: jax.sharding.Mesh | None = None,
     soft_labels: jax.Array | None = None,
 ) -> tuple[TrainState, StepMetrics]:
     """One step on a batch of images [B, …] with labels [B]. Pure.
 
-    Where there are soft labels [B, C] the output rule gets them for the labels. With a
-    mesh (`parallel.data_mesh`) the batch is shared out to its devices, and the state,
-    which is the same on all, follows the mean of their gradients.
+    Where there are soft labels [B, C] the output rule gets them for the labels. A batch
+    that is sharded over devices (`parallel.shared_out`) is computed by all of them.
     """
     key = jax.random.fold_in(state.key, state.step)
     images = config.augmentation.apply(key, images)
     times = spike_times(images, config.num_steps)
-    axis = None if mesh is None else parallel.AXIS
-    gradients: Callable = functools.partial(_gradients, config, axis)
-    if mesh is not None:
-        gradients = parallel.mean_over(mesh, gradients)
     wanted = labels if soft_labels is None else soft_labels
-    gradient, metrics = gradients((state.params, state.step), times, labels, wanted)
+    reached = state.params, state.step
+    gradient, metrics = _gradients(config, reached, times, labels, wanted)
     updates, opt_state = optimizer.update(gradient, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
     return state._replace(
@@ -118,7 +112,6 @@ def _centred(config: TrainConfig, guard: Callable | None) -> Callable:
 
 def _gradients(
     config: TrainConfig,
-    axis: str | None,
     reached: tuple[Params, jax.Array],
     times: SpikeTimes,
     labels: jax.Array,
@@ -128,7 +121,7 @@ def _gradients(
     its parameters and how many steps it has taken."""
     network, (params, step) = config.network(), reached
     hidden = len(network.weighted) - 1
-    guards: Any = config.guard.layers(hidden, step, config.num_steps, axis)
+    guards: Any = config.guard.layers(hidden, step, config.num_steps)
     if config.centring:
         guards = [_centred(config, guard) for guard in guards or [None] * hidden]
 

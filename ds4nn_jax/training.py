@@ -454,7 +454,8 @@ def _check_snapshot(start: Snapshot, expected: Snapshot, digest: np.ndarray) -> 
 
 
 def _epochs(config, run, start, on_step, mesh) -> Iterator[EpochResult]:
-    step = functools.partial(_step, config, run.steps, mesh)
+    same = mesh and jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    step = functools.partial(_step, config, run.steps, same)
     # Copies, here and in snapshots: each step writes to the memory of its own state.
     state = _copied(start.state)
     placed: Callable = np.asarray
@@ -509,14 +510,16 @@ def _epochs(config, run, start, on_step, mesh) -> Iterator[EpochResult]:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(3, 4))
-def _step(config, steps, mesh, state, seen, images, labels, soft_labels):
+def _step(config, steps, same, state, seen, images, labels, soft_labels):
     """`train_step`, compiled once for all runs of a configuration in a process. Its
-    metrics go into their row of `seen` as well, for the host to fetch all at once."""
+    metrics go into their row of `seen` as well, for the host to fetch all at once.
+    `same` is the sharding of what all devices have, if there are several."""
     optimizer, row = make_optimizer(config, steps), state.step % steps
-    state, metrics = train_step(
-        config, optimizer, state, images, labels, mesh, soft_labels
-    )
-    return state, seen.at[row].set(jnp.stack(metrics, dtype=seen.dtype)), metrics
+    state, metrics = train_step(config, optimizer, state, images, labels, soft_labels)
+    seen = seen.at[row].set(jnp.stack(metrics, dtype=seen.dtype))
+    if same is not None:
+        return jax.lax.with_sharding_constraint((state, seen, metrics), same)
+    return state, seen, metrics
 
 
 def _copied(state: TrainState) -> TrainState:
