@@ -125,6 +125,7 @@ def load_weights(
       CheckpointError: truncated, altered, or no weights of this library; a newer
         format; another network.
     """
+    Path(path).open("rb").close()  # names what is no file
     try:
         with safetensors.safe_open(path, "np") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}

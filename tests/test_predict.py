@@ -165,7 +165,7 @@ def test_no_answer_where_there_is_none(capsys, weights, picture):
         ("light", [0, 255, 0, 0], "cat", "a dark ground, and the network learned"),
         ("dark", [0, 255, 0, 0], "dog", None),
         ("mixed", [0, 255, 255, 255], "dog", None),
-        (None, [0, 255, 255, 255], "dog", "a light ground; what the network learned"),
+        (None, [0, 255, 255, 255], "dog", "a light ground; the network's is not noted"),
     ],
 )
 def test_the_ground_is_that_of_the_training(
