@@ -432,7 +432,8 @@ def stratified_split(
         if not 0 < count < len(members):
             raise ValueError(
                 f"holding out {fraction} of class {label} ({len(members)} images) "
-                "leaves it without an image on one side"
+                "leaves it without an image on one side: hold out another share, or "
+                "none, or add images of it"
             )
         held_out[generator.permutation(members)[:count]] = True
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)

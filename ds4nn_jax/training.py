@@ -300,8 +300,16 @@ def _prepared(
         order = data.epoch_permutation(len(kept), seed=config.seed, epoch=0)
         some = images[kept[order[: config.initial_weights.sample]]]
         arrays = images, labels, soft_labels
-        batches = functools.partial(_shuffled, config, kept, arrays)
         digest = _digest(arrays)
+
+        def batches(epoch: int, done: int) -> Iterator[tuple]:
+            if not np.array_equal(_digest(arrays), digest):
+                raise ValueError(
+                    "the training images, labels or soft labels have changed since the "
+                    "run began: give it arrays that nothing writes to, such as copies"
+                )
+            return _shuffled(config, kept, arrays, epoch, done)
+
     analysis.advise(network, some)
     optimizer = make_optimizer(config, steps)
     if params is not None:
@@ -438,6 +446,12 @@ def _check_snapshot(start: Snapshot, expected: Snapshot, digest: np.ndarray) -> 
         raise ValueError(
             "this snapshot has shapes but no weights: use it for `Snapshots.latest`, "
             "and start=None to begin"
+        )
+    steps, per_epoch = len(start.seen), len(expected.seen)
+    if steps != per_epoch:
+        raise ValueError(
+            f"the snapshot is not one of this run: its epochs have {steps} steps, "
+            f"expected {per_epoch}: another batch_size, or another number of images"
         )
     given, wanted = kinds(start), kinds(expected)
     for name in sorted(given.keys() | wanted.keys()):

@@ -163,10 +163,19 @@ def test_a_snapshot_of_another_run_is_refused(digits):
     snapshot = next(ds.train(config, *digits)).snapshot
     for other, what in (
         (dict(spec="64-21-10"), r"dense1.*\[64, 20\], expected float32\[64, 21\]"),
-        (dict(batch_size=9), r"seen is float32\[27, 4\], expected float32\[30, 4\]"),
+        (dict(batch_size=9), "epochs have 27 steps, expected 30: another batch_size"),
     ):
         with pytest.raises(ValueError, match=f"not one of this run: .*{what}"):
             ds.train(ds.TrainConfig(**SMALL | other), *digits, start=snapshot)
+
+
+def test_arrays_that_change_during_a_run_are_noticed(digits):
+    images = np.array(digits[0])
+    run = ds.train(ds.TrainConfig(**SMALL), images, digits[1])
+    next(run)
+    images[0] = 1 - images[0] if images.dtype.kind == "f" else 255 - images[0]
+    with pytest.raises(ValueError, match="have changed since the run began"):
+        next(run)
 
 
 def test_vmap_over_seeds_equals_single_runs(digits):
