@@ -31,13 +31,15 @@ def read(
       PictureError: no file, no picture, a damaged one, more than 64 megapixels, or
         values that are not finite.
     """
+    if path.is_dir():
+        raise PictureError("a folder, not a picture")
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise PictureError("not a file")
     try:
         with _quiet(), Image.open(path) as image:
             return shown(image, least=least)
     except PictureError:
         raise
-    except IsADirectoryError as error:
-        raise PictureError("a folder, not a picture") from error
     except UnidentifiedImageError as error:
         raise PictureError("not a picture that Pillow can read") from error
     except Image.DecompressionBombError as error:
@@ -74,15 +76,18 @@ def shown(
         image = ImageOps.exif_transpose(image)
     if image.mode[0] == "I" or image.mode == "F":
         image = _in_bytes(image, remarks)
-    if least is not None:
-        sides = image.height // least[0], image.width // least[1]
-        factor = max(1, min(max(image.size) // _WORKING_SIZE, *sides))
-        image = image.convert("RGBA") if image.mode in ("P", "PA") else image
-        image = image.reduce(factor)
+    if image.mode == "La":  # which Pillow converts to this alone
+        image = image.convert("LA")
     if image.has_transparency_data:
-        return _opaque(image, remarks), remarks
-    mode = {"1": "L", "L": "L", "F": "F"}.get(image.mode, "RGB")
-    return image.convert(mode), remarks
+        picture = _opaque(image, remarks)
+    else:
+        mode = {"1": "L", "L": "L", "F": "F"}.get(image.mode, "RGB")
+        picture = image.convert(mode)
+    if least is not None:
+        sides = picture.height // least[0], picture.width // least[1]
+        factor = min(max(picture.size) // _WORKING_SIZE, *sides)
+        picture = picture.reduce(factor) if factor > 1 else picture
+    return picture, remarks
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Picture files: what a viewer shows of them, and how it is fitted to a network."""
 
+import os
 import warnings
 from io import BytesIO
 
@@ -131,6 +132,15 @@ def test_ink_on_nothing_is_set_off(kind, ink, expected):
     pixels, remarks = shown(saved(image, kind, **options))
     np.testing.assert_array_equal(pixels[0, :, 0], expected)
     assert remarks == [f"transparent: laid on {'black' if ink else 'white'}"]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "La", "RGBa", "CMYK", "I", "F"])
+def test_large_pictures_of_every_mode_are_reduced(mode):
+    image = Image.new("RGBA" if "a" in mode else "L", (1200, 1300), "white")
+    image = image.convert("LA").convert(mode) if mode == "La" else image.convert(mode)
+    picture, remarks = _pictures.shown(image, least=(28, 28))
+    assert picture.size == (600, 650) and remarks == []
+    assert np.asarray(picture).min() == 255
 
 
 def test_opaque_alpha_changes_nothing():
@@ -353,6 +363,9 @@ def test_refuses_what_is_no_file(tmp_path):
         pictures.read(tmp_path / "absent.png", (28, 28, 1))
     with pytest.raises(_pictures.PictureError, match="a folder, not a picture"):
         pictures.read(tmp_path, (28, 28, 1))
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(_pictures.PictureError, match="not a file"):
+        pictures.read(tmp_path / "pipe", (28, 28, 1))
 
 
 def test_pillow_is_left_as_it_was(tmp_path):
