@@ -132,6 +132,8 @@ def load_weights(
             entry = (file.metadata() or {}).get(_ENTRY, '["{}", ""]')
         text, checksum = json.loads(entry)
         header = json.loads(text)
+    except AttributeError as error:  # a type that NumPy does not have
+        raise CheckpointError(f"{path} holds no weights: {error}") from error
     except (safetensors.SafetensorError, ValueError, TypeError) as error:
         raise CheckpointError(
             f"{path} is truncated or no safetensors file: {error}"

@@ -119,6 +119,10 @@ def test_files_of_others(tmp_path, saved):
     safetensors.numpy.save_file({"w": np.zeros(3)}, path)
     with pytest.raises(ds.CheckpointError, match="holds no weights of ds4nn_jax"):
         ds.load_weights(path)
+    narrow = np.zeros(3, jnp.float8_e4m3fn)  # which NumPy alone does not know
+    safetensors.numpy.save_file({"w": narrow}, path)
+    with pytest.raises(ds.CheckpointError, match="holds no weights: .*float8_e4m3fn"):
+        ds.load_weights(path)
     path.write_bytes(b"\x80\x04\x95 a pickle is never opened")
     with pytest.raises(ds.CheckpointError, match="no safetensors file"):
         ds.load_weights(path)
