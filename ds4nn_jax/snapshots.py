@@ -141,12 +141,12 @@ class Snapshots:
             if stored.get(name) != self._run.get(name):
                 raise CheckpointError(
                     f"{where} is of another run: its {name} is {stored.get(name)!r}, "
-                    f"expected {self._run.get(name)!r}; {remedy}"
+                    f"expected {self._run.get(name)!r} (if it cannot be, the snapshot "
+                    f"is damaged: {remedy})"
                 )
         if not len(like.seen):
-            rows = np.zeros(
-                (int(about.get("steps", 0)), *like.seen.shape[1:]), np.float32
-            )
+            shape = int(about.get("steps", 0)), *like.seen.shape[1:]
+            rows = np.zeros(shape, np.float32)
             like = like._replace(seen=rows)
         restore = ocp.args.StandardRestore(jax.tree.map(_blank, like)._asdict())
         items = self._read(damaged, step, snapshot=restore)["snapshot"]
