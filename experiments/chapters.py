@@ -159,8 +159,7 @@ def of_bits(runs: Sequence[Runs]) -> Iterator[Block]:
         ]
         for start, group in found.items()
     }
-    drawn = fronts.by_bits(lines)
-    yield Drawing(drawn, "The same, drawn.")
+    yield Drawing(fronts.by_bits(lines), "The same, drawn.")
 
 
 def _command(dataset: str) -> tuple[str, ...]:
@@ -472,8 +471,7 @@ def _urgencies(each: Network, drawing, drawn: dict) -> Iterator[Block]:
 def _energy(each: Network) -> Iterator[Block]:
     network, test = each.network, each.measured.test
     shape = each.images.test_images.shape[1:]
-    reference = test.layer_reference_spikes
-    pulsed = energy.reference_operations(network, shape, reference)
+    pulsed = energy.reference_operations(network, shape, test.layer_reference_spikes)
     additions = energy.synaptic_operations(network, shape, test.layer_spikes) + pulsed
     products = energy.multiply_accumulates(network, shape)
     yield Heading(4, "Estimated energy of a decision")
@@ -546,8 +544,8 @@ def _bytes(each: Network) -> Iterator[Block]:
     yield Table((*titles, "energy"), rows)
 
 
-def _joules(energy: float) -> str:
-    return f"{1e6 * energy:.3g} µJ"
+def _joules(value: float) -> str:
+    return f"{1e6 * value:.3g} µJ"
 
 
 def _dead_neurons() -> Iterator[Block]:

@@ -104,6 +104,7 @@ def _report(asked: argparse.Namespace) -> tuple[Path, list[str]]:
     blocks: dict[str, list] = {}  # by data set
     shown: dict[str, list] = {}
     found: list[tuple[str, Trained, str, data.Dataset]] = []
+    load = functools.cache(data.load)  # several networks may be of one data set
 
     def leave_out(dataset: str, what: str, error: Exception) -> None:
         missing.setdefault(_line(error), []).append(what)
@@ -115,7 +116,8 @@ def _report(asked: argparse.Namespace) -> tuple[Path, list[str]]:
         try:
             trained = read()
             dataset = _dataset(asked, trained)
-            found.append((what, trained, dataset, _images(asked, trained, dataset)))
+            images = _images(asked, trained, dataset, load)
+            found.append((what, trained, dataset, images))
         except _BAD as error:
             leave_out(dataset, what, error)
     for fault in _faults(missing) if found else ():
@@ -260,7 +262,12 @@ def _dataset(asked: argparse.Namespace, trained: Trained) -> str:
     return name
 
 
-def _images(asked: argparse.Namespace, trained: Trained, name: str) -> data.Dataset:
+def _images(
+    asked: argparse.Namespace,
+    trained: Trained,
+    name: str,
+    load: Callable[..., data.Dataset],
+) -> data.Dataset:
     print(f"{trained.name}: reading {name} …", flush=True)
     folder = trained.data_dir
     if asked.data_dir:
@@ -270,7 +277,7 @@ def _images(asked: argparse.Namespace, trained: Trained, name: str) -> data.Data
         folder = home if one and not (home / name).is_dir() else home / name
     try:
         bare = name == "digits" or not trained.data_dir and data.own(name)
-        return data.load(name, None if bare else folder)
+        return load(name, None if bare else folder)
     except data.DataNotFoundError as error:
         where = f" in {folder}" if folder else ""
         raise FileNotFoundError(
