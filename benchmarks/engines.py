@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ds4nn_jax import neurons
+from ds4nn_jax.layers import functions
 
 CHANNELS, OUTPUTS, IMAGE, BATCH, STEPS, ACTIVE = 64, 128, 14, 64, 100, 0.4
 
@@ -51,14 +51,14 @@ def layer_runs(engine: str, *, steps=STEPS, surrogate="constant", **sizes):
     """Forward; and forward with both gradients, 2×2 pooling behind the layer."""
     times, kernel = inputs(steps=steps, **sizes)
     layer = functools.partial(
-        neurons.conv, num_steps=steps, engine=engine, surrogate=surrogate
+        functions.conv, num_steps=steps, engine=engine, surrogate=surrogate
     )
 
     def error(times, kernel):
-        return neurons.earliest_pool(layer(times, kernel)).sum()
+        return functions.earliest_pool(layer(times, kernel)).sum()
 
-    functions = jax.jit(layer), jax.jit(jax.grad(error, (0, 1)))
-    return [functools.partial(function, times, kernel) for function in functions]
+    both = jax.jit(layer), jax.jit(jax.grad(error, (0, 1)))
+    return [functools.partial(function, times, kernel) for function in both]
 
 
 def convolve(x, kernel):
@@ -89,9 +89,9 @@ def network_step(conv: Callable, dense: Callable, pool: Callable, batch=BATCH):
 def spiking(engine: str, surrogate: str = "constant", batch=BATCH):
     conv, dense = (
         functools.partial(layer, engine=engine, surrogate=surrogate)
-        for layer in (neurons.conv, neurons.dense)
+        for layer in (functions.conv, functions.dense)
     )
-    return network_step(conv, dense, neurons.earliest_pool, batch)
+    return network_step(conv, dense, functions.earliest_pool, batch)
 
 
 def relu():

@@ -23,8 +23,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import ds4nn_jax as ds
 from benchmarks.engines import machine
-from ds4nn_jax import data, parallel, pretrained, quantization
-from ds4nn_jax.inference import batches_of
+from ds4nn_jax import data
+from ds4nn_jax.networks import pretrained, quantization
+from ds4nn_jax.networks.inference import batches_of
+from ds4nn_jax.training import parallel
 
 _BATCH = 80
 _ROWS = {  # by the environment of a process

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import ds4nn_jax as ds
-from ds4nn_jax import step
 from ds4nn_jax._engines import cuda, scan
 from ds4nn_jax._engines.synapse import Conv, Dense
+from ds4nn_jax.training import step
 
 SAME = Conv((1, 1), ((1, 1), (1, 1)))
 LAYERS = {

@@ -30,7 +30,7 @@ from ds4nn_jax import data
 KINDS = ("conv", "gradient", "infer", "train", "evaluate")
 _CONFIG = ds.TrainConfig(
     spec="8C3-P2-16C3-10",
-    initial_weights=ds.first_weights.FiringRates(conv=0.4),
+    initial_weights=ds.initial_weights.FiringRates(conv=0.4),
     optimizer=ds.optimizers.Adam(learning_rate=0.02),
     batch_size=20,
     epochs=2,

@@ -18,7 +18,8 @@ import optax
 
 import ds4nn_jax as ds
 from benchmarks.engines import machine, medians, table
-from ds4nn_jax import data, step
+from ds4nn_jax import data
+from ds4nn_jax.training import step
 
 BATCH = 64
 CONFIG = ds.TrainConfig(
@@ -201,7 +202,7 @@ def main() -> None:
             images,
             labels,
             spec="784-400-10",
-            initial_weights=ds.first_weights.FiringRates(dense=0.4),
+            initial_weights=ds.initial_weights.FiringRates(dense=0.4),
             num_steps=256,
         ),
         "NumPy, one image at a time": s4nn_step(images, labels, 256),

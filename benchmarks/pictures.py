@@ -22,7 +22,7 @@ from PIL import Image, ImageCms
 
 from benchmarks.engines import machine
 from ds4nn_jax import data
-from experiments import predict
+from ds4nn_jax.cli import predict
 
 RESULTS = Path(__file__).parent / "results"
 

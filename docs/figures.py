@@ -197,7 +197,7 @@ def rate_guard() -> Figure:
         times = jnp.where(jnp.arange(neurons) < fired, 20.0, 100.0)[:, None]
 
         def through(t):
-            guarded = ds.guards.rate_guard(strength, floor, 100, t, budget)
+            guarded = ds.regularizers.rate_guard(strength, floor, 100, t, budget)
             return jnp.sum(jnp.where(jnp.arange(neurons)[:, None] % 2, -1, 1) * guarded)
 
         pushed = np.asarray(jax.grad(through)(times))[:, 0]

@@ -3,19 +3,19 @@
 Functions from spike times to spike times (`conv`, `dense`, `earliest_pool`), output
 rules, Flax modules and training for DS4NN (Mirsadeghi, Shalchian, Kheradpisheh 2023).
 What a run is made of are values, each in the module of its kind: `rules`,
-`surrogates`, `optimizers`, `schedules`, `guards`, `first_weights`, `augmentation`;
-configurations with a name are in `presets`, trained networks in `pretrained`, data sets
-in `data`. Figures (`ds4nn_jax.plots`) and estimates of energy (`ds4nn_jax.energy`) are
-imported by name.
+`surrogates`, `optimizers`, `schedules`, `regularizers`, `initial_weights`,
+`augmentation`; configurations with a name are in `presets`, trained networks in
+`pretrained`, data sets in `data`. Figures (`ds4nn_jax.plots`) and estimates of energy
+(`ds4nn_jax.networks.energy`) are imported by name.
 """
 
 # ruff: noqa: I001  (in the order in which they are made of each other)
 
 # Spike times and layers: pure functions.
 from ds4nn_jax.types import SpikeTimes
-from ds4nn_jax.encoding import decode, encode, raster
-from ds4nn_jax.losses import centre_errors, normalize_gradient, temporal_loss
-from ds4nn_jax.neurons import (
+from ds4nn_jax.layers.encoding import decode, encode, raster
+from ds4nn_jax.layers.losses import centre_errors, normalize_gradient, temporal_loss
+from ds4nn_jax.layers.functions import (
     conv,
     conv_pool,
     decision_potentials,
@@ -26,23 +26,18 @@ from ds4nn_jax.neurons import (
 )
 
 # Networks: Flax modules that own the weights.
-from ds4nn_jax.modules import (
-    Activity,
-    ConvSpec,
-    DenseSpec,
-    PoolSpec,
+from ds4nn_jax.layers.modules import (
     SpikingConv,
     SpikingDense,
-    SpikingNetwork,
     SpikingPool,
-    Trace,
-    parse_spec,
     scaled_weights,
     uniform_weights,
 )
+from ds4nn_jax.networks.network import Activity, SpikingNetwork, Trace
+from ds4nn_jax.networks.spec import ConvSpec, DenseSpec, PoolSpec, parse_spec
 
 # Decisions and measures.
-from ds4nn_jax.analysis import (
+from ds4nn_jax.networks.evaluation import (
     Decisions,
     Report,
     decide,
@@ -51,27 +46,40 @@ from ds4nn_jax.analysis import (
     predict_by,
     report,
 )
-from ds4nn_jax.inference import Inference, classify, infer
+from ds4nn_jax.networks.inference import Inference, classify, infer
 
 # What a run is made of, a module for each kind of value.
-from ds4nn_jax import augmentation, guards, optimizers, rules, schedules, surrogates
-from ds4nn_jax import first_weights
-from ds4nn_jax.first_weights import calibrate
-from ds4nn_jax.rules import relative_target
-from ds4nn_jax.surrogates import Constant, Window
-from ds4nn_jax.config import TrainConfig
-from ds4nn_jax import presets
+from ds4nn_jax.layers import surrogates
+from ds4nn_jax.training import augmentation, optimizers, regularizers, rules, schedules
+from ds4nn_jax.training import initial_weights
+from ds4nn_jax.training.initial_weights import calibrate
+from ds4nn_jax.training.rules import relative_target
+from ds4nn_jax.layers.surrogates import Constant, Window
+from ds4nn_jax.training.config import TrainConfig
+from ds4nn_jax.training import presets
 
 # Networks of whole numbers.
-from ds4nn_jax.quantization import quantize
+from ds4nn_jax.networks.quantization import quantize
 
 # Training.
-from ds4nn_jax.step import StepMetrics, TrainState, make_optimizer, train_step
-from ds4nn_jax.training import EpochResult, Snapshot, Step, first_snapshot, fit, train
+from ds4nn_jax.training.step import StepMetrics, TrainState, make_optimizer, train_step
+from ds4nn_jax.training.loop import (
+    EpochResult,
+    Snapshot,
+    Step,
+    first_snapshot,
+    fit,
+    train,
+)
 
 # Weights on disk, and those that come with the library.
-from ds4nn_jax.checkpoints import CheckpointError, Weights, load_weights, save_weights
-from ds4nn_jax import pretrained
+from ds4nn_jax.networks.weights import (
+    CheckpointError,
+    Weights,
+    load_weights,
+    save_weights,
+)
+from ds4nn_jax.networks import pretrained
 
 # Data sets; figures and energy are imported by name.
 from ds4nn_jax import data
@@ -125,8 +133,8 @@ __all__ = [
     "Window",
     "augmentation",
     "calibrate",
-    "first_weights",
-    "guards",
+    "initial_weights",
+    "regularizers",
     "optimizers",
     "presets",
     "relative_target",

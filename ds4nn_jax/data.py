@@ -527,7 +527,7 @@ def _pictures(paths: list[Path]) -> np.ndarray:
 
 def _picture(path: Path) -> np.ndarray:
     """A picture [H, W, 1 or 3] uint8, as `ds4nn predict` would see it."""
-    from ds4nn_jax import _pictures  # here: Pillow is needed by few
+    from ds4nn_jax import _pictures
 
     try:
         picture, _ = _pictures.read(path)

@@ -33,9 +33,11 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from ds4nn_jax import _layers, quantization
 from ds4nn_jax._engines.synapse import explicit_pads, pulse_steps
-from ds4nn_jax.modules import ConvSpec, PoolSpec, SpikingNetwork
+from ds4nn_jax.layers import _response
+from ds4nn_jax.networks import quantization
+from ds4nn_jax.networks.network import SpikingNetwork
+from ds4nn_jax.networks.spec import ConvSpec, PoolSpec
 
 try:
     import nir
@@ -77,7 +79,7 @@ def to_nir(
     ):
         pulses, threshold = weighted.get(name, ((), np.ones(1)))
         if isinstance(layer, PoolSpec):
-            if not _layers.divides((layer.size, layer.size), (1, *before)):
+            if not _response.divides((layer.size, layer.size), (1, *before)):
                 raise ValueError(
                     f"{name}: windows of {layer.size} leave a rest of {before[:2]}, "
                     "which NIR's pooling would drop"

@@ -20,16 +20,15 @@ import numpy as np
 
 import ds4nn_jax as ds
 from ds4nn_jax import data
-from ds4nn_jax.augmentation import Augmentation
-from ds4nn_jax.checkpoints import write_atomically
-from ds4nn_jax.first_weights import FiringRates as Rates
-from ds4nn_jax.first_weights import Uniform
-from ds4nn_jax.guards import RateGuard
-from ds4nn_jax.optimizers import Adam, FreeNorms, HeldNorms, LearnedNorms, Muon
-from ds4nn_jax.rules import Relative, Softmax
-from ds4nn_jax.surrogates import Window
-
-from . import progress
+from ds4nn_jax.cli import progress
+from ds4nn_jax.layers.surrogates import Window
+from ds4nn_jax.networks.weights import write_atomically
+from ds4nn_jax.training.augmentation import Augmentation
+from ds4nn_jax.training.initial_weights import FiringRates as Rates
+from ds4nn_jax.training.initial_weights import Uniform
+from ds4nn_jax.training.optimizers import Adam, FreeNorms, HeldNorms, LearnedNorms, Muon
+from ds4nn_jax.training.regularizers import RateGuard
+from ds4nn_jax.training.rules import Relative, Softmax
 
 _HERE = Path(__file__).parent
 

@@ -9,9 +9,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ds4nn_jax import data, pretrained
-
-from . import progress
+from ds4nn_jax import data
+from ds4nn_jax.cli import progress
+from ds4nn_jax.networks import pretrained
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -28,8 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         with progress.naming_missing("experiments.animate"):
             from ds4nn_jax import plots
-
-            from . import figures
+            from ds4nn_jax.cli import figures
         if Path(asked.out).suffix != ".gif":
             raise ValueError(f"--out must end in .gif, got {asked.out!r}")
         network, params, notes = pretrained.find(asked.weights)

@@ -10,12 +10,22 @@ from typing import NamedTuple
 import numpy as np
 
 import ds4nn_jax as ds
-from ds4nn_jax import data, energy, plots
-from ds4nn_jax.modules import PoolSpec
-
-from . import figures, fronts, options, published
-from .measures import Measured, reference, urgency, without_pooling
-from .page import Block, Code, Drawing, Heading, Listing, Strong, Table, Text
+from ds4nn_jax import data, plots
+from ds4nn_jax.cli import figures, flags
+from ds4nn_jax.cli.measures import Measured, reference, urgency, without_pooling
+from ds4nn_jax.cli.page import (
+    Block,
+    Code,
+    Drawing,
+    Heading,
+    Listing,
+    Strong,
+    Table,
+    Text,
+)
+from ds4nn_jax.networks import energy
+from ds4nn_jax.networks.spec import PoolSpec
+from experiments import fronts, published
 
 _HERE = Path(__file__).parent
 TITLES = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "digits": "Digits"}
@@ -182,7 +192,7 @@ def reported(dataset: str, folder: Path = _HERE / "results") -> tuple[Runs, ...]
     for name, group in itertools.groupby(found, key=lambda pair: pair[0]):
         seeds = tuple(sorted(int(seed) for _, seed in group))
         flagfile = _HERE / "flagfiles" / f"{name}.cfg"
-        asked = options.parse(["report", f"--flagfile={flagfile}"], dataset=dataset)
+        asked = flags.parse(["report", f"--flagfile={flagfile}"], dataset=dataset)
         tests = tuple(_last_line(folder / f"{name}-{seed}.jsonl") for seed in seeds)
         first = Path(asked.init_from or "")
         start = first.parent.name or first.name  # runs/NAME/best.safetensors, or NAME
@@ -296,7 +306,7 @@ def _parameters(dataset: str) -> Iterator[Block]:
     columns = [
         dict(
             flag.removeprefix("--").partition("=")[::2]
-            for flag in options.parse(
+            for flag in flags.parse(
                 ["report", f"--preset={name}"], dataset=dataset
             ).resolved.splitlines()
             if "=" in flag

@@ -25,11 +25,11 @@ import numpy as np
 import optax
 
 import ds4nn_jax as ds
-from ds4nn_jax import data, presets
-from ds4nn_jax.checkpoints import write_atomically
-from ds4nn_jax.modules import ConvSpec, DenseSpec, PoolSpec, parse_spec
-
-from . import progress
+from ds4nn_jax import data
+from ds4nn_jax.cli import progress
+from ds4nn_jax.networks.spec import ConvSpec, DenseSpec, PoolSpec, parse_spec
+from ds4nn_jax.networks.weights import write_atomically
+from ds4nn_jax.training import presets
 
 
 class PlainNetwork(nn.Module):

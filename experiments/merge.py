@@ -20,10 +20,9 @@ import jax
 import numpy as np
 
 import ds4nn_jax as ds
-from ds4nn_jax import pretrained
-from ds4nn_jax.modules import ConvSpec, PoolSpec
-
-from . import progress
+from ds4nn_jax.cli import progress
+from ds4nn_jax.networks import pretrained
+from ds4nn_jax.networks.spec import ConvSpec, PoolSpec
 
 _Kernels = Mapping[str, Mapping[str, np.ndarray]]
 

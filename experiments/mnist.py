@@ -6,8 +6,7 @@ python -m experiments.mnist --flagfile=experiments/flagfiles/mnist_smoke.cfg
 from collections.abc import Sequence
 
 import ds4nn_jax as ds
-
-from . import progress, runner
+from ds4nn_jax.cli import progress, runner
 
 
 def main(argv: Sequence[str] | None = None) -> ds.Report:

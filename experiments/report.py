@@ -16,9 +16,9 @@ from typing import NamedTuple
 import jax
 
 import ds4nn_jax as ds
-from ds4nn_jax import data, pretrained
-
-from . import progress
+from ds4nn_jax import data
+from ds4nn_jax.cli import progress
+from ds4nn_jax.networks import pretrained
 
 _URGENCIES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5)  # mV a step
 _RUNS = "*/best.safetensors"
@@ -98,7 +98,8 @@ def main(
 
 def _report(asked: argparse.Namespace) -> tuple[Path, list[str]]:
     """Where the page is, and what had to be left out."""
-    from . import chapters, figures, page  # here: they need matplotlib
+    from ds4nn_jax.cli import figures, page
+    from experiments import chapters
 
     missing: dict[str, list[str]] = {}  # what each fault leaves out
     blocks: dict[str, list] = {}  # by data set
@@ -155,7 +156,8 @@ def _report(asked: argparse.Namespace) -> tuple[Path, list[str]]:
 
 def _drawn(trained: Trained, images: data.Dataset) -> tuple:
     """A network, measured, and what the page shows of it."""
-    from . import chapters, figures
+    from ds4nn_jax.cli import figures
+    from experiments import chapters
 
     print(f"{trained.name}: {images.source}", flush=True)
     network = chapters.Network(
@@ -287,7 +289,7 @@ def _images(
 
 
 def _measure(trained: Trained, images: data.Dataset):
-    from . import measures
+    from ds4nn_jax.cli import measures
 
     network, params, _ = trained.weights
     with progress.counting(trained.name, len(images.test_labels)) as on_images:

@@ -18,10 +18,10 @@ import jax
 import numpy as np
 
 import ds4nn_jax as ds
-from ds4nn_jax import data, quantization
-from ds4nn_jax.checkpoints import write_atomically
-
-from . import measures, options, runner
+from ds4nn_jax import data
+from ds4nn_jax.cli import flags, measures, runner
+from ds4nn_jax.networks import quantization
+from ds4nn_jax.networks.weights import write_atomically
 
 _CARD = """# {name}: {spec}
 
@@ -62,7 +62,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="mV a step, of θ = 100 mV, chosen on held-out images",
     )
     parser.add_argument(
-        "--out_dir", default="ds4nn_jax/weights", help="where weights and card go"
+        "--out_dir",
+        default="ds4nn_jax/networks/shipped",
+        help="where weights and card go",
     )
     asked = parser.parse_args(argv)
     run = Path(asked.run_dir)
@@ -116,8 +118,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _flags(run: Path, notes: Mapping[str, Any]) -> str:
     """The preset of a run, its seed, and whatever else it was told to do otherwise."""
 
-    def asked(*flags: str) -> options.Options:
-        return options.parse(("ship", *flags), dataset=notes["dataset"])
+    def asked(*flags: str) -> flags.Options:
+        return flags.parse(("ship", *flags), dataset=notes["dataset"])
 
     made = asked(f"--flagfile={run / 'flags.cfg'}")
     named = (f"--preset={made.preset}", f"--seed={notes['seed']}")

@@ -31,13 +31,13 @@ import optax
 import safetensors
 import safetensors.numpy
 
-from ds4nn_jax import data, training
+from ds4nn_jax import data
 from ds4nn_jax._files import whole
-from ds4nn_jax.augmentation import Augmentation
-from ds4nn_jax.checkpoints import digest, write_atomically
-from ds4nn_jax.config import TrainConfig
-
-from . import options, progress
+from ds4nn_jax.cli import flags, progress
+from ds4nn_jax.networks.weights import digest, write_atomically
+from ds4nn_jax.training import loop
+from ds4nn_jax.training.augmentation import Augmentation
+from ds4nn_jax.training.config import TrainConfig
 
 _NAME = "experiments.teacher"
 _SMOOTH = 0.05  # of the labels that the teacher learns from
@@ -276,7 +276,7 @@ def _write_labels(file: Path, config: TrainConfig, images, labels, kept, given) 
             unfinished, "w+", np.float16, (config.epochs, *plain.shape)
         )
         for epoch in range(1, config.epochs + 1):
-            batches = training.epoch_batches(config, kept, epoch)
+            batches = loop.epoch_batches(config, kept, epoch)
             at, first = batches.ravel(), (epoch - 1) * len(batches)
             rows[epoch - 1] = plain  # what the epoch leaves out
             rows[epoch - 1, at] = given(see(on_device, batches, first), labels[at])
@@ -310,7 +310,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         if getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
     # The name takes the place of the data set until one is known.
-    student = options.parse([_NAME, *flags], dataset=_NAME.removeprefix("experiments."))
+    student = flags.parse([_NAME, *flags], dataset=_NAME.removeprefix("experiments."))
     args.soft_labels_out = args.soft_labels_out or student.soft_labels
     if not (args.soft_labels_out or args.teacher_out):
         parser.error("nothing to write: no --soft_labels_out, no --teacher_out")
@@ -320,7 +320,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         raise SystemExit(f"{_NAME}: {error}") from error
 
 
-def _run(args: argparse.Namespace, student: options.Options) -> dict[str, Any]:
+def _run(args: argparse.Namespace, student: flags.Options) -> dict[str, Any]:
     config, name = student.config, _dataset(student)
     for file in filter(None, (args.teacher_out, args.soft_labels_out)):
         Path(file).parent.mkdir(parents=True, exist_ok=True)
@@ -328,8 +328,8 @@ def _run(args: argparse.Namespace, student: options.Options) -> dict[str, Any]:
     dataset = data.load(name, student.data_dir)
     limit = student.train_limit or None
     images, labels = dataset.train_images[:limit], dataset.train_labels[:limit]
-    kept, held = training.split(config, labels)
-    batches = training.epoch_batches(config, kept, 1)  # refused before any work
+    kept, held = loop.split(config, labels)
+    batches = loop.epoch_batches(config, kept, 1)  # refused before any work
     print(
         f"{name}: {dataset.source}\n{len(kept)} images to learn from, {len(held)} held "
         f"out; {config.epochs} epochs of {len(batches)} batches",
@@ -367,7 +367,7 @@ def _run(args: argparse.Namespace, student: options.Options) -> dict[str, Any]:
     return result
 
 
-def _dataset(student: options.Options) -> str:
+def _dataset(student: flags.Options) -> str:
     """That of --dataset, or else of the preset's name."""
     if student.dataset != _NAME.removeprefix("experiments."):
         return student.dataset

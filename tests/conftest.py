@@ -4,8 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ds4nn_jax import _coding, data
+from ds4nn_jax import data
 from ds4nn_jax._engines import library
+from ds4nn_jax.layers import _coding
 from experiments import digits
 
 # The engines that the same tests hold to the same meaning.

@@ -18,9 +18,11 @@ from precision import float64
 from test_event import LAYERS, assert_equal, dyadic, layers, spikes
 
 import ds4nn_jax as ds
-from ds4nn_jax import _checks, analysis, step
+from ds4nn_jax import _checks
 from ds4nn_jax._engines import scan
 from ds4nn_jax._engines.synapse import Conv, Dense, current_on_matrix_units, slices
+from ds4nn_jax.networks import evaluation
+from ds4nn_jax.training import step
 
 CONFIG = ds.TrainConfig(
     spec="4C3-P2-10",
@@ -47,7 +49,7 @@ def programs():
         "training step": (run, state, images, labels),
         "infer": (functools.partial(ds.infer, network), state.params, times),
         "evaluate": (
-            functools.partial(analysis._decide, network),
+            functools.partial(evaluation._decide, network),
             state.params,
             images,
         ),

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ds4nn_jax import augmentation
+from ds4nn_jax.training import augmentation
 
 
 @pytest.fixture

@@ -15,11 +15,15 @@ import optax
 import pytest
 
 import ds4nn_jax as ds
-from ds4nn_jax import augmentation, data, losses, parallel, pretrained
-from ds4nn_jax.augmentation import Augmentation
-from ds4nn_jax.modules import parse_spec
-from ds4nn_jax.snapshots import Snapshots
-from experiments import cli, digits
+from ds4nn_jax import data
+from ds4nn_jax.cli import commands
+from ds4nn_jax.layers import losses
+from ds4nn_jax.networks import pretrained
+from ds4nn_jax.networks.spec import parse_spec
+from ds4nn_jax.training import augmentation, parallel
+from ds4nn_jax.training.augmentation import Augmentation
+from ds4nn_jax.training.checkpoints import Snapshots
+from experiments import digits
 
 KEY = jax.random.key(0)
 NAN, INF = float("nan"), float("inf")
@@ -95,7 +99,7 @@ def run(*flags):
 
 
 def command(*arguments):
-    return lambda _: cli.main(list(arguments))
+    return lambda _: commands.main(list(arguments))
 
 
 # What is wrong, the call (given an empty folder), the error, part of its message.
@@ -381,7 +385,7 @@ TABLE = [
     ),
     (
         "a firing rate of 1",
-        lambda _: ds.first_weights.FiringRates(output=1),
+        lambda _: ds.initial_weights.FiringRates(output=1),
         V,
         "output must be in (0, 1), got 1.0",
     ),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import ds4nn_jax as ds
-from experiments import cli, runner
+from ds4nn_jax.cli import commands, runner
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def run(smoke_run):
 
 @pytest.mark.slow
 def test_evaluate_repeats_what_training_found(run, capsys):
-    cli.main(["evaluate", "digits", f"--evaluate={run / 'best.safetensors'}"])
+    commands.main(["evaluate", "digits", f"--evaluate={run / 'best.safetensors'}"])
     evaluated = capsys.readouterr().out
     found = (run / "metrics.jsonl").read_text().splitlines()[-1]
     accuracy = float(found.split('"test_accuracy": ')[1].split(",")[0])
@@ -53,13 +53,13 @@ def test_evaluate_repeats_what_training_found(run, capsys):
 )
 def test_refuses(argv, message):
     with pytest.raises(SystemExit, match=message):
-        cli.main(argv)
+        commands.main(argv)
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["train", "--help"], ["report", "-h"]])
 def test_help_is_on_stdout(argv, capsys):
     with pytest.raises(SystemExit) as caught:
-        cli.main(argv)
+        commands.main(argv)
     told = capsys.readouterr()
     assert caught.value.code == 0 and told.err == ""
     assert told.out.startswith("usage: ds4nn")
@@ -75,7 +75,7 @@ def test_help_is_on_stdout(argv, capsys):
 )
 def test_help_has_what_a_command_needs(command, words, capsys):
     with pytest.raises(SystemExit):
-        cli.main([*command, "--help"])
+        commands.main([*command, "--help"])
     text = capsys.readouterr().out
     assert all(word in text for word in [*words, "--data_dir", "--helpfull"])
     assert text.count("\n") < 45 and "experiments." not in text
@@ -86,9 +86,9 @@ def test_terminals_and_platforms_of_another_kind(tmp_path):
     """Without docstrings, letters or a TPU: text in ASCII, and one line of error."""
     variables = {
         "PYTHONIOENCODING": "ascii",
-        "PYTHONPATH": str(Path(cli.__file__).parents[1]),
+        "PYTHONPATH": str(Path(commands.__file__).parents[2]),
     }
-    command = [sys.executable, "-OO", "-m", "experiments.cli"]
+    command = [sys.executable, "-OO", "-m", "ds4nn_jax.cli.commands"]
     tpu = {"JAX_PLATFORMS": "tpu"}
     lacks = ": JAX_PLATFORMS=tpu is not on .*\n"
     for arguments, more, message in (
@@ -114,16 +114,16 @@ def test_terminals_and_platforms_of_another_kind(tmp_path):
 
 def test_version(capsys):
     with pytest.raises(SystemExit) as caught:
-        cli.main(["--version"])
+        commands.main(["--version"])
     assert caught.value.code == 0
     assert capsys.readouterr().out.strip() == ds.__version__
 
 
 def test_a_missing_package_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "experiments.runner", None)
-    monkeypatch.delattr("experiments.runner", raising=False)
+    monkeypatch.setitem(sys.modules, "ds4nn_jax.cli.runner", None)
+    monkeypatch.delattr("ds4nn_jax.cli.runner", raising=False)
     with pytest.raises(SystemExit, match=r"pip install 'ds4nn_jax\[experiments\]'"):
-        cli.main(["evaluate", "mnist"])
+        commands.main(["evaluate", "mnist"])
 
 
 def test_weights_of_another_data_set_are_named(run, tmp_path, capsys):
@@ -132,12 +132,12 @@ def test_weights_of_another_data_set_are_named(run, tmp_path, capsys):
     assert notes["made_by"].get("commit") == runner.commit().get("commit")
     path = tmp_path / "w.safetensors"
     ds.save_weights(path, network, params, notes=notes | {"dataset": "mnist"})
-    cli.main(["evaluate", "digits", f"--evaluate={path}"])
+    commands.main(["evaluate", "digits", f"--evaluate={path}"])
     assert "trained on 'mnist'" in capsys.readouterr().out
 
 
 def test_an_evaluation_tells_spikes_with_and_without_pooling(run, capsys):
-    cli.main(["evaluate", "digits", f"--evaluate={run / 'best.safetensors'}"])
+    commands.main(["evaluate", "digits", f"--evaluate={run / 'best.safetensors'}"])
     told = capsys.readouterr().out
     whole = int(told.split("\n  spikes")[1].split()[0])
     own, by_layer = told.split("without pooling")[1].split("of all layers: ")
@@ -150,7 +150,7 @@ def test_an_evaluation_tells_spikes_with_and_without_pooling(run, capsys):
 
 def test_urgency_of_an_evaluation_of_some_images(run, capsys):
     weights = f"--evaluate={run / 'best.safetensors'}"
-    cli.main(["evaluate", "digits", weights, "--urgency=20", "--test_limit=70"])
+    commands.main(["evaluate", "digits", weights, "--urgency=20", "--test_limit=70"])
     hurried = capsys.readouterr().out
     assert "test images 70 " in hurried
     assert "reference spikes of 20 mV" in hurried

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ds4nn_jax import data
-from experiments import pictures
+from ds4nn_jax.cli import pictures
 
 FILES = (
     "train-images-idx3-ubyte",

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 import ds4nn_jax as ds
-from experiments import cli, digits, options
+from ds4nn_jax.cli import commands, flags
+from experiments import digits
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -103,10 +104,13 @@ def test_examples_give_what_they_show(page):
 def test_every_public_name_has_its_place_and_an_example():
     pages = {page: text(DOCS / page) for page in PAGES if page.startswith("api/")}
     for name in ds.__all__:
+        value = getattr(ds, name)
+        is_module = inspect.ismodule(value)
+        place = re.escape(value.__name__ if is_module else f"ds4nn_jax.{name}")
         told = [
             page
             for page, content in pages.items()
-            if re.search(rf"^::: ds4nn_jax\.{name}$", content, re.M)
+            if re.search(rf"^::: {place}$", content, re.M)
         ]
         if name == "SpikeTimes":  # an alias of jax.Array has no docstring to show
             told = ["api/layers.md"]
@@ -151,14 +155,14 @@ def test_names_in_words_are_there():
 
 def test_flags_that_pages_name_are_there(capsys):
     with pytest.raises(SystemExit):
-        options.parse(["train", "--helpfull"], dataset="mnist")
-    flags = {*re.findall(r"--(?:\[no\])?([\w.]+)", capsys.readouterr().out)}
+        flags.parse(["train", "--helpfull"], dataset="mnist")
+    known = {*re.findall(r"--(?:\[no\])?([\w.]+)", capsys.readouterr().out)}
     for folder in ("experiments", "benchmarks"):
         for path in (ROOT / folder).glob("*.py"):
-            flags |= {*re.findall(r'"--([\w.]+)"', text(path))}
-    flags.add("teach")  # of the commit that results.md names
+            known |= {*re.findall(r'"--([\w.]+)"', text(path))}
+    known.add("teach")  # of the commit that results.md names
     for page in [ROOT / "README.md", *DOCS.rglob("*.md")]:
-        assert {*re.findall(r"--([a-z][\w.]*)", text(page))} <= flags, page
+        assert {*re.findall(r"--([a-z][\w.]*)", text(page))} <= known, page
 
 
 def test_accuracies_of_choices_are_those_measured():
@@ -179,7 +183,7 @@ def test_included_files_are_there():
 def test_the_pages_seven_is_decided_as_they_say(capsys, monkeypatch):
     """In every page that shows what `ds4nn predict` says."""
     monkeypatch.chdir(ROOT)
-    cli.main(["predict", "docs/images/seven.png"])
+    commands.main(["predict", "docs/images/seven.png"])
     out = capsys.readouterr().out
     assert out in fenced("text", DOCS / "getting-started.md")
     answer = out.splitlines()[0].rpartition(": ")[2]

@@ -1,7 +1,7 @@
 import pytest
 
 import ds4nn_jax as ds
-from ds4nn_jax import energy
+from ds4nn_jax.networks import energy
 
 
 def test_by_hand():

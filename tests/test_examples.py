@@ -9,7 +9,7 @@ import pytest
 
 import ds4nn_jax as ds
 from ds4nn_jax import data
-from ds4nn_jax.snapshots import Snapshots
+from ds4nn_jax.training.checkpoints import Snapshots
 from experiments.examples import nnx_training, own_rule, seeds
 
 

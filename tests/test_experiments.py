@@ -15,7 +15,8 @@ from PIL import Image
 
 import ds4nn_jax as ds
 from ds4nn_jax import data
-from experiments import cli, digits, fashion, mnist, options, progress
+from ds4nn_jax.cli import commands, flags, progress
+from experiments import digits, fashion, mnist
 
 UNIFORM = ["--initial_weights=uniform"]
 FLAGFILES = Path(__file__).parents[1] / "experiments" / "flagfiles"
@@ -68,7 +69,7 @@ def test_a_run_on_images_in_folders(tmp_path, monkeypatch, capsys):
         image = Image.fromarray(given.train_images[k, ..., 0])
         image.save(folder / ("even", "odd")[label % 2] / f"{k}.png")
     flags = [f"--out_dir={tmp_path}", "--preset=digits_smoke"]
-    cli.main(["train", str(folder), *flags])
+    commands.main(["train", str(folder), *flags])
     network, _, notes = ds.load_weights(tmp_path / "best.safetensors")
     assert (network.spec, notes["class_names"]) == ("8C3-P2-2", ["even", "odd"])
     assert "--spec=8C3-P2-2\n" in (tmp_path / "flags.cfg").read_text()
@@ -112,13 +113,13 @@ def test_real_images(entry, name, tmp_path):
 
 @pytest.mark.parametrize("path", sorted(FLAGFILES.glob("*.cfg")), ids=lambda p: p.stem)
 def test_every_flagfile_is_a_valid_run(path):
-    asked = options.parse(["x", f"--flagfile={path}"], dataset="digits")
+    asked = flags.parse(["x", f"--flagfile={path}"], dataset="digits")
     assert asked.out_dir == f"runs/{path.stem}"
     asked.config.network()
 
 
 def test_paper_flagfile_is_table_1():
-    config = options.parse(["x", flagfile("mnist_paper")], dataset="mnist").config
+    config = flags.parse(["x", flagfile("mnist_paper")], dataset="mnist").config
     assert config == ds.presets.load("paper")
     assert config.network().spec == "64C3-P2-128C3-P2-10"
     assert (config.num_steps, config.threshold) == (100, 100.0)
@@ -134,26 +135,26 @@ def test_resolved_flags_are_the_configuration(name, tmp_path):
     """Every preset, changed by a flag, comes back from the flagfile of its run; read by
     an experiment whose data set has a preset of its own."""
     flags = [f"--preset={name}", "--seed=3", "--optimizer.average=0.5", "--out_dir=x"]
-    asked = options.parse(["x", *flags], dataset="digits")
+    asked = flags.parse(["x", *flags], dataset="digits")
     base = ds.presets.load(name)
     optimizer = dataclasses.replace(base.optimizer, average=0.5)
     assert asked.config == dataclasses.replace(base, seed=3, optimizer=optimizer)
     (tmp_path / "flags.cfg").write_text(asked.resolved)
     flags = f"--flagfile={tmp_path / 'flags.cfg'}"
-    assert options.parse(["x", flags], dataset="fashion_mnist") == asked
+    assert flags.parse(["x", flags], dataset="fashion_mnist") == asked
 
 
 @pytest.mark.parametrize(
     "dataset, preset", [("digits", "digits"), ("mnist", "mnist"), ("svhn", "default")]
 )
 def test_without_flags_a_data_set_has_the_best_known_recipe(dataset, preset):
-    asked = options.parse(["x"], dataset=dataset)
+    asked = flags.parse(["x"], dataset=dataset)
     assert asked.config == ds.presets.load(preset) and asked.preset == preset
 
 
 def test_every_flag_has_a_help_under_its_value(capsys):
     with pytest.raises(SystemExit) as caught:
-        options.parse(["x", "--helpfull"], dataset="digits")
+        flags.parse(["x", "--helpfull"], dataset="digits")
     assert caught.value.code == 0
     text = capsys.readouterr().out
     for field in dataclasses.fields(ds.TrainConfig):

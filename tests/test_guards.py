@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import ds4nn_jax as ds
-from ds4nn_jax import data, step
-from ds4nn_jax.guards import RateGuard, rate_guard
+from ds4nn_jax import data
+from ds4nn_jax.training import step
+from ds4nn_jax.training.regularizers import RateGuard, rate_guard
 
 T = 20
 

@@ -7,7 +7,7 @@ import pytest
 from jax.test_util import check_grads
 
 import ds4nn_jax as ds
-from ds4nn_jax.rules import S4NN, Fixed, Margin, Relative, Softmax
+from ds4nn_jax.training.rules import S4NN, Fixed, Margin, Relative, Softmax
 
 T = 100
 TIMES = np.array([[30, 20, 50], [5, 60, 98], [T, T, T], [40, 40, 70]], np.float32)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import ds4nn_jax as ds
-from ds4nn_jax import pretrained
+from ds4nn_jax.networks import pretrained
 from ds4nn_jax.nir import from_nir, to_nir
 
 CASES = [

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import ds4nn_jax as ds
-from ds4nn_jax import optimizers
+from ds4nn_jax.training import optimizers
 
 
 def test_orthogonal_steps_follow_the_singular_vectors(rng):

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ds4nn_jax import parallel
-from experiments import digits, runner
+from ds4nn_jax.cli import runner
+from ds4nn_jax.training import parallel
+from experiments import digits
 
 ROOT = Path(__file__).parents[1]
 # Batches of 32 on 8 devices: parts of 4. Weights and metrics after two epochs.
@@ -22,10 +23,10 @@ import ds4nn_jax as ds
 from ds4nn_jax import data, parallel
 
 config = ds.TrainConfig(
-    spec="8C3-P2-10", initial_weights=ds.first_weights.FiringRates(conv=0.3),
+    spec="8C3-P2-10", initial_weights=ds.initial_weights.FiringRates(conv=0.3),
     optimizer=ds.optimizers.Adam(learning_rate=0.02),
     augmentation=ds.augmentation.Augmentation(shift=1, flip=True),
-    guard=ds.guards.RateGuard((0.2,), strength=0.5, steps=5),
+    guard=ds.regularizers.RateGuard((0.2,), strength=0.5, steps=5),
     pulses=(5, 3), centring=0.9, batch_size=32, epochs=2, validation=0.2,
 )
 

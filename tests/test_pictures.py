@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ds4nn_jax import _pictures
-from experiments import pictures
+from ds4nn_jax.cli import pictures
 
 GREY = np.array([[0, 51, 102, 119], [136, 153, 238, 255]], np.uint8)
 COLOUR = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 255]]], "uint8")

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import ds4nn_jax as ds
-from ds4nn_jax import data, pretrained
-from experiments import cli, predict
+from ds4nn_jax import data
+from ds4nn_jax.cli import commands, predict
+from ds4nn_jax.networks import pretrained
 
 NETWORK = ds.SpikingNetwork.from_spec("4-3", num_steps=10)
 # Pixel k makes class k fire; the last pixel gives each class a little.
@@ -55,7 +56,7 @@ def picture(tmp_path):
 
 
 def predicted(capsys, *argv):
-    cli.main(["predict", *argv])
+    commands.main(["predict", *argv])
     out, err = capsys.readouterr()
     assert err == ""
     return out.splitlines()
@@ -208,7 +209,7 @@ def test_one_bad_file_costs_no_other(capsys, weights, picture, tmp_path):
     bad.write_bytes(b"hello")
     argv = [good, str(bad), str(absent), str(tmp_path), again, weights()]
     with pytest.raises(SystemExit) as caught:
-        cli.main(["predict", *argv])
+        commands.main(["predict", *argv])
     assert caught.value.code == 1
     out, err = capsys.readouterr()
     assert [line.split(": ")[1][:3] for line in out.splitlines()] == ["cat", "dog"]
@@ -219,7 +220,7 @@ def test_one_bad_file_costs_no_other(capsys, weights, picture, tmp_path):
         f"ds4nn predict: {tmp_path}: a folder, not a picture",
     ]
     with pytest.raises(SystemExit):
-        cli.main(["predict", *argv, "--json"])
+        commands.main(["predict", *argv, "--json"])
     records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [r["file"] for r in records] == argv[:-1]
     assert records[1] == {
@@ -240,7 +241,7 @@ def test_says_what_takes_long(monkeypatch, capsys, weights, picture):
 
     monkeypatch.setattr(predict.threading, "Timer", Timer)
     file = picture("a.png", 255, 0, 0, 0)
-    cli.main(["predict", file, weights()])
+    commands.main(["predict", file, weights()])
     assert capsys.readouterr().err.splitlines() == [
         f"ds4nn predict: reading {file} …",
         "ds4nn predict: compiling, and asking the network …",
@@ -283,14 +284,14 @@ def test_figures(capsys, weights, picture, tmp_path):
 )
 def test_refuses_notes(weights, picture, notes, why):
     with pytest.raises(SystemExit, match=f"^ds4nn predict: .*({why})"):
-        cli.main(["predict", picture("a.png", 0, 0, 0, 0), weights(notes)])
+        commands.main(["predict", picture("a.png", 0, 0, 0, 0), weights(notes)])
 
 
 def test_classes_without_names_are_numbers(capsys, weights, picture):
     file = picture("a.png", 0, 0, 255, 0)
     (line,) = predicted(capsys, file, weights({"input_shape": [2, 2, 1]}))
     assert line == f"{file}: 2 (decided at step 0 of 10)"
-    cli.main(["predict", file, weights(NOTES | {"class_names": ["a", "b"]})])
+    commands.main(["predict", file, weights(NOTES | {"class_names": ["a", "b"]})])
     out, err = capsys.readouterr()
     assert out == f"{file}: 2 (decided at step 0 of 10)\n"
     assert err.endswith("class_names are not 3 names: numbers instead\n")
@@ -326,7 +327,7 @@ def test_any_notes_give_answers_or_one_line(capsys, weights, picture, shape, nam
     flag = weights(notes)
     refusal = ""
     try:
-        cli.main(["predict", picture("a.png", 255, 0, 0, 0), flag])
+        commands.main(["predict", picture("a.png", 255, 0, 0, 0), flag])
     except SystemExit as end:
         refusal = end.code
     out, err = capsys.readouterr()
@@ -346,13 +347,13 @@ def test_any_notes_give_answers_or_one_line(capsys, weights, picture, shape, nam
 )
 def test_refuses(argv, why):
     with pytest.raises(SystemExit, match=f"^ds4nn predict: .*{why}"):
-        cli.main(["predict", "x.png", *argv])
+        commands.main(["predict", "x.png", *argv])
 
 
 @pytest.mark.parametrize("top", ["0", "-1", "many"])
 def test_refuses_top(capsys, top):
     with pytest.raises(SystemExit):
-        cli.main(["predict", "x.png", f"--top={top}"])
+        commands.main(["predict", "x.png", f"--top={top}"])
     assert "--top" in capsys.readouterr().err
 
 
@@ -367,7 +368,7 @@ def test_names_what_is_missing(monkeypatch, picture, weights, module, tmp_path):
     argv = ["predict", picture("a.png", 0, 0, 0, 0), weights(), "--figure"]
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(SystemExit, match=r"pip install ds4nn_jax\[experiments\]"):
-        cli.main([*argv, str(tmp_path / "figures")])
+        commands.main([*argv, str(tmp_path / "figures")])
 
 
 def test_needs_pillow_alone_of_the_extra():

@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 
 import ds4nn_jax as ds
-from ds4nn_jax import data, pretrained, quantization
+from ds4nn_jax import data
+from ds4nn_jax.networks import pretrained, quantization
 
 
 @pytest.mark.parametrize("name", pretrained.names())

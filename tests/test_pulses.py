@@ -22,7 +22,8 @@ from test_neurons import (
 )
 
 import ds4nn_jax as ds
-from ds4nn_jax import optimizers, pretrained
+from ds4nn_jax.networks import pretrained
+from ds4nn_jax.training import optimizers
 
 CONSTANT, WINDOW = "constant", ds.Window(64.0)  # a width that keeps sums exact
 

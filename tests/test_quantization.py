@@ -15,10 +15,10 @@ import reference
 from precision import float64
 
 import ds4nn_jax as ds
-from ds4nn_jax import export, pretrained, quantization
 from ds4nn_jax._engines import scan
 from ds4nn_jax._engines.synapse import Conv, Dense, current_on_matrix_units
-from experiments import cli, measures
+from ds4nn_jax.cli import commands, measures
+from ds4nn_jax.networks import export, pretrained, quantization
 
 T = 24
 
@@ -322,7 +322,7 @@ def test_a_shipped_network_from_the_command(images, tmp_path, compiler, capsys):
     whole, weights, named = whole_numbers("mnist", tmp_path)
     made = ["export", *named, f"--images={tmp_path / 'images.npy'}"]
     folder = tmp_path / "c"
-    cli.main([*made, "--stop=never", f"--out_dir={folder}"])
+    commands.main([*made, "--stop=never", f"--out_dir={folder}"])
     assert "network.c" in capsys.readouterr().out
     command = [*compiler, "main.c", "network.c", "-o", "own"]
     subprocess.run(command, cwd=folder, check=True)
@@ -334,17 +334,17 @@ def test_a_shipped_network_from_the_command(images, tmp_path, compiler, capsys):
     flash, ram = (int(about.split(f"{x}: ")[1].split()[0]) for x in ("Flash", "RAM"))
     assert 137_024 < flash < 138_000 and ram < 21_000
 
-    cli.main([*made, "--format=npz", f"--out_dir={tmp_path / 'npz'}"])
+    commands.main([*made, "--format=npz", f"--out_dir={tmp_path / 'npz'}"])
     structure = json.loads((tmp_path / "npz/network.json").read_text())
     assert structure["layers"] == ["conv1", "conv2", "dense3"]
     with np.load(tmp_path / "npz/weights.npz") as arrays:
         kernel = arrays["conv2/kernel"]
     np.testing.assert_array_equal(kernel, weights["params"]["conv2"]["kernel"])
     with pytest.raises(SystemExit, match="npz is there already"):
-        cli.main([*made, f"--out_dir={tmp_path / 'npz'}"])
+        commands.main([*made, f"--out_dir={tmp_path / 'npz'}"])
     with pytest.raises(SystemExit, match="real numbers: ds.quantize"):
         real = str(tmp_path / "real.safetensors")
-        cli.main(["export", real, f"--out_dir={tmp_path / 'new'}"])
+        commands.main(["export", real, f"--out_dir={tmp_path / 'new'}"])
     assert not (tmp_path / "new").exists()
 
 

@@ -18,7 +18,8 @@ from PIL import Image
 
 import ds4nn_jax as ds
 from ds4nn_jax import data, plots
-from experiments import animate, chapters, digits, measures, page, report
+from ds4nn_jax.cli import measures, page
+from experiments import animate, chapters, digits, report
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
@@ -399,9 +400,12 @@ def test_says_in_one_line_what_is_missing(
 
 
 def test_help_is_printed(capsys):
-    from experiments import cli
+    from ds4nn_jax.cli import commands
 
-    for main, argv in ((report.main, ["--help"]), (cli.main, ["report", "--help"])):
+    for main, argv in (
+        (report.main, ["--help"]),
+        (commands.main, ["report", "--help"]),
+    ):
         with pytest.raises(SystemExit) as left:
             main(argv)
         assert left.value.code == 0
@@ -416,8 +420,8 @@ sys.modules["matplotlib"] = None
 from experiments import animate, cli
 
 for main, argv in (
-    (cli.main, ["report"]),
-    (cli.main, ["train", "mnist", "--data_dir=absent"]),
+    (commands.main, ["report"]),
+    (commands.main, ["train", "mnist", "--data_dir=absent"]),
     (animate.main, ["mnist", "--data_dir=absent"]),
 ):
     try:

@@ -8,7 +8,8 @@ import pytest
 from precision import float64
 
 import ds4nn_jax as ds
-from ds4nn_jax import augmentation, data
+from ds4nn_jax import data
+from ds4nn_jax.training import augmentation
 
 pytestmark = pytest.mark.slow
 
@@ -27,7 +28,7 @@ LABELS = np.array([3, 1, 5, 0])
 CONFIG = ds.TrainConfig(
     spec="2C3-P4-10",
     num_steps=T,
-    initial_weights=ds.first_weights.FiringRates(conv=0.4),
+    initial_weights=ds.initial_weights.FiringRates(conv=0.4),
     optimizer=ds.optimizers.Adam(0.02, norms=ds.optimizers.HeldNorms(), average=0.9),
     augmentation=augmentation.Augmentation(shift=1, flip=True),
     pulses=(3,),

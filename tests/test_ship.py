@@ -8,7 +8,8 @@ import pytest
 
 import ds4nn_jax as ds
 from ds4nn_jax import data
-from experiments import options, ship
+from ds4nn_jax.cli import flags
+from experiments import ship
 
 
 @pytest.fixture
@@ -31,9 +32,9 @@ def test_its_command_is_the_run_it_was(shipped, smoke_run):
     command = text.partition("Trained by `")[2].partition("`")[0]
     program, given = command.split("experiments.digits ")
     assert program.endswith("python -m ")
-    asked = options.parse(["x", *shlex.split(given)], dataset="digits")
+    asked = flags.parse(["x", *shlex.split(given)], dataset="digits")
     flagfile = f"--flagfile={smoke_run[0] / 'flags.cfg'}"
-    run = options.parse(["x", flagfile], dataset="digits")
+    run = flags.parse(["x", flagfile], dataset="digits")
     assert asked.soft_labels == "teacher.npy"
     assert (asked.config.epochs, asked.config.guard.budgets) == (3, (0.1,))
     assert asked.config.spec == run.config.spec
@@ -54,7 +55,7 @@ def test_its_card_tells_of_pulses():
 def test_whole_numbers_stay_as_they_are(tmp_path, rng):
     """Weights, and an urgency in mV; how many bits the run was told."""
     digits, run = data.load("digits"), ["--spec=64-10", "--urgency=0.3", "--bits=3"]
-    made = options.parse(["x", *run], dataset="digits")
+    made = flags.parse(["x", *run], dataset="digits")
     kernel = rng.normal(0, 30, (64, 10)).astype(np.float32)
     own = ds.quantize(
         made.config.network(), {"params": {"dense1": {"kernel": kernel}}}, bits=3
@@ -76,10 +77,10 @@ def test_whole_numbers_stay_as_they_are(tmp_path, rng):
 
 def test_its_command_keeps_what_another_optimizer_shares_with_the_presets(tmp_path):
     given = ["--preset=mnist", "--optimizer=muon", "--optimizer.norms=held"]
-    run = options.parse(["x", *given], dataset="mnist")
+    run = flags.parse(["x", *given], dataset="mnist")
     (tmp_path / "flags.cfg").write_text(run.resolved)
     command = ship._flags(tmp_path, {"dataset": "mnist", "seed": 0})
-    assert options.parse(["x", *command.split()], dataset="mnist").config == run.config
+    assert flags.parse(["x", *command.split()], dataset="mnist").config == run.config
 
 
 def test_its_figures_are_those_of_its_weights(shipped):

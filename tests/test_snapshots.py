@@ -12,14 +12,16 @@ import numpy as np
 import pytest
 
 import ds4nn_jax as ds
-from ds4nn_jax import data, snapshots
-from ds4nn_jax.checkpoints import CheckpointError
-from ds4nn_jax.snapshots import Snapshots
-from experiments import digits, runner
+from ds4nn_jax import data
+from ds4nn_jax.cli import runner
+from ds4nn_jax.networks.weights import CheckpointError
+from ds4nn_jax.training import checkpoints
+from ds4nn_jax.training.checkpoints import Snapshots
+from experiments import digits
 
 CONFIG = ds.TrainConfig(
     spec="64-20-10",
-    initial_weights=ds.first_weights.FiringRates(dense=0.4),
+    initial_weights=ds.initial_weights.FiringRates(dense=0.4),
     optimizer=ds.optimizers.Adam(learning_rate=0.1),
     augmentation=ds.augmentation.Augmentation(shift=1),
     batch_size=10,
@@ -119,7 +121,7 @@ def test_another_run_is_refused(tmp_path, taken):
 
 def test_a_newer_format_is_refused(tmp_path, taken, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(snapshots, "VERSION", 3)
+        patch.setattr(checkpoints, "VERSION", 3)
         Snapshots(tmp_path, CONFIG).save(taken[0])
     with pytest.raises(CheckpointError, match="format version 3, this library reads 2"):
         Snapshots(tmp_path, CONFIG).latest(taken[0])

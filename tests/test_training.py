@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 import ds4nn_jax as ds
-from ds4nn_jax import data, optimizers, step, training
+from ds4nn_jax import data
 from ds4nn_jax._values import Value
-from ds4nn_jax.augmentation import Augmentation
-from ds4nn_jax.first_weights import FiringRates
-from ds4nn_jax.optimizers import Adam, Muon
-from ds4nn_jax.rules import Fixed, OutputRule, Softmax
-from ds4nn_jax.schedules import StepDecay
+from ds4nn_jax.training import loop, optimizers, step
+from ds4nn_jax.training.augmentation import Augmentation
+from ds4nn_jax.training.initial_weights import FiringRates
+from ds4nn_jax.training.optimizers import Adam, Muon
+from ds4nn_jax.training.rules import Fixed, OutputRule, Softmax
+from ds4nn_jax.training.schedules import StepDecay
 
 SMALL = dict(
     spec="64-20-10",
@@ -485,7 +486,7 @@ def test_a_configuration_from_json_is_static(digits):
     """Lists for tuples: still hashable, one more compilation for none of its copies."""
     ranges = ((-5, 10), (-5, 10))
     config = ds.TrainConfig(**SMALL | dict(initial_weights=ranges, epochs=1))
-    assert config.initial_weights == ds.first_weights.Uniform(ranges)
+    assert config.initial_weights == ds.initial_weights.Uniform(ranges)
     images, labels = digits[0][:20], jnp.asarray(digits[1][:20])
     run = jax.jit(ds.fit, static_argnums=0)
     run(config, jax.random.key(0), images, labels)
@@ -537,9 +538,9 @@ def test_what_cannot_be_hashed_is_refused_at_once():
 def test_a_second_run_of_a_configuration_compiles_nothing(digits):
     config = ds.TrainConfig(**SMALL | dict(epochs=1, seed=5))
     first = next(ds.train(config, *digits))
-    programs = training._step._cache_size()
+    programs = loop._step._cache_size()
     again = next(ds.train(dataclasses.replace(config), *digits))
-    assert training._step._cache_size() == programs
+    assert loop._step._cache_size() == programs
     assert again.train == first.train
 
 
@@ -730,7 +731,7 @@ def test_batches_as_they_come(digits):
         epochs=2,
         batch_size=20,
         validation=0.0,
-        initial_weights=ds.first_weights.Uniform(((-5, 15), (-20, 40))),
+        initial_weights=ds.initial_weights.Uniform(((-5, 15), (-20, 40))),
     )
     expected = list(ds.train(config, *digits))
     once = batches_of(config, *digits, epochs=2)
@@ -747,7 +748,7 @@ def test_batches_as_they_come(digits):
 def test_a_loader_may_fill_its_arrays_anew():
     """Steps that wait for the device have batches of their own."""
     images, labels = np.zeros((4, 8, 8, 1), np.uint8), np.zeros(4, np.int32)
-    batch = training._pair((images, labels), 10)
+    batch = loop._pair((images, labels), 10)
     images[:], labels[:] = 1, 1
     assert not batch[0].any() and not batch[1].any()
 
@@ -755,7 +756,7 @@ def test_a_loader_may_fill_its_arrays_anew():
 def test_only_so_many_steps_wait_for_the_device(digits, monkeypatch):
     """The host waits for the step that is so many back, and for none before."""
     waited, order = [], []
-    monkeypatch.setattr(training, "_AHEAD", 5)
+    monkeypatch.setattr(loop, "_AHEAD", 5)
     monkeypatch.setattr(
         jax, "block_until_ready", lambda metrics: waited.append((len(order), metrics))
     )
@@ -791,7 +792,7 @@ def test_a_loader_is_gone_through_once_an_epoch(digits):
     ],
 )
 def test_batches_that_are_refused(batches, more, message):
-    ranges = ds.first_weights.Uniform(((0, 1),))
+    ranges = ds.initial_weights.Uniform(((0, 1),))
     config = ds.TrainConfig(spec="64-10", epochs=1, initial_weights=ranges)
     with pytest.raises((ValueError, TypeError), match=message):
         list(ds.train(config, batches, **more))

@@ -7,15 +7,7 @@ of 90 there; inputs at (0, T, 0) lift both to 150 at step 0.
 
 import numpy as np
 
-from ds4nn_jax._engines.plan import (
-    LANES,
-    LINE,
-    SWEEP,
-    SWEEP_LANES,
-    Line,
-    Plan,
-    Sweep,
-)
+from ds4nn_jax._engines.plan import LANES, LINE, SWEEP, SWEEP_LANES, Line, Plan, Sweep
 
 _TIMES = [[3, 5, 100], [0, 100, 0]]
 _KERNEL = np.array([[60, 60], [50, 30], [90, 90]])

@@ -59,7 +59,7 @@ CONFIG = ds.TrainConfig(
     spec="64-100-10",
     surrogate=Bell(),
     output_rule=Lead(),
-    initial_weights=ds.first_weights.FiringRates(dense=0.4),
+    initial_weights=ds.initial_weights.FiringRates(dense=0.4),
     optimizer=Nadam(),
     batch_size=32,
     epochs=5,

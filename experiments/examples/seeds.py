@@ -14,7 +14,7 @@ from ds4nn_jax import data
 CONFIG = ds.TrainConfig(
     spec="64-100-10",
     output_rule=ds.rules.Margin(offset=15),
-    initial_weights=ds.first_weights.FiringRates(dense=0.4, output=0.7),
+    initial_weights=ds.initial_weights.FiringRates(dense=0.4, output=0.7),
     optimizer=ds.optimizers.Adam(learning_rate=0.05),
     batch_size=32,
     epochs=5,

@@ -1,0 +1,177 @@
+"""Flax Linen layers: modules own the weights, `functions` does the work."""
+
+import math
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ds4nn_jax._engines.synapse import (
+    NO_POOL,
+    Response,
+)
+from ds4nn_jax.layers import _response, functions
+from ds4nn_jax.layers.surrogates import Surrogate
+from ds4nn_jax.types import SpikeTimes
+
+Initializer = Callable[..., jax.Array]
+
+
+def uniform_weights(low: float, high: float) -> Initializer:
+    """Initial weights uniform in [low, high) mV, as in the paper's Table 1.
+
+    Raises:
+      ValueError: bounds not finite or low ≥ high.
+    """
+    if not -float("inf") < low < high < float("inf"):
+        raise ValueError(f"need finite low < high, got [{low}, {high})")
+
+    def init(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, low, high)
+
+    return init
+
+
+def scaled_weights(threshold: float = 100.0) -> Initializer:
+    """Initial weights on the scale of θ/√fan-in, their mean a little above zero.
+
+    Uniform in [−a, 1.4·a) with a = θ/√(fan-in): the paper's all-positive ranges
+    fire every neuron at once, smaller ones none. `first_weights.calibrate` refines the
+    scale on data.
+    """
+
+    def init(key, shape, dtype=jnp.float32):
+        scale = threshold / math.prod(shape[:-1]) ** 0.5
+        return jax.random.uniform(key, shape, dtype, -scale, 1.4 * scale)
+
+    return init
+
+
+def _kernel(
+    layer: "SpikingDense | SpikingConv", shape: tuple[int, ...], times: SpikeTimes
+) -> jax.Array:
+    """The layer's parameter, drawn while the network is initialised.
+
+    Raises:
+      ValueError: there is none, or one of another shape.
+    """
+    if not layer.is_initializing():
+        if not layer.has_variable("params", "kernel"):
+            raise ValueError(
+                f"the parameters have no kernel of {layer.name}: they are not those "
+                "of this network"
+            )
+        found = jnp.shape(layer.get_variable("params", "kernel"))
+        if found != shape:
+            raise ValueError(
+                f"{layer.name} takes inputs of another size: its kernel is {found}, "
+                f"spike times of shape {times.shape} need {shape}: images of another "
+                "size, or the parameters of another network"
+            )
+    init = layer.kernel_init or scaled_weights(layer.threshold)
+    return layer.param("kernel", init, shape, times.dtype)
+
+
+def _own_pulses(layer: "SpikingDense | SpikingConv", times: SpikeTimes):
+    """The parameter [P, O] of a layer that has reference neurons, else None."""
+    if not layer.pulses:
+        return None
+    shape = layer.pulses, layer.features
+    return layer.param("pulses", nn.initializers.zeros, shape, times.dtype)
+
+
+def _own_threshold(layer: "SpikingDense | SpikingConv") -> jax.typing.ArrayLike:
+    """The parameter [O] of a layer that has thresholds of its own, else its number."""
+    if layer.has_variable("params", "threshold"):
+        return layer.get_variable("params", "threshold")
+    return layer.threshold
+
+
+class SpikingDense(nn.Module):
+    """`functions.dense` that owns its kernel [I, O] and, where `pulses` says how many,
+    the weights [P, O] of reference neurons, 0 at first. Arguments as there. A parameter
+    "threshold" [O], which `init` does not make, takes the place of the number."""
+
+    features: int
+    threshold: float = 100.0
+    num_steps: int = 100
+    engine: functions.Engine = "auto"
+    surrogate: str | Surrogate = "constant"
+    urgency: float = 0.0
+    pulses: int = 0
+    kernel_init: Initializer | None = None
+
+    def __call__(self, times: SpikeTimes) -> SpikeTimes:
+        return self.respond(times).times
+
+    @nn.compact
+    def respond(self, times: SpikeTimes, *, counts: bool = False) -> Response:
+        """Spike times and, if asked for, the spikes of every step."""
+        shape = (times.shape[-1], self.features)
+        layer, *arrays = _response.dense_layer(
+            times,
+            _kernel(self, shape, times),
+            _own_pulses(self, times),
+            threshold=_own_threshold(self),
+            num_steps=self.num_steps,
+            engine=self.engine,
+            surrogate=self.surrogate,
+            urgency=self.urgency,
+        )
+        return _response.respond(layer, *arrays, counts=counts)
+
+
+class SpikingConv(nn.Module):
+    """`functions.conv` that owns its kernel [kh, kw, I, O] and, where `pulses` says how
+    many, the weights [P, O] of reference neurons, 0 at first. Arguments as there. A
+    parameter "threshold" [O], which `init` does not make, takes the place of the
+    number."""
+
+    features: int
+    window: tuple[int, int]
+    strides: tuple[int, int] = (1, 1)
+    padding: functions.Padding = "SAME"
+    threshold: float = 100.0
+    num_steps: int = 100
+    engine: functions.Engine = "auto"
+    surrogate: str | Surrogate = "constant"
+    pulses: int = 0
+    kernel_init: Initializer | None = None
+
+    def __call__(self, times: SpikeTimes) -> SpikeTimes:
+        return self.respond(times).times
+
+    @nn.compact
+    def respond(
+        self,
+        times: SpikeTimes,
+        *,
+        pool: tuple[int, int] = NO_POOL,
+        counts: bool = False,
+    ) -> Response:
+        """Spike times behind pooling windows and, if asked for, spikes of each step."""
+        shape = (*self.window, times.shape[-1], self.features)
+        layer, *arrays = _response.conv_layer(
+            times,
+            _kernel(self, shape, times),
+            _own_pulses(self, times),
+            threshold=_own_threshold(self),
+            num_steps=self.num_steps,
+            strides=self.strides,
+            padding=self.padding,
+            engine=self.engine,
+            surrogate=self.surrogate,
+        )
+        return _response.respond(layer, *arrays, pool=pool, counts=counts)
+
+
+class SpikingPool(nn.Module):
+    """`functions.earliest_pool` with square windows side by side."""
+
+    size: int
+
+    @nn.compact
+    def __call__(self, times: SpikeTimes) -> SpikeTimes:
+        square = (self.size, self.size)
+        return functions.earliest_pool(times, window=square, strides=square)

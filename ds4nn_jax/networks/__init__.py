@@ -1,0 +1,5 @@
+"""Whole networks, for whoever has one.
+
+Their notation, decisions, evaluation, weights, whole numbers and exports.
+May import `layers` and what that imports.
+"""

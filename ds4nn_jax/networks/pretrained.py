@@ -1,0 +1,50 @@
+"""Trained networks that come with the library.
+
+    network, params, card = pretrained.load("mnist")
+
+Each is a safetensors file in the folder `shipped`, with a model card beside it: the
+command, seed and data that made it, and what it reaches on the test images.
+"""
+
+from importlib import resources
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from ds4nn_jax.networks.quantization import is_whole
+from ds4nn_jax.networks.weights import Weights, load_weights
+
+_FOLDER = resources.files("ds4nn_jax.networks") / "shipped"
+
+
+def names() -> tuple[str, ...]:
+    """What `load` can load."""
+    files = (Path(file.name) for file in _FOLDER.iterdir())
+    return tuple(sorted(f.stem for f in files if f.suffix == ".safetensors"))
+
+
+def find(given: str) -> Weights:
+    """A trained network by its name, as `load` gives it, or the weights of a file, as
+    `load_weights` does. Errors as theirs."""
+    return load(given) if given in names() else load_weights(given)
+
+
+def load(name: str) -> Weights:
+    """A trained network, its float32 parameters, and its card as notes.
+
+    Args:
+      name: one of `names()`.
+
+    Raises:
+      ValueError: no such network.
+      CheckpointError: the file is damaged.
+    """
+    if name not in names():
+        raise ValueError(f"no trained network {name!r}: there are {', '.join(names())}")
+    with resources.as_file(_FOLDER / f"{name}.safetensors") as path:
+        network, params, notes = load_weights(path)
+    # Stored in half the space: the cards' figures are those of the rounded weights.
+    if not is_whole(params):
+        params = jax.tree.map(lambda w: w.astype(np.float32), params)
+    return Weights(network, params, notes)

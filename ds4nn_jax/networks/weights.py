@@ -1,0 +1,224 @@
+"""Weights on disk: safetensors files that say which network they belong to."""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from ds4nn_jax._files import whole
+from ds4nn_jax._values import plain
+from ds4nn_jax.networks.network import SpikingNetwork
+
+FORMAT = "ds4nn_jax weights"
+VERSION = 2  # 2: also whole numbers; files of real weights are of version 1
+_DTYPES = "float16", "bfloat16", "float32", "float64", "int8", "int32"
+_ENTRY = "ds4nn_jax"  # of the file's metadata: [header as JSON text, SHA-256]
+
+
+class CheckpointError(ValueError):
+    """A file that does not hold what was asked for; the message says why."""
+
+
+class Weights(NamedTuple):
+    """A network, its parameters, and what was noted about them."""
+
+    network: SpikingNetwork
+    params: dict
+    notes: dict
+
+
+def save_weights(
+    path: str | os.PathLike,
+    network: SpikingNetwork,
+    params: Mapping,
+    *,
+    notes: Mapping | None = None,
+) -> None:
+    """Writes parameters and the network they fit, whole or not at all.
+
+    Args:
+      path: the file, by custom `*.safetensors`; replaced if it exists.
+      network: stored as spec, T, θ, padding, urgency and pulses: what decides
+        spike times.
+      params: {"params": {layer: {"kernel": array}}} with finite weights. Whole ones
+        (`quantize`) take the bits that they need.
+      notes: anything JSON can hold: seed, command, accuracy. `ds4nn predict` reads
+        "input_shape", "class_names" and "pictures", see `data.Pictures`.
+
+    Raises:
+      ValueError: layers that are not the network's, or NaN or infinite weights.
+      TypeError: notes that JSON cannot hold, or weights of another type.
+      OSError: the file cannot be written; an older one is then left as it was.
+    """
+    path = Path(path)
+    tensors = {
+        f"{layer}/{name}": np.ascontiguousarray(array)
+        for layer, arrays in jax.device_get(params["params"]).items()
+        for name, array in arrays.items()
+    }
+    counts = network.pulse_counts
+    expected = {f"{layer}/kernel" for layer in counts}
+    expected |= {f"{layer}/pulses" for layer, count in counts.items() if count}
+    if set(tensors) - {f"{layer}/threshold" for layer in counts} != expected:
+        raise ValueError(
+            f"parameters {sorted(tensors)} are not those of the network "
+            f"{network.spec}: {sorted(expected)}"
+        )
+    for name, array in tensors.items():
+        if array.dtype.name not in _DTYPES:
+            raise TypeError(
+                f"{name} must be one of {', '.join(_DTYPES)}, got {array.dtype}"
+            )
+        if not np.isfinite(array).all():
+            raise ValueError(f"{name} holds NaN or infinite weights: nothing written")
+    packed = {}
+    for name, array in tensors.items():
+        if array.dtype == np.int8:
+            bits = _bits(array)
+            tensors[name] = _packed(array, bits)
+            packed[name] = [bits, *array.shape]
+    header = {
+        "format": FORMAT,
+        "version": VERSION if packed else 1,
+        "spec": network.spec,
+        "num_steps": network.num_steps,
+        "threshold": network.threshold,
+        "padding": network.padding,
+        "urgency": network.urgency,
+        "pulses": list(network.pulses),
+        "notes": dict(notes or {}),
+    }
+    if packed:
+        header["packed"] = packed
+    try:
+        text = json.dumps(header, sort_keys=True, default=_for_json)
+    except TypeError as error:
+        raise TypeError(f"notes must be what JSON can hold: {error}") from error
+    # One entry: safetensors writes several in no fixed order, and the same weights
+    # should be the same bytes.
+    signed = json.dumps([text, digest(text, sorted(tensors.items()))])
+    content = safetensors.numpy.save(tensors, {_ENTRY: signed})
+    write_atomically(path, content)
+
+
+def load_weights(
+    path: str | os.PathLike, *, network: SpikingNetwork | None = None
+) -> Weights:
+    """Reads what `save_weights` wrote. Nothing in the file is executed.
+
+    Args:
+      path: the file.
+      network: if given, the one the weights must fit: same spec, T, θ, padding,
+        urgency and pulses. It is returned as it is, so it also chooses surrogate and
+        engine.
+
+    Raises:
+      FileNotFoundError: no such file.
+      CheckpointError: truncated, altered, or no weights of this library; a newer
+        format; another network.
+    """
+    Path(path).open("rb").close()  # names what is no file
+    try:
+        with safetensors.safe_open(path, "np") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            entry = (file.metadata() or {}).get(_ENTRY, '["{}", ""]')
+        text, checksum = json.loads(entry)
+        header = json.loads(text)
+    except AttributeError as error:  # a type that NumPy does not have
+        raise CheckpointError(f"{path} holds no weights: {error}") from error
+    except (safetensors.SafetensorError, ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} is truncated or no safetensors file: {error}"
+        ) from error
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise CheckpointError(f"{path} holds no weights of ds4nn_jax")
+    if header.get("version") not in (1, VERSION):
+        raise CheckpointError(
+            f"{path} has format version {header.get('version')}, this library reads "
+            f"{VERSION}: use the version of ds4nn_jax that wrote it, or a newer one"
+        )
+    if digest(text, sorted(tensors.items())) != checksum:
+        raise CheckpointError(f"{path} is damaged: its checksum does not match")
+    stored = {name: header[name] for name in ("num_steps", "threshold", "padding")}
+    stored["urgency"] = header.get("urgency", 0.0)
+    stored["pulses"] = tuple(header.get("pulses", ()))
+    own = SpikingNetwork.from_spec(header["spec"], **stored)
+    network = own if network is None else network
+    for name in ("spec", *stored):
+        value = getattr(own, name)
+        if getattr(network, name) != value:
+            raise CheckpointError(
+                f"{path} belongs to another network: its {name} is {value!r}, "
+                f"expected {getattr(network, name)!r}"
+            )
+    params: dict = {}
+    for name, (bits, *shape) in header.get("packed", {}).items():
+        tensors[name] = _unpacked(tensors[name], bits, shape)
+    for name, array in tensors.items():
+        layer, leaf = name.split("/")
+        params.setdefault(layer, {})[leaf] = array
+    return Weights(network, {"params": params}, header["notes"])
+
+
+def _bits(weights: np.ndarray) -> int:
+    """Of the fewest that hold whole weights: ±1 one, else |q| ≤ 2^(b−1) − 1."""
+    most = int(np.abs(weights.astype(int)).max(initial=1))
+    return 1 if np.all(np.abs(weights) == 1) else min(8, most.bit_length() + 1)
+
+
+def _packed(weights: np.ndarray, bits: int) -> np.ndarray:
+    """Whole weights one behind the other, as two's complement of so many bits; of one
+    bit 1 is −1."""
+    if bits == 8:
+        return weights
+    codes = weights < 0 if bits == 1 else weights.astype(np.uint8)
+    each = np.unpackbits(codes.astype(np.uint8).reshape(-1, 1), axis=1)
+    return np.packbits(each[:, 8 - bits :])
+
+
+def _unpacked(packed: np.ndarray, bits: int, shape: list[int]) -> np.ndarray:
+    if bits == 8:
+        return packed
+    size = math.prod(shape)
+    each = np.unpackbits(packed, count=size * bits).reshape(size, bits)
+    # The first bit is the sign, in front of which all others are like it.
+    if bits == 1:
+        return (1 - 2 * each.astype(np.int8)).reshape(shape)
+    full = np.concatenate([each[:, :1].repeat(8 - bits, axis=1), each], axis=1)
+    return np.packbits(full, axis=1).view(np.int8).reshape(shape)
+
+
+def _for_json(value: Any) -> Any:
+    if (known := plain(value)) is value:
+        raise TypeError(f"{type(value).__name__} {value!r:.40} is none of its types")
+    return known
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """The file appears whole under its name, or an older one stays.
+
+    Raises:
+      OSError: the directory is missing or not writable, or the disk is full.
+    """
+    # With the permissions that umask leaves.
+    with whole(path) as unfinished, unfinished.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def digest(header: str, arrays: Iterable[tuple[str, np.ndarray]]) -> str:
+    """SHA-256 of a text, then of arrays with their names."""
+    digest = hashlib.sha256(header.encode())
+    for name, array in arrays:
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,393 @@
+"""Optimizers as values, and the links of their optax chains for spiking layers.
+
+A layer's weights are a kernel [..., O]; those of one neuron are all but the last axis.
+Weights of reference neurons, "pulses" [P, O], have steps of their own.
+One of your own is a frozen dataclass that extends `Optimizer`; its `chain` may be any
+optax transformation.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+import optax.contrib
+
+from ds4nn_jax._values import Value
+from ds4nn_jax.networks.network import SpikingNetwork
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer(Value):
+    """How gradients become steps."""
+
+    def chain(
+        self, layers: tuple[str, ...], schedule: optax.Schedule
+    ) -> optax.GradientTransformation:
+        """What optax applies to {"params": {layer: {"kernel": …, "pulses": …}}}.
+
+        Args:
+          layers: names of the layers with weights, the output's last.
+          schedule: factor on every step, by its number.
+        """
+        raise NotImplementedError
+
+    def check_network(self, network: SpikingNetwork) -> None:
+        """Refuses what does not fit the network, before anything is computed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Norms(Value):
+    """What becomes of the norms of the neurons' weight vectors."""
+
+    def link(self, layers: tuple[str, ...]) -> optax.GradientTransformation:
+        """The link of an optax chain behind all that change the step."""
+        return optax.identity()
+
+
+@dataclasses.dataclass(frozen=True)
+class FreeNorms(Norms, name="free"):
+    """They go where the steps lead."""
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldNorms(Norms, name="held"):
+    """Hidden neurons keep the norm of their first weights: learning turns weight
+    vectors without growing them, see `hold_norms`. The output layer is free."""
+
+    def link(self, layers: tuple[str, ...]) -> optax.GradientTransformation:
+        held = {name: name != layers[-1] for name in layers}
+        return optax.masked(hold_norms(), {"params": held})
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnedNorms(Norms, name="learned"):
+    """Norms follow their gradient, but do not grow by turning, see `learn_norms`."""
+
+    def link(self, layers: tuple[str, ...]) -> optax.GradientTransformation:
+        return learn_norms()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Steps(Optimizer):
+    """What our optimizers have in common."""
+
+    learning_rate: float = 0.01
+    output_rate: float | None = None
+    norms: Norms = FreeNorms()
+    average: float = 0.0
+    first_sum: float | None = dataclasses.field(default=None, kw_only=True)
+    pulse_rate: float = dataclasses.field(default=0.1, kw_only=True)
+
+    def check(self) -> None:
+        for name in ("learning_rate", "output_rate"):
+            rate = getattr(self, name)
+            self.require(name, rate is None or 0 < rate < math.inf, "a number > 0")
+        self.require("pulse_rate", 0 <= self.pulse_rate < math.inf, "≥ 0 mV")
+        most = self.first_sum
+        finite = most is None or math.isfinite(most)
+        self.require("first_sum", finite, "a number of mV")
+        self.require("average", 0 <= self.average < 1, "in [0, 1)")
+
+    def check_network(self, network: SpikingNetwork) -> None:
+        fits = self.first_sum is None or network.weighted[0].startswith("conv")
+        none = f"None for {network.spec}: it begins densely"
+        self.require("first_sum", fits, none)
+
+    def _chain(self, layers, schedule, *directions) -> optax.GradientTransformation:
+        rates = dict.fromkeys(layers, self.learning_rate)
+        if self.output_rate is not None:
+            rates[layers[-1]] = self.output_rate
+
+        def by_layer(updates: optax.Updates, _) -> optax.Updates:
+            return jax.tree.map_with_path(
+                lambda path, update: rates[path[1].key] * update, updates
+            )
+
+        limit = []
+        if self.first_sum is not None:
+            first = {name: name == layers[0] for name in layers}
+            limit = [optax.masked(limit_sums(self.first_sum), {"params": first})]
+        steps = optax.scale_by_learning_rate(schedule)
+        kernels = optax.chain(
+            *directions,
+            optax.stateless(by_layer),
+            steps,
+            *limit,
+            self.norms.link(layers),
+        )
+        pulses = optax.chain(optax.scale_by_adam(), optax.scale(self.pulse_rate), steps)
+        kind = functools.partial(jax.tree.map_with_path, lambda path, _: path[-1].key)
+        return optax.chain(
+            optax.multi_transform({"kernel": kernels, "pulses": pulses}, kind),
+            average_weights(self.average) if self.average else optax.identity(),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Adam(_Steps):
+    """Adam, the paper's optimizer (Kingma & Ba 2015).
+
+    Attributes:
+      learning_rate: η of every layer with weights.
+      output_rate: η of the output layer, where it differs.
+      norms: of the neurons' weights: "free", "held" or "learned".
+      average: decay of a running average of the weights over steps, in [0, 1), which
+        is then what is validated and kept; 0: none. See `average_weights`.
+      first_sum: the most that the weights of a neuron of the first layer add up to,
+        mV; None: no limit. See `limit_sums`.
+      pulse_rate: step of the weights of reference neurons, by Adam, mV.
+      unit: "rms", η is a step relative to the root mean square of the layer's weights,
+        or "mV" (the paper).
+    """
+
+    unit: Literal["rms", "mV"] = "rms"
+
+    def chain(self, layers, schedule) -> optax.GradientTransformation:
+        relative = [optax.scale_by_param_block_rms()] if self.unit == "rms" else []
+        return self._chain(layers, schedule, optax.scale_by_adam(), *relative)
+
+
+@dataclasses.dataclass(frozen=True)
+class Muon(_Steps):
+    """Orthogonal steps for hidden layers with at least as many inputs as neurons,
+    Adam's for the others; η relative to the root mean square of the layer's weights.
+
+    Fewer inputs than neurons leave these no room to differ: they would share a few
+    steps, unevenly, and some would fade. See `orthogonal_steps`, `damp_common`.
+
+    Attributes:
+      learning_rate: η of every layer with weights.
+      output_rate: η of the output layer, where it differs.
+      norms: of the neurons' weights: "free", "held" or "learned".
+      average: decay of a running average of the weights over steps, in [0, 1), which
+        is then what is validated and kept; 0: none. See `average_weights`.
+      first_sum: the most that the weights of a neuron of the first layer add up to,
+        mV; None: no limit. See `limit_sums`.
+      pulse_rate: step of the weights of reference neurons, by Adam, mV.
+      common_step: factor, in [0, 1], on the part of a step that is common to all
+        weights of a neuron.
+      group: the most neurons of a layer that are made orthogonal to each other.
+    """
+
+    common_step: float = 0.1
+    group: int = 512
+
+    def check(self) -> None:
+        super().check()
+        self.require("common_step", 0 <= self.common_step <= 1, "in [0, 1]")
+        self.require("group", self.group >= 1, "at least 1")
+
+    def chain(self, layers, schedule) -> optax.GradientTransformation:
+        def kind(path: tuple, weights: jax.Array) -> str:
+            outputs = min(weights.shape[-1], self.group)
+            room = weights.size // weights.shape[-1] >= outputs
+            return "muon" if room and path[1].key != layers[-1] else "adam"
+
+        kinds = functools.partial(jax.tree.map_with_path, kind)
+        orthogonal = orthogonal_steps(group=self.group)
+        directions = {"adam": optax.scale_by_adam(), "muon": orthogonal}
+        return self._chain(
+            layers,
+            schedule,
+            optax.multi_transform(directions, kinds),
+            damp_common(self.common_step),
+            optax.scale_by_param_block_rms(),
+        )
+
+
+def orthogonal_steps(
+    momentum: float = 0.9, group: int = 512
+) -> optax.GradientTransformation:
+    """Steps whose singular values are all the same (Muon; Jordan et al. 2024).
+
+    M ← μ·M + (1 − μ)·G, and of the singular value decomposition M = U·Σ·Vᵀ the step
+    keeps U·Vᵀ, scaled to a root mean square of 1, with M [K, O] all weights K of the
+    neurons O of a layer. Spikes only ever add, so gradients of spiking layers have few
+    large singular values: of the squared gradient of the second convolution of the
+    preset "fashion_mnist" 96 % lay in the first of 128 directions at its first weights,
+    51 % at the end. Adam sees single weights and no directions; here each one in which
+    the neurons can differ gets the same share of the step.
+
+    Wide layers are taken in groups of neurons, each orthogonal in itself, and by their
+    Gram matrices: the iterations of Newton and Schulz, M ← (a + b·MᵀM + c·(MᵀM)²)·M,
+    change MᵀM alone, so the weights are passed twice instead of twice an iteration.
+
+    Args:
+      momentum: μ in [0, 1), Nesterov's.
+      group: the most neurons of a group; their number divides the layer's.
+    """
+
+    def width(kernel: jax.Array) -> int:
+        """Neurons that are made orthogonal to each other."""
+        outputs = kernel.shape[-1]
+        return max(n for n in range(1, group + 1) if outputs % n == 0)
+
+    def kind(kernel: jax.Array) -> str:
+        return "narrow" if kernel.shape[-1] <= group else "wide"
+
+    def rows_and_columns(kernel: jax.Array) -> optax.contrib.MuonDimensionNumbers:
+        last = kernel.ndim - 1
+        return optax.contrib.MuonDimensionNumbers(tuple(range(last)), last)
+
+    def in_groups(kernel: jax.Array, _) -> jax.Array:
+        outputs = kernel.shape[-1]
+        matrix = kernel.reshape(-1, outputs)
+        parts = jnp.split(matrix, outputs // width(kernel), axis=1)
+        factors = _inverse_root(jnp.stack([part.T @ part for part in parts]))
+        steps = [part @ factor for part, factor in zip(parts, factors, strict=True)]
+        return jnp.concatenate(steps, axis=1).reshape(kernel.shape)
+
+    def scaled(step: jax.Array, _) -> jax.Array:
+        return step * math.sqrt(max(step.size // step.shape[-1], width(step)))
+
+    narrow = optax.contrib.scale_by_muon(
+        beta=momentum,
+        weight_dimension_numbers=functools.partial(jax.tree.map, rows_and_columns),
+    )
+    wide = optax.chain(
+        optax.trace(momentum, nesterov=True), optax.stateless_with_tree_map(in_groups)
+    )
+    return optax.chain(
+        optax.multi_transform(
+            {"narrow": narrow, "wide": wide}, functools.partial(jax.tree.map, kind)
+        ),
+        optax.stateless_with_tree_map(scaled),
+    )
+
+
+def _inverse_root(gram: jax.Array) -> jax.Array:
+    """R with M·R near U·Vᵀ, from MᵀM [G, O, O], by five iterations of Muon's."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    one = jnp.eye(gram.shape[-1])
+    square = jnp.trace(gram, axis1=1, axis2=2)[:, None, None] + 1e-16
+    gram, root = gram / square, one / jnp.sqrt(square)
+    for _ in range(5):
+        turn = a * one + b * gram + c * gram @ gram
+        gram, root = turn @ gram @ turn, root @ turn
+    return root
+
+
+def damp_common(factor: float) -> optax.GradientTransformation:
+    """Shortens the part of a step that all weights of a neuron have in common.
+
+    Spikes only ever add: inputs of a neuron all have the same sign, so its potential
+    follows the mean of its weights far more steeply than any difference between them,
+    and steps that suit the differences throw the potential about. u ← u − (1 − f)·ū
+    with ū the mean over a neuron's weights; f = 0 is gradient centralisation (Yong et
+    al. 2020).
+    """
+
+    def damped(update: jax.Array, _) -> jax.Array:
+        axes = tuple(range(update.ndim - 1))
+        return update - (1 - factor) * jnp.mean(update, axes, keepdims=True)
+
+    return optax.stateless_with_tree_map(damped)
+
+
+def limit_sums(most: float) -> optax.GradientTransformation:
+    """The weights of a neuron add up to no more than `most` mV: what is above is taken
+    from all of them alike, w + u ← w + u − (Σ(w + u) − s)₊/K.
+
+    For a first convolution. A pixel that is not black spikes sooner or later, so where
+    an image is flat the potential of a neuron ends at Σw: a channel with Σw ≥ θ fires
+    on everything, and one below θ at edges only. Where learning or a rate guard wants
+    fewer spikes, Σw is pushed down to just below θ, and then whole regions fire or stay
+    silent by a hair, from one step of training to the next. A limit of 0.8·θ keeps
+    channels at edges. In front of the links of an optax chain that hold norms:
+    `HeldNorms` stretch what is left to its norm again, so that first weights above the
+    limit come down to it over some steps.
+    """
+
+    def limited(update: jax.Array, weights: jax.Array) -> jax.Array:
+        axes = tuple(range(weights.ndim - 1))
+        inputs = math.prod(weights.shape[:-1])
+        total = jnp.sum(weights + update, axes, keepdims=True)
+        return update - jnp.maximum(total - most, 0) / inputs
+
+    return optax.stateless_with_tree_map(limited)
+
+
+def hold_norms() -> optax.GradientTransformation:
+    """Every neuron keeps the norm of its weights: w + u ← (w + u)·‖w‖/‖w + u‖.
+
+    Behind all links of an optax chain that change the step.
+    """
+
+    def held(update: jax.Array, weights: jax.Array) -> jax.Array:
+        axes = tuple(range(weights.ndim - 1))
+        moved = weights + update
+        norm = functools.partial(jnp.linalg.vector_norm, axis=axes, keepdims=True)
+        length = norm(moved)
+        return moved * (norm(weights) / jnp.where(length == 0, 1, length)) - weights
+
+    return optax.stateless_with_tree_map(held)
+
+
+def learn_norms() -> optax.GradientTransformation:
+    """Norms follow their own gradient: ‖w + u‖ becomes ‖w‖ + w·u/‖w‖.
+
+    A step across a weight vector makes it longer by ‖u‖²/2‖w‖, whatever its sign. With
+    steps on the scale of the weights that grows without end, and in a network of
+    spiking neurons larger weights fire earlier; this takes it out and leaves the part
+    of the step along the vector. Behind all links of an optax chain that change the
+    step.
+    """
+
+    def learned(update: jax.Array, weights: jax.Array) -> jax.Array:
+        axes = tuple(range(weights.ndim - 1))
+        moved = weights + update
+        norm = functools.partial(jnp.linalg.vector_norm, axis=axes, keepdims=True)
+        before, length = norm(weights), norm(moved)
+        along = jnp.sum(weights * update, axes, keepdims=True)
+        wanted = before + along / jnp.where(before == 0, 1, before)
+        scale = jnp.maximum(wanted, 0) / jnp.where(length == 0, 1, length)
+        return jnp.where(before == 0, update, moved * scale - weights)
+
+    return optax.stateless_with_tree_map(learned)
+
+
+class AverageState(NamedTuple):
+    """Of `average_weights`: steps taken, and the average of the weights after each."""
+
+    steps: jax.Array
+    average: optax.Params
+
+
+def average_weights(decay: float) -> optax.GradientTransformation:
+    """Leaves steps as they are and keeps a running average of the weights they lead to.
+
+    w̄ ← d·w̄ + (1 − d)·w with d = min(decay, (1 + n)/(10 + n)) after n steps, so that
+    initial weights are soon forgotten. Steps of spiking networks are noisy: spikes come
+    or fail to come. The average is often where a lower learning rate would have led.
+    The last link of an optax chain; `averaged` finds the average.
+    """
+
+    def init(params: optax.Params) -> AverageState:
+        return AverageState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params))
+
+    def update(updates, state: AverageState, params=None):
+        weights = optax.apply_updates(params, updates)
+        kept = jnp.minimum(decay, (1 + state.steps) / (10 + state.steps))
+        average = optax.incremental_update(weights, state.average, 1 - kept)
+        return updates, AverageState(state.steps + 1, average)
+
+    return optax.GradientTransformation(init, update)
+
+
+def averaged(state: optax.OptState, params: optax.Params) -> optax.Params:
+    """The average that `average_weights` keeps in the state of a chain. Weights that no
+    such link averages, because it is masked or missing, are those of `params`."""
+    is_average = lambda node: isinstance(node, AverageState)  # noqa: E731
+    is_masked = lambda node: isinstance(node, optax.MaskedNode)  # noqa: E731
+    for link in filter(is_average, jax.tree.leaves(state, is_leaf=is_average)):
+        params = jax.tree.map(
+            lambda average, weights: weights if is_masked(average) else average,
+            link.average,
+            params,
+            is_leaf=is_masked,
+        )
+    return params
