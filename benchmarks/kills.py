@@ -69,12 +69,12 @@ def main() -> None:
 
 def _started(out: Path, *more: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "experiments.digits", *FLAGS]
-    command += [f"--out_dir={out}", "--snapshot_minutes=0.02", *more]
+    command += [f"--out_dir={out}", "--checkpoint_minutes=0.02", *more]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
 def _steps(out: Path) -> int:
-    whole = [int(p.name) for p in (out / "snapshots").glob("*") if p.name.isdigit()]
+    whole = [int(p.name) for p in (out / "checkpoints").glob("*") if p.name.isdigit()]
     return max(whole, default=0)
 
 

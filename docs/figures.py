@@ -189,16 +189,20 @@ def urgency() -> Figure:
     return drawn
 
 
-def rate_guard() -> Figure:
-    """The push on a neuron by the rate of its channel, budget 0.12, floor 0.5."""
-    neurons, budget, strength, floor = 200, 0.12, 0.15, 0.5
+def regularizer() -> Figure:
+    """The push on a neuron by the rate of its channel, target 0.12, floor 0.5."""
+    neurons, target, strength, floor = 200, 0.12, 0.15, 0.5
     rates, later, earlier = [], [], []
     for fired in range(1, 61):
         times = jnp.where(jnp.arange(neurons) < fired, 20.0, 100.0)[:, None]
 
         def through(t):
-            guarded = ds.regularizers.rate_guard(strength, floor, 100, t, budget)
-            return jnp.sum(jnp.where(jnp.arange(neurons)[:, None] % 2, -1, 1) * guarded)
+            regularized = ds.regularizers.regularize_rates(
+                strength, floor, 100, t, target
+            )
+            return jnp.sum(
+                jnp.where(jnp.arange(neurons)[:, None] % 2, -1, 1) * regularized
+            )
 
         pushed = np.asarray(jax.grad(through)(times))[:, 0]
         push = pushed - np.where(np.arange(neurons) % 2, -1, 1)
@@ -208,8 +212,8 @@ def rate_guard() -> Figure:
     drawn, axes = figure()
     axes.plot(rates, later, color=RED, linewidth=2, label="on those that fired: later")
     axes.plot(rates, earlier, color=BLUE, linewidth=2, label="on the silent: earlier")
-    axes.axvline(budget, color=BLACK, linestyle=":")
-    axes.text(budget + 0.003, -0.2, "budget ρ")
+    axes.axvline(target, color=BLACK, linestyle=":")
+    axes.text(target + 0.003, -0.2, "target ρ")
     axes.axhline(0, color=BLACK, linewidth=0.8)
     axes.set(
         xlabel="share of the channel's neurons that fired", ylabel="added to δ / ‖δ‖"
@@ -225,7 +229,7 @@ DRAWN = (
     decision,
     surrogates,
     urgency,
-    rate_guard,
+    regularizer,
 )
 
 if __name__ == "__main__":

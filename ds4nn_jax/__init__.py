@@ -65,16 +65,16 @@ from ds4nn_jax.networks.quantization import quantize
 from ds4nn_jax.training.step import StepMetrics, TrainState, make_optimizer, train_step
 from ds4nn_jax.training.loop import (
     EpochResult,
-    Snapshot,
+    Checkpoint,
     Step,
-    first_snapshot,
+    initial_checkpoint,
     fit,
     train,
 )
 
 # Weights on disk, and those that come with the library.
 from ds4nn_jax.networks.weights import (
-    CheckpointError,
+    WeightsError,
     Weights,
     load_weights,
     save_weights,
@@ -143,17 +143,17 @@ __all__ = [
     "surrogates",
     # training
     "EpochResult",
-    "Snapshot",
+    "Checkpoint",
     "Step",
     "StepMetrics",
     "TrainState",
-    "first_snapshot",
+    "initial_checkpoint",
     "fit",
     "make_optimizer",
     "train",
     "train_step",
     # weights
-    "CheckpointError",
+    "WeightsError",
     "Weights",
     "load_weights",
     "pretrained",

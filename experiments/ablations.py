@@ -27,7 +27,7 @@ from ds4nn_jax.training.augmentation import Augmentation
 from ds4nn_jax.training.initial_weights import FiringRates as Rates
 from ds4nn_jax.training.initial_weights import Uniform
 from ds4nn_jax.training.optimizers import Adam, FreeNorms, HeldNorms, LearnedNorms, Muon
-from ds4nn_jax.training.regularizers import RateGuard
+from ds4nn_jax.training.regularizers import RateRegularizer
 from ds4nn_jax.training.rules import Relative, Softmax
 
 _HERE = Path(__file__).parent
@@ -92,22 +92,25 @@ _RELATIVE = (
     ("no normalisation", dict(output_rule=Relative(normalization="none"))),
 )
 
-# Budgets fall within the 1,560 steps that these runs have.
+# Targets fall within the 1,560 steps that these runs have.
 _SPARSE = ds.presets.load("mnist_sparse")
-_GUARD = dataclasses.replace(_SPARSE.guard, steps=1000)
-_SPARSE = dataclasses.replace(_SPARSE, guard=_GUARD)
+_REGULARIZER = dataclasses.replace(_SPARSE.regularizer, steps=1000)
+_SPARSE = dataclasses.replace(_SPARSE, regularizer=_REGULARIZER)
 _MUON, _ANCHORED = _SPARSE.optimizer, _SPARSE.output_rule
 _ADAM = Adam(0.01, norms=HeldNorms(), average=0.998, first_sum=_MUON.first_sum)
 _FREE_SUMS = dataclasses.replace(_MUON, first_sum=None)
 _DRAWN = dataclasses.replace(_SPARSE.initial_weights, edges=0.0)
 _NOT_ANCHORED = dataclasses.replace(_ANCHORED, anchor=0.0)
 _SPARSE_ROWS = (
-    ("as it is, budgets after 1,000 steps", {}),
-    ("no guard", dict(guard=RateGuard())),
-    ("no floor", dict(guard=dataclasses.replace(_GUARD, floor=0.0))),
-    ("pushed twice as hard", dict(guard=dataclasses.replace(_GUARD, strength=0.3))),
+    ("as it is, targets after 1,000 steps", {}),
+    ("no regularizer", dict(regularizer=RateRegularizer())),
+    ("no floor", dict(regularizer=dataclasses.replace(_REGULARIZER, floor=0.0))),
+    (
+        "pushed twice as hard",
+        dict(regularizer=dataclasses.replace(_REGULARIZER, strength=0.3)),
+    ),
     ("label not anchored", dict(output_rule=_NOT_ANCHORED)),
-    ("neither", dict(guard=RateGuard(), output_rule=_NOT_ANCHORED)),
+    ("neither", dict(regularizer=RateRegularizer(), output_rule=_NOT_ANCHORED)),
     ("Adam", dict(optimizer=_ADAM)),
     ("norms learned", dict(optimizer=dataclasses.replace(_MUON, norms=LearnedNorms()))),
     ("weights not averaged", dict(optimizer=dataclasses.replace(_MUON, average=0.0))),
@@ -151,8 +154,8 @@ def _short(steps: int) -> dict[str, Any]:
     )
 
 
-_SMALL_GUARD = RateGuard(
-    (0.06, 0.12, 0.2), floor=0.0, strength=0.1, first=0.25, steps=500
+_SMALL_REGULARIZER = RateRegularizer(
+    (0.06, 0.12, 0.2), floor=0.0, strength=0.1, start=0.25, steps=500
 )
 _SMALL_ROWS = (
     ("ten pulses, centred errors", {}),
@@ -196,8 +199,11 @@ _SMALL_ROWS = (
     ("horizon H = T", _rule(horizon=100)),
     ("a window of 100 mV", dict(surrogate=Window(100.0))),
     ("a window of 25 mV", dict(surrogate=Window(25.0))),
-    ("budgets of 6, 12, 20 %", dict(guard=_SMALL_GUARD)),
-    ("… with a floor", dict(guard=dataclasses.replace(_SMALL_GUARD, floor=0.5))),
+    ("target rates of 6, 12, 20 %", dict(regularizer=_SMALL_REGULARIZER)),
+    (
+        "… with a floor",
+        dict(regularizer=dataclasses.replace(_SMALL_REGULARIZER, floor=0.5)),
+    ),
     ("strides for pooling", dict(spec="32C3s2-32C3-32C3-10")),
     ("T = 32", _short(32)),
     ("T = 16", _short(16)),
@@ -208,7 +214,7 @@ def _recipe(name: str) -> dict[str, Any]:
     """What a preset says of learning, for any network."""
     preset = ds.presets.load(name)
     learning = ("surrogate", "output_rule", "initial_weights", "optimizer", "schedule")
-    fields = (*learning, "augmentation", "batch_size", "guard")
+    fields = (*learning, "augmentation", "batch_size", "regularizer")
     return {field: getattr(preset, field) for field in fields}
 
 

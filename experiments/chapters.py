@@ -598,7 +598,7 @@ def _dead_neurons() -> Iterator[Block]:
 
 
 def _known(dataset: str, num_steps: int) -> dict | None:
-    """What `experiments.known` found for as many steps, if it was asked."""
+    """What `experiments.ceiling` found for as many steps, if it was asked."""
     path = _HERE / "results" / f"known-{_slug(dataset)}.json"
     if not path.exists():
         return None
@@ -606,7 +606,7 @@ def _known(dataset: str, num_steps: int) -> dict | None:
         known = json.loads(path.read_text("utf-8"))
         fits = max(known["steps"]) == num_steps - 1
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not what experiments.known writes") from error
+        raise ValueError(f"{path} is not what experiments.ceiling writes") from error
     return known if fits else None
 
 

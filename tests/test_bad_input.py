@@ -22,7 +22,7 @@ from ds4nn_jax.networks import pretrained
 from ds4nn_jax.networks.spec import parse_spec
 from ds4nn_jax.training import augmentation, parallel
 from ds4nn_jax.training.augmentation import Augmentation
-from ds4nn_jax.training.checkpoints import Snapshots
+from ds4nn_jax.training.checkpoints import Checkpoints
 from experiments import digits
 
 KEY = jax.random.key(0)
@@ -103,7 +103,7 @@ def command(*arguments):
 
 
 # What is wrong, the call (given an empty folder), the error, part of its message.
-V, T, C, D, X = ValueError, TypeError, ds.CheckpointError, data.DataError, SystemExit
+V, T, C, D, X = ValueError, TypeError, ds.WeightsError, data.DataError, SystemExit
 TABLE = [
     # Layers
     ("T = 0", dense(num_steps=0), V, "num_steps must be a positive whole number"),
@@ -485,10 +485,10 @@ TABLE = [
         "there are fashion_mnist, fashion_mnist_sparse, mnist",
     ),
     (
-        "a file for snapshots",
-        lambda f: ((f / "s").write_text(""), Snapshots(f / "s", ds.TrainConfig())),
+        "a file for checkpoints",
+        lambda f: ((f / "s").write_text(""), Checkpoints(f / "s", ds.TrainConfig())),
         C,
-        "cannot hold snapshots",
+        "cannot hold checkpoints",
     ),
     # Commands
     ("a flag misspelt", run("--epochz=3"), X, "Unknown command line flag 'epochz'"),

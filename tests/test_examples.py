@@ -9,7 +9,7 @@ import pytest
 
 import ds4nn_jax as ds
 from ds4nn_jax import data
-from ds4nn_jax.training.checkpoints import Snapshots
+from ds4nn_jax.training.checkpoints import CheckpointError, Checkpoints
 from experiments.examples import nnx_training, own_rule, seeds
 
 
@@ -29,22 +29,22 @@ def test_three_seeds_at_once_are_three_runs():
 
 @pytest.mark.slow
 def test_values_of_ones_own_go_through_everything(tmp_path):
-    """`train`, a run stopped and taken up again by snapshots, `fit`, saved weights."""
+    """`train`, a run resumed from checkpoints, `fit`, saved weights."""
     config = dataclasses.replace(own_rule.CONFIG, epochs=2)
     digits = data.load("digits")
     some = digits.train_images[:400], digits.train_labels[:400]
     whole = list(ds.train(config, *some))
     assert whole[-1].train.accuracy > whole[0].train.accuracy > 0.2
-    Snapshots(tmp_path, config).save(whole[0].snapshot)
+    Checkpoints(tmp_path, config).save(whole[0].checkpoint)
     same = dataclasses.replace(config, output_rule=own_rule.Lead())
-    start = Snapshots(tmp_path, same).latest(ds.first_snapshot(same, *some))
+    start = Checkpoints(tmp_path, same).latest(ds.initial_checkpoint(same, *some))
     *_, later = ds.train(same, *some, start=start)
     jax.tree.map(np.testing.assert_array_equal, later.params, whole[-1].params)
     other = dataclasses.replace(config, output_rule=own_rule.Lead(steps=3))
     with pytest.raises(
-        ds.CheckpointError, match=r"Lead\(.*steps=10.0\).*Lead\(.*steps=3.0\)"
+        CheckpointError, match=r"Lead\(.*steps=10.0\).*Lead\(.*steps=3.0\)"
     ):
-        Snapshots(tmp_path, other).latest(start)
+        Checkpoints(tmp_path, other).latest(start)
     fit = jax.jit(ds.fit, static_argnums=0)
     _, metrics = fit(config, jax.random.key(0), *map(jnp.asarray, some))
     assert metrics.accuracy[-1] > metrics.accuracy[0]

@@ -251,7 +251,7 @@ def test_a_run_knows_its_data(smoke_run, tmp_path, monkeypatch):
         train_images=given.train_images[::-1], train_labels=given.train_labels[::-1]
     )
     monkeypatch.setattr(data, "load", lambda *_: turned)
-    with pytest.raises(SystemExit, match="the snapshot is of a run on other data"):
+    with pytest.raises(SystemExit, match="the checkpoint is of a run on other data"):
         flags = [flagfile("digits_smoke"), f"--out_dir={out}", "--epochs=3"]
         digits.main(["digits", *flags])
 

@@ -26,7 +26,7 @@ config = ds.TrainConfig(
     spec="8C3-P2-10", initial_weights=ds.initial_weights.FiringRates(conv=0.3),
     optimizer=ds.optimizers.Adam(learning_rate=0.02),
     augmentation=ds.augmentation.Augmentation(shift=1, flip=True),
-    guard=ds.regularizers.RateGuard((0.2,), strength=0.5, steps=5),
+    regularizer=ds.regularizers.RateRegularizer((0.2,), strength=0.5, steps=5),
     pulses=(5, 3), centring=0.9, batch_size=32, epochs=2, validation=0.2,
 )
 

@@ -325,7 +325,7 @@ def test_weights_keep_pulses(tmp_path, rng):
     loaded = ds.load_weights(tmp_path / "w")
     assert loaded.network.pulses == (6, 0)
     jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
-    with pytest.raises(ds.CheckpointError, match=r"its pulses is \(6, 0\), expected"):
+    with pytest.raises(ds.WeightsError, match=r"its pulses is \(6, 0\), expected"):
         ds.load_weights(tmp_path / "w", network=network.clone(pulses=()))
     for other in (network.clone(pulses=()), network.clone(pulses=(6, 1))):
         with pytest.raises(ValueError, match="are not those of the network"):

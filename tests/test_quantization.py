@@ -169,7 +169,7 @@ def test_training_sees_whole_numbers_and_goes_on_from_them(tmp_path):
     )
     same = jax.tree.map(np.array_equal, again.params, last.params)
     assert jax.tree.all(same)
-    start = ds.first_snapshot(config, *images, params=again.params)
+    start = ds.initial_checkpoint(config, *images, params=again.params)
     _, back = ds.quantize(config.network(), start.state.params, bits=3)
     assert jax.tree.all(jax.tree.map(np.array_equal, back, last.params))
 

@@ -117,7 +117,7 @@ def test_the_average_is_what_is_validated_and_kept(digits):
         taken.append(list(ds.train(config, *digits))[-1])
     alone, averaged = taken
     assert averaged.train == alone.train  # the steps are the same
-    state = averaged.snapshot.state
+    state = averaged.checkpoint.state
     jax.tree.map(np.testing.assert_array_equal, state.params, alone.params)
     kept = optimizers.averaged(state.optimizer, state.params)
     jax.tree.map(np.testing.assert_array_equal, averaged.params, kept)
@@ -134,7 +134,7 @@ def test_the_average_is_what_is_validated_and_kept(digits):
         (13, dict(optimizer=Muon(0.05, average=0.9))),
     ],
 )
-def test_a_snapshot_goes_on_bit_for_bit(stop, other, digits):
+def test_a_checkpoint_goes_on_bit_for_bit(stop, other, digits):
     """After the first step, within an epoch, and on both sides of its end."""
     config = ds.TrainConfig(
         **SMALL | dict(epochs=3, augmentation=Augmentation(1)) | other
@@ -142,7 +142,7 @@ def test_a_snapshot_goes_on_bit_for_bit(stop, other, digits):
     taken = []
 
     def take(step):
-        taken.append(step.snapshot())
+        taken.append(step.checkpoint())
 
     whole = list(ds.train(config, *digits, on_step=take))
     later = list(ds.train(config, *digits, start=taken[stop - 1]))
@@ -155,19 +155,19 @@ def test_a_snapshot_goes_on_bit_for_bit(stop, other, digits):
             b.best,
         )
         jax.tree.map(np.testing.assert_array_equal, a.params, b.params)
-    first_two = list(ds.train(config, *digits, start=whole[0].snapshot))[:2]
+    first_two = list(ds.train(config, *digits, start=whole[0].checkpoint))[:2]
     assert [r.train for r in first_two] == [r.train for r in whole[1:]]
 
 
-def test_a_snapshot_of_another_run_is_refused(digits):
+def test_a_checkpoint_of_another_run_is_refused(digits):
     config = ds.TrainConfig(**SMALL)
-    snapshot = next(ds.train(config, *digits)).snapshot
+    checkpoint = next(ds.train(config, *digits)).checkpoint
     for other, what in (
         (dict(spec="64-21-10"), r"dense1.*\[64, 20\], expected float32\[64, 21\]"),
         (dict(batch_size=9), "epochs have 27 steps, expected 30: another batch_size"),
     ):
         with pytest.raises(ValueError, match=f"not one of this run: .*{what}"):
-            ds.train(ds.TrainConfig(**SMALL | other), *digits, start=snapshot)
+            ds.train(ds.TrainConfig(**SMALL | other), *digits, start=checkpoint)
 
 
 def test_arrays_that_change_during_a_run_are_noticed(digits):
@@ -233,7 +233,7 @@ def test_first_weights_do_not_depend_on_the_order_of_the_classes(first, digits):
     images = np.concatenate([np.full((250, 8, 8, 1), first, np.uint8), digits[0]])
     labels = np.concatenate([np.zeros(250, int), digits[1] + 1])
     config = ds.TrainConfig(spec="64-60-11", validation=0.0, batch_size=4)
-    params = ds.first_snapshot(config, images, labels).state.params
+    params = ds.initial_checkpoint(config, images, labels).state.params
     times = ds.encode(images)
     hidden = config.network().apply(params, times, method="trace").times[1]
     driven = times.reshape(len(images), -1).min(axis=1) < 100
@@ -603,7 +603,7 @@ class Spy(Softmax):
 
 def test_soft_labels_of_every_epoch(digits, tmp_path):
     """Each epoch has its own, at the places of its images; a file serves as well as an
-    array; from a snapshot in the second epoch a run ends in the same bits."""
+    array; from a checkpoint in the second epoch a run ends in the same bits."""
     images, labels = digits[0][:60], digits[1][:60]
     shares = np.random.default_rng(0).dirichlet(np.ones(10), (3, 60)).astype(np.float16)
     np.save(tmp_path / "shares.npy", shares)
@@ -619,7 +619,7 @@ def test_soft_labels_of_every_epoch(digits, tmp_path):
             images,
             labels,
             soft_labels=file,
-            on_step=lambda step: taken.append(step.snapshot()),
+            on_step=lambda step: taken.append(step.checkpoint()),
         )
     )
     expected = [
@@ -735,7 +735,7 @@ def test_batches_as_they_come(digits):
     )
     expected = list(ds.train(config, *digits))
     once = batches_of(config, *digits, epochs=2)
-    start = ds.first_snapshot(config, once)
+    start = ds.initial_checkpoint(config, once)
     with pytest.raises(ValueError, match="shapes but no weights"):
         ds.train(config, digits[0], digits[1], start=start)
     got = list(ds.train(config, once, steps_per_epoch=15, validation=digits))
@@ -773,7 +773,7 @@ def test_a_loader_is_gone_through_once_an_epoch(digits):
     results = list(ds.train(config, loader, validation=digits))
     assert loader.epochs == 1 + 4  # the first weights looked first
     assert results[-1].validation.accuracy > 0.8
-    again = list(ds.train(config, Loader(*digits, 16), start=results[1].snapshot))
+    again = list(ds.train(config, Loader(*digits, 16), start=results[1].checkpoint))
     assert [r.epoch for r in again] == [3, 4]
 
 
@@ -817,9 +817,9 @@ def test_fine_tuning_and_held_out_images_of_ones_own(digits):
         )
 
 
-def test_a_snapshot_of_other_data_is_refused(digits):
+def test_a_checkpoint_of_other_data_is_refused(digits):
     config = ds.TrainConfig(spec="64-10", epochs=2)
-    snapshot = next(ds.train(config, *digits)).snapshot
+    checkpoint = next(ds.train(config, *digits)).checkpoint
     images, labels = digits
     for other in (
         (images[::-1], labels[::-1]),
@@ -827,7 +827,7 @@ def test_a_snapshot_of_other_data_is_refused(digits):
         (255 - images, labels),
     ):
         with pytest.raises(ValueError, match="of a run on other data"):
-            ds.train(config, *other, start=snapshot)
+            ds.train(config, *other, start=checkpoint)
 
 
 def test_classify_equals_infer(digits):

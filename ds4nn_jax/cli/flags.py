@@ -46,11 +46,11 @@ class Options:
         has 4000.
       test_limit: use the first so many test images; 0: all.
       overwrite: replace the results of an earlier run in out_dir.
-      resume: go on from the latest snapshot in out_dir; without one, from the
+      resume: go on from the latest checkpoint in out_dir; without one, from the
         beginning. With more --epochs, for longer.
       compilation_cache: keep XLA's compiled programs in this folder; later runs start
         sooner.
-      snapshot_minutes: time between snapshots within an epoch, beside those at its
+      checkpoint_minutes: time between checkpoints within an epoch, beside those at its
         end; 0: none.
       num_devices: devices that share out every batch; 0: the default one, or, with
         --distributed, all.
@@ -77,7 +77,7 @@ class Options:
     overwrite: bool = False
     resume: bool = False
     compilation_cache: str | None = None
-    snapshot_minutes: float = 5.0
+    checkpoint_minutes: float = 5.0
     num_devices: int = 0
     distributed: bool = False
     coordinator: str | None = None
@@ -91,7 +91,7 @@ class Options:
                 object.__setattr__(self, name, os.path.expanduser(given))
             if given and "\n" in given:
                 raise ValueError(f"{name} must be one line, got {given!r}")
-        for name in ("train_limit", "test_limit", "snapshot_minutes", "num_devices"):
+        for name in ("train_limit", "test_limit", "checkpoint_minutes", "num_devices"):
             require(self, name, getattr(self, name) >= 0, "≥ 0")
         for one, other in (("resume", "overwrite"), ("resume", "evaluate")):
             if getattr(self, one) and getattr(self, other):

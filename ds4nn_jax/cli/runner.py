@@ -3,7 +3,7 @@
 Under `out_dir`:
   flags.cfg          every flag as it was resolved; a flagfile to run the same again
   metrics.jsonl      a line an epoch, and one for the test set at the end
-  snapshots          with which --resume goes on
+  checkpoints          with which --resume goes on
   best.safetensors   weights of the best epoch on the validation images
   *.png              figures
 """
@@ -36,7 +36,7 @@ from ds4nn_jax.cli import flags, measures, progress
 from ds4nn_jax.networks import pretrained
 from ds4nn_jax.networks.weights import write_atomically
 from ds4nn_jax.training import parallel
-from ds4nn_jax.training.checkpoints import Snapshots
+from ds4nn_jax.training.checkpoints import Checkpoints
 
 _LAST_FIGURE = "spikes_per_layer"
 
@@ -116,7 +116,7 @@ def _for_classes(asked: flags.Options, classes: int) -> flags.Options:
 
 def _weights(asked: flags.Options) -> ds.Weights | None:
     """Those to evaluate, or to begin with."""
-    if asked.resume and _has_snapshots(asked):
+    if asked.resume and _has_checkpoints(asked):
         return None
     if (given := asked.evaluate or asked.init_from) is None:
         return None
@@ -152,8 +152,8 @@ def _begun(asked: flags.Options) -> flags.Options:
     return flags.resolved(dataclasses.replace(asked, init_from=first))
 
 
-def _has_snapshots(asked: flags.Options) -> bool:
-    folder = Path(asked.out_dir) / "snapshots"
+def _has_checkpoints(asked: flags.Options) -> bool:
+    folder = Path(asked.out_dir) / "checkpoints"
     return folder.is_dir() and any(f.name.isdigit() for f in folder.iterdir())
 
 
@@ -193,11 +193,11 @@ def _train(
         mesh = parallel.data_mesh(asked.num_devices or None)
     training = images.train_images, images.train_labels
     given = dict(soft_labels=_soft_labels(asked), params=params)
-    first = functools.partial(ds.first_snapshot, config, *training, **given)
+    first = functools.partial(ds.initial_checkpoint, config, *training, **given)
     start = record = None
     if lead:
         print(f"{config.spec}, from the preset {asked.preset}", flush=True)
-        if asked.resume and _has_snapshots(asked):
+        if asked.resume and _has_checkpoints(asked):
             record = _Record(out, asked, images)
             start = record.latest(first(shapes=True))
             if record.finished(start):
@@ -214,7 +214,7 @@ def _train(
         start = parallel.from_first(start)
 
     display = progress.Display(config.epochs, first=int(start.epoch) + 1)
-    stopping = _Stopping(record, asked.snapshot_minutes)
+    stopping = _Stopping(record, asked.checkpoint_minutes)
 
     def on_step(step: ds.Step) -> None:
         if lead:
@@ -262,15 +262,15 @@ class _Record:
         except filelock.Timeout:
             raise ValueError(f"another run is writing to {out}") from None
         if not asked.resume:
-            shutil.rmtree(out / "snapshots", ignore_errors=True)
-        self._store = Snapshots(
-            out / "snapshots",
+            shutil.rmtree(out / "checkpoints", ignore_errors=True)
+        self._store = Checkpoints(
+            out / "checkpoints",
             asked.config,
             dataset=images.name,
             images=len(images.train_images),
         )
 
-    def latest(self, like: ds.Snapshot) -> ds.Snapshot | None:
+    def latest(self, like: ds.Checkpoint) -> ds.Checkpoint | None:
         """Where the run goes on."""
         start = self._store.latest(like)
         if start is None:
@@ -294,7 +294,7 @@ class _Record:
             )
         return start
 
-    def finished(self, start: ds.Snapshot | None) -> bool:
+    def finished(self, start: ds.Checkpoint | None) -> bool:
         """Whether nothing is left to do."""
         if start is None or int(start.epoch) < self._asked.config.epochs:
             return False
@@ -302,7 +302,7 @@ class _Record:
         drawn = (self._out / f"{_LAST_FIGURE}.png").exists()
         return drawn and "test_accuracy" in rows[-1]
 
-    def begin(self, start: ds.Snapshot) -> None:
+    def begin(self, start: ds.Checkpoint) -> None:
         """Notes what the run is; keeps its beginning."""
         if not int(start.state.step):
             self._store.save(start)
@@ -313,7 +313,7 @@ class _Record:
         )
         _write_rows(self._metrics, self._history)
 
-    def _other_epochs(self, start: ds.Snapshot) -> str:
+    def _other_epochs(self, start: ds.Checkpoint) -> str:
         """Comments that say until when --epochs, and so the schedule, was another."""
         path = self._out / "flags.cfg"
         if not int(start.state.step) or not path.exists():
@@ -329,11 +329,11 @@ class _Record:
             )
         return "".join(told)
 
-    def save(self, snapshot: ds.Snapshot) -> None:
-        self._store.save(snapshot)
+    def save(self, checkpoint: ds.Checkpoint) -> None:
+        self._store.save(checkpoint)
 
     def add(self, result: ds.EpochResult, seconds: float) -> None:
-        """Weights and metrics of an epoch first: a run that goes on from its snapshot
+        """Weights and metrics of an epoch first: a run that goes on from its checkpoint
         has them."""
         row, network = _row(result), result.network
         if result.best:
@@ -350,7 +350,7 @@ class _Record:
         row |= {"seconds": round(seconds, 2)}
         self._history.append(row)
         _write_rows(self._metrics, self._history)
-        self._store.save(result.snapshot)
+        self._store.save(result.checkpoint)
 
     def close(self) -> None:
         self._lock.release()
@@ -373,7 +373,7 @@ class _Record:
 
 
 class _Stopping:
-    """Snapshots every few minutes, and one before SIGTERM or Ctrl-C ends the run.
+    """Checkpoints every few minutes, and one before SIGTERM or Ctrl-C ends the run.
 
     A second signal ends it at once, with what is on disk.
     """
@@ -413,7 +413,7 @@ class _Stopping:
                 self._asked = signal.SIGTERM
         due = self._seconds and time.monotonic() - self._last > self._seconds
         if (due or self._asked is not None) and self._record is not None:
-            self._record.save(step.snapshot())
+            self._record.save(step.checkpoint())
             self._last = time.monotonic()
         if self._asked is not None:
             name = self._asked.name

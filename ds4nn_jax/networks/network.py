@@ -272,15 +272,15 @@ class SpikingNetwork(nn.Module):
     def activity(
         self,
         times: SpikeTimes,
-        guards: Sequence[Callable[[SpikeTimes], SpikeTimes]] = (),
+        hooks: Sequence[Callable[[SpikeTimes], SpikeTimes]] = (),
     ) -> Activity:
         """Output times and potentials, and how many neurons fired when.
 
         Needs less memory and time than `trace`: of a convolution with pooling behind it
-        only what pooling passes on is kept. `guards` are identities on the spike times
-        that leave each hidden layer with weights (`guards.RateGuard.layers`).
+        only what pooling passes on is kept. `hooks` are identities on the spike times
+        that leave each hidden layer with weights (`RateRegularizer.layers`).
         """
-        entering, out, counts = self._propagate(times, keep="counts", guards=guards)
+        entering, out, counts = self._propagate(times, keep="counts", hooks=hooks)
         return Activity(out, self._potentials(entering), jnp.stack(counts, axis=1))
 
     def _potentials(self, entering: SpikeTimes) -> jax.Array:
@@ -304,14 +304,14 @@ class SpikingNetwork(nn.Module):
         times: SpikeTimes,
         *,
         keep: Literal["times", "counts"] | None = None,
-        guards: Sequence[Callable[[SpikeTimes], SpikeTimes]] = (),
+        hooks: Sequence[Callable[[SpikeTimes], SpikeTimes]] = (),
     ) -> tuple[SpikeTimes, SpikeTimes, list[jax.Array]]:
         """What enters the output layer, what leaves it, and for the input and every
         layer its spike times or its spikes of each step."""
         times = entering = self._checked_input(times)
         counts = keep == "counts"
         kept = [spikes_per_step(times, self.num_steps) if counts else times]
-        guarding, guard, merged = iter(guards), None, False
+        remaining, hook, merged = iter(hooks), None, False
         behind = (*self.layers[1:], None)
         for spec, layer, following in zip(self.layers, self.stack, behind, strict=True):
             if merged:  # with the convolution in front
@@ -329,15 +329,15 @@ class SpikingNetwork(nn.Module):
                     merged, asked = pool != NO_POOL, dict(pool=pool)
                 response = layer.respond(entering, counts=counts, **asked)
                 times = response.times
-                guard = next(guarding) if guards and following is not None else None
+                hook = next(remaining) if hooks and following is not None else None
                 if counts:
                     kept += jnp.unstack(response.counts, axis=1)
             # Pooling hands every error to one input, so all norms are the same on
             # either side of it, and smaller sums give them behind it.
             if not isinstance(following, PoolSpec):
                 times = normalize_gradient(times, method=self.normalization)
-                if guard is not None:
-                    times = guard(times)
+                if hook is not None:
+                    times = hook(times)
             if keep == "times":
                 kept.append(times)
         return entering, times, kept

@@ -38,7 +38,7 @@ def load(name: str) -> Weights:
 
     Raises:
       ValueError: no such network.
-      CheckpointError: the file is damaged.
+      WeightsError: the file is damaged.
     """
     if name not in names():
         raise ValueError(f"no trained network {name!r}: there are {', '.join(names())}")

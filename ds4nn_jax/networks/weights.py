@@ -23,7 +23,7 @@ _DTYPES = "float16", "bfloat16", "float32", "float64", "int8", "int32"
 _ENTRY = "ds4nn_jax"  # of the file's metadata: [header as JSON text, SHA-256]
 
 
-class CheckpointError(ValueError):
+class WeightsError(ValueError):
     """A file that does not hold what was asked for; the message says why."""
 
 
@@ -122,7 +122,7 @@ def load_weights(
 
     Raises:
       FileNotFoundError: no such file.
-      CheckpointError: truncated, altered, or no weights of this library; a newer
+      WeightsError: truncated, altered, or no weights of this library; a newer
         format; another network.
     """
     Path(path).open("rb").close()  # names what is no file
@@ -133,20 +133,20 @@ def load_weights(
         text, checksum = json.loads(entry)
         header = json.loads(text)
     except AttributeError as error:  # a type that NumPy does not have
-        raise CheckpointError(f"{path} holds no weights: {error}") from error
+        raise WeightsError(f"{path} holds no weights: {error}") from error
     except (safetensors.SafetensorError, ValueError, TypeError) as error:
-        raise CheckpointError(
+        raise WeightsError(
             f"{path} is truncated or no safetensors file: {error}"
         ) from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise CheckpointError(f"{path} holds no weights of ds4nn_jax")
+        raise WeightsError(f"{path} holds no weights of ds4nn_jax")
     if header.get("version") not in (1, VERSION):
-        raise CheckpointError(
+        raise WeightsError(
             f"{path} has format version {header.get('version')}, this library reads "
             f"{VERSION}: use the version of ds4nn_jax that wrote it, or a newer one"
         )
     if digest(text, sorted(tensors.items())) != checksum:
-        raise CheckpointError(f"{path} is damaged: its checksum does not match")
+        raise WeightsError(f"{path} is damaged: its checksum does not match")
     stored = {name: header[name] for name in ("num_steps", "threshold", "padding")}
     stored["urgency"] = header.get("urgency", 0.0)
     stored["pulses"] = tuple(header.get("pulses", ()))
@@ -155,7 +155,7 @@ def load_weights(
     for name in ("spec", *stored):
         value = getattr(own, name)
         if getattr(network, name) != value:
-            raise CheckpointError(
+            raise WeightsError(
                 f"{path} belongs to another network: its {name} is {value!r}, "
                 f"expected {getattr(network, name)!r}"
             )

@@ -1,4 +1,4 @@
-"""Snapshots of a training run on disk, with which a run goes on after it was stopped.
+"""Checkpoints of a training run on disk, with which a run goes on after it was stopped.
 
 orbax writes them: each under a name of its own that it only gets once it is whole, so a
 run may be killed at any moment. Nothing that is read is executed.
@@ -17,24 +17,28 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from ds4nn_jax._values import Value
-from ds4nn_jax.networks.weights import CheckpointError, digest
+from ds4nn_jax.networks.weights import digest
 from ds4nn_jax.training import parallel
 from ds4nn_jax.training.config import TrainConfig
-from ds4nn_jax.training.loop import Snapshot
+from ds4nn_jax.training.loop import Checkpoint
 
-FORMAT = "ds4nn_jax snapshot"
+FORMAT = "ds4nn_jax checkpoint"
 VERSION = 2
 _KEPT = 2
 
 
-class Snapshots:
-    """The snapshots of one run in one directory; the latest two are kept."""
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be written or used; the message says why."""
+
+
+class Checkpoints:
+    """The checkpoints of one run in one directory; the latest two are kept."""
 
     def __init__(self, directory: str | os.PathLike, config: TrainConfig, **data):
         """
         Args:
           directory: made if it is missing.
-          config: of the run. A snapshot of another one is refused.
+          config: of the run. A checkpoint of another one is refused.
           data: what else determines the run, as values JSON can hold: the data set, how
             many images of it.
 
@@ -64,7 +68,7 @@ class Snapshots:
             self._manager = ocp.CheckpointManager(self._plain(), options=options)
         except OSError as error:
             raise CheckpointError(
-                f"{directory} cannot hold snapshots: {error}"
+                f"{directory} cannot hold checkpoints: {error}"
             ) from error
 
     def _plain(self) -> Path:
@@ -79,17 +83,17 @@ class Snapshots:
             return self._directory
         folder = tempfile.mkdtemp(prefix="ds4nn_jax-")
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-        link = Path(folder) / "snapshots"
+        link = Path(folder) / "checkpoints"
         link.symlink_to(self._directory, target_is_directory=True)
         return link
 
-    def save(self, snapshot: Snapshot) -> None:
-        """Writes a snapshot, whole or not at all; older ones stay until it is there.
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Writes a checkpoint, whole or not at all; older ones stay until it is there.
 
         Raises:
           CheckpointError: it cannot be written (the disk is full, say).
         """
-        host = parallel.to_host(snapshot)
+        host = parallel.to_host(checkpoint)
         about = {
             "format": FORMAT,
             "version": VERSION,
@@ -97,27 +101,26 @@ class Snapshots:
             "steps": len(host.seen),
             "sha256": _digest(host),
         }
-        # An epoch may end without a step since the last snapshot: still the later one.
+        # An epoch may end without a step since the last one: this is still the later.
         latest = self._manager.latest_step()
-        step = max(int(snapshot.state.step), -1 if latest is None else latest + 1)
+        step = max(int(checkpoint.state.step), -1 if latest is None else latest + 1)
         items = dict(
-            snapshot=ocp.args.StandardSave(host._asdict()),
+            checkpoint=ocp.args.StandardSave(host._asdict()),
             about=ocp.args.JsonSave(about),
         )
         try:
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
         except Exception as error:  # orbax and tensorstore raise many kinds
             raise CheckpointError(
-                f"no snapshot could be written to {self._directory}: {_line(error)}; "
+                f"no checkpoint could be written to {self._directory}: {_line(error)}; "
                 f"whole ones there: {self._manager.all_steps(read=True) or 'none'}"
             ) from error
 
-    def latest(self, like: Snapshot) -> Snapshot | None:
-        """The latest snapshot, or None if there is none.
+    def latest(self, like: Checkpoint) -> Checkpoint | None:
+        """The latest checkpoint, or None if there is none.
 
         Args:
-          like: one of the same run, or its shapes, as `training.first_snapshot` gives
-            them.
+          like: one of the same run, or its shapes, as `initial_checkpoint` gives them.
 
         Raises:
           CheckpointError: it is damaged, of a newer format, or of another run; the
@@ -130,7 +133,7 @@ class Snapshots:
         damaged, remedy = f"{where} is damaged", "remove it to go on from an older one"
         about = self._read(damaged, step, about=ocp.args.JsonRestore())["about"]
         if not isinstance(about, dict) or about.get("format") != FORMAT:
-            raise CheckpointError(f"{damaged}, or no snapshot of ds4nn_jax; {remedy}")
+            raise CheckpointError(f"{damaged}, or no checkpoint of ds4nn_jax; {remedy}")
         if about.get("version") != VERSION:
             raise CheckpointError(
                 f"{where} has format version {about.get('version')}, this library "
@@ -141,16 +144,16 @@ class Snapshots:
             if stored.get(name) != self._run.get(name):
                 raise CheckpointError(
                     f"{where} is of another run: its {name} is {stored.get(name)!r}, "
-                    f"expected {self._run.get(name)!r} (if it cannot be, the snapshot "
-                    f"is damaged: {remedy})"
+                    f"expected {self._run.get(name)!r} (if it cannot be, the "
+                    f"checkpoint is damaged: {remedy})"
                 )
         if not len(like.seen):
             shape = int(about.get("steps", 0)), *like.seen.shape[1:]
             rows = np.zeros(shape, np.float32)
             like = like._replace(seen=rows)
         restore = ocp.args.StandardRestore(jax.tree.map(_blank, like)._asdict())
-        items = self._read(damaged, step, snapshot=restore)["snapshot"]
-        host = Snapshot(**items)
+        items = self._read(damaged, step, checkpoint=restore)["checkpoint"]
+        host = Checkpoint(**items)
         if _digest(host) != about.get("sha256"):
             raise CheckpointError(f"{damaged}: its checksum does not match; {remedy}")
         return parallel.from_host(host, like)
@@ -175,7 +178,7 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def _digest(host: Snapshot) -> str:
-    """Of a snapshot as `parallel.to_host` gives it."""
+def _digest(host: Checkpoint) -> str:
+    """Of a checkpoint as `parallel.to_host` gives it."""
     leaves = jax.tree_util.tree_leaves_with_path(host)
     return digest("", ((jax.tree_util.keystr(path), array) for path, array in leaves))

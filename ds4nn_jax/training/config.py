@@ -11,7 +11,7 @@ from ds4nn_jax.networks.quantization import check_bits
 from ds4nn_jax.training.augmentation import Augmentation
 from ds4nn_jax.training.initial_weights import FiringRates, FirstWeights, Uniform
 from ds4nn_jax.training.optimizers import Adam, HeldNorms, Optimizer
-from ds4nn_jax.training.regularizers import RateGuard
+from ds4nn_jax.training.regularizers import RateRegularizer
 from ds4nn_jax.training.rules import OutputRule, Softmax
 from ds4nn_jax.training.schedules import Cosine, Schedule
 
@@ -43,7 +43,7 @@ class TrainConfig:
       initial_weights: what learning begins with, see `first_weights`; pairs (low, high)
         stand for `Uniform`.
       optimizer: how gradients become steps, see `optimizers`.
-      guard: budgets for how often neurons fire, see `guards`.
+      regularizer: target rates, see `regularizers`.
       centring: how much is taken off the errors of hidden layers of what they have in
         common, in [0, 1], see `losses.centre_errors`.
       schedule: how steps shrink, see `schedules`.
@@ -78,7 +78,7 @@ class TrainConfig:
     output_rule: OutputRule = Softmax()
     initial_weights: FirstWeights = FiringRates()
     optimizer: Optimizer = Adam(0.03, norms=HeldNorms())
-    guard: RateGuard = RateGuard()
+    regularizer: RateRegularizer = RateRegularizer()
     centring: float = 0.0
     schedule: Schedule = Cosine()
     augmentation: Augmentation = Augmentation()
@@ -110,7 +110,7 @@ class TrainConfig:
         require(self, "seed", 0 <= self.seed < 2**32, "in 0 … 2³²−1")
         self.output_rule.check_steps(self.num_steps)
         network = self.network()
-        for part in (self.initial_weights, self.optimizer, self.guard):
+        for part in (self.initial_weights, self.optimizer, self.regularizer):
             part.check_network(network)
 
     def network(self) -> SpikingNetwork:

@@ -36,7 +36,7 @@ from ds4nn_jax.training.step import (
 _AHEAD = 32
 
 
-class Snapshot(NamedTuple):
+class Checkpoint(NamedTuple):
     """Where a training run stands, all that it needs to go on: a pytree of arrays.
 
     Attributes:
@@ -44,8 +44,8 @@ class Snapshot(NamedTuple):
       epoch: int32, how many epochs are complete, validation and all.
       seen: [steps of an epoch, 4] `StepMetrics` of the epoch under way, a row a step;
         the steps still to come are zero.
-      best: float32, highest validation accuracy of the epochs after a rate guard's
-        budgets had fallen, −1 before the first.
+      best: float32, highest validation accuracy of the epochs after a regularizer's
+        targets had fallen, −1 before the first.
       data: uint8 [32], a digest of the training images and labels in their order.
     """
 
@@ -63,13 +63,13 @@ class Step(NamedTuple):
       number: of the step in its epoch, from 1.
       steps: of an epoch.
       metrics: of the step, on the device: who looks at them waits for it.
-      snapshot: copies what the run needs to go on after this step, and waits for it.
+      checkpoint: copies what the run needs to go on after this step, and waits for it.
     """
 
     number: int
     steps: int
     metrics: StepMetrics
-    snapshot: Callable[[], Snapshot]
+    checkpoint: Callable[[], Checkpoint]
 
 
 class EpochResult(NamedTuple):
@@ -82,8 +82,8 @@ class EpochResult(NamedTuple):
       validation: report on the held-out images, None without any.
       best: whether it is the best epoch so far: highest strict validation accuracy, the
         later of equals, whose steps were smaller; without validation every one is.
-        While a rate guard's budgets still fall none is but the last.
-      snapshot: where the run stands after the epoch.
+        While a regularizer's targets still fall none is but the last.
+      checkpoint: where the run stands after the epoch.
       network: the configuration's, or, where it has `bits`, that of whole numbers.
     """
 
@@ -92,7 +92,7 @@ class EpochResult(NamedTuple):
     train: StepMetrics
     validation: evaluation.Report | None
     best: bool
-    snapshot: Snapshot
+    checkpoint: Checkpoint
     network: SpikingNetwork
 
 
@@ -148,7 +148,7 @@ def train(
     validation: tuple[Any, Any] | None = None,
     steps_per_epoch: int | None = None,
     params: Params | None = None,
-    start: Snapshot | None = None,
+    start: Checkpoint | None = None,
     on_step: Callable[[Step], None] | None = None,
     mesh: jax.sharding.Mesh | None = None,
 ) -> Iterator[EpochResult]:
@@ -158,8 +158,8 @@ def train(
     Everything is checked, and the weights are initialised, before this returns; the
     first epoch starts with the first `next`. The shuffling of an epoch depends on
     (seed, epoch) alone and the augmentation of a step on (seed, step), so a run that
-    starts from a snapshot of another gives the same bits. Best parameters are those of
-    the last result whose `best` is true.
+    starts from a checkpoint of another gives the same bits. Best parameters are those
+    of the last result whose `best` is true.
 
     Args:
       config: the run.
@@ -167,7 +167,7 @@ def train(
         epoch, anything to iterate over that gives pairs (images, labels) or mappings
         {"image": …, "label": …}: a torch DataLoader, a grain or TFDS pipeline. What can
         be iterated over once only goes on where the last epoch ended. Batch size and
-        shuffling are then its own, and a snapshot of such a run can only be gone on
+        shuffling are then its own, and a checkpoint of such a run can only be gone on
         from between two epochs.
       labels: [n] integers 0 … C−1, or one-hot [n, C].
       soft_labels: [n, C] shares of the classes, for instance a teacher's, which the
@@ -178,7 +178,7 @@ def train(
         hold out; batches have none but these.
       steps_per_epoch: of batches that do not know how many there are.
       params: first weights, to fine-tune a trained network, also one of `quantize`.
-      start: a snapshot of this same run to go on from; None: from the beginning.
+      start: a checkpoint of this same run to go on from; None: from the beginning.
       on_step: called after each step.
       mesh: of the devices that share out every batch (`parallel.data_mesh`); None: the
         default device. Sums are taken in another order, nothing else differs.
@@ -186,8 +186,8 @@ def train(
     Raises:
       ValueError, TypeError: images or labels do not fit each other, the network or the
         batch size, soft labels are of fewer epochs than the run, the initial weights
-        cannot be scaled, the snapshot is of another network, optimizer or data, or the
-        batch size is no multiple of the devices.
+        cannot be scaled, the checkpoint is of another network, optimizer or data, or
+        the batch size is no multiple of the devices.
 
     Example:
       >>> import ds4nn_jax as ds
@@ -210,11 +210,11 @@ def train(
     else:
         if not len(start.seen):
             start = start._replace(seen=_unseen(run.steps))
-        _check_snapshot(start, jax.eval_shape(run.beginning), run.digest)
+        _check_checkpoint(start, jax.eval_shape(run.beginning), run.digest)
     return _epochs(config, run, start, on_step, mesh)
 
 
-def first_snapshot(
+def initial_checkpoint(
     config: TrainConfig,
     images: Any,
     labels: Any = None,
@@ -223,15 +223,15 @@ def first_snapshot(
     steps_per_epoch: int | None = None,
     params: Params | None = None,
     shapes: bool = False,
-) -> Snapshot:
+) -> Checkpoint:
     """What `train` starts from: first weights, no step taken.
 
     Arguments and errors as `train`; without steps_per_epoch, batches that do not know
-    how many there are give a snapshot with no rows in `seen`, which `train` fills in.
+    how many there are give a checkpoint with no rows in `seen`, which `train` fills in.
 
     Args:
       shapes: compute nothing; every leaf is then a `jax.ShapeDtypeStruct`. This is
-        enough for `Snapshots.latest`, and `train` refuses it. Always so for batches
+        enough for `Checkpoints.latest`, and `train` refuses it. Always so for batches
         that can be iterated over only once: none of them is read.
     """
     once = labels is None and isinstance(images, Iterator)
@@ -268,7 +268,7 @@ class _Run(NamedTuple):
     batches: Callable[[int, int], Iterator[tuple]]  # of an epoch, after so many
     held: tuple[np.ndarray, np.ndarray] | None
     digest: np.ndarray
-    beginning: Callable[[], Snapshot]
+    beginning: Callable[[], Checkpoint]
 
 
 def _prepared(
@@ -320,17 +320,17 @@ def _prepared(
         evaluation.check_params(network, params, some)
         params = jax.tree.map(lambda w: jnp.asarray(w, jnp.float32), dict(params))
 
-    def beginning() -> Snapshot:
+    def beginning() -> Checkpoint:
         key = jax.random.key(config.seed)
         state = init(config, optimizer, key, some, params)
         zero, none = np.array(0, np.int32), np.array(-1, np.float32)
-        return Snapshot(state, zero, _unseen(steps), none, digest)
+        return Checkpoint(state, zero, _unseen(steps), none, digest)
 
     return _Run(steps, batches, held, digest, beginning)
 
 
 def _unseen(steps: int) -> np.ndarray:
-    """`Snapshot.seen` before an epoch; of no steps where their number is unknown."""
+    """`Checkpoint.seen` before an epoch; of no steps where their number is unknown."""
     return np.zeros((steps, len(StepMetrics._fields)), np.float32)
 
 
@@ -437,34 +437,36 @@ def _pair(batch: Any, classes: int) -> tuple[np.ndarray, np.ndarray]:
     return evaluation.pairs(images, labels, classes)
 
 
-def _check_snapshot(start: Snapshot, expected: Snapshot, digest: np.ndarray) -> None:
-    def kinds(snapshot: Snapshot) -> dict[str, str]:
+def _check_checkpoint(
+    start: Checkpoint, expected: Checkpoint, digest: np.ndarray
+) -> None:
+    def kinds(checkpoint: Checkpoint) -> dict[str, str]:
         return {
             jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
-            for path, leaf in jax.tree_util.tree_leaves_with_path(snapshot)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(checkpoint)
         }
 
     if isinstance(start.data, jax.ShapeDtypeStruct):
         raise ValueError(
-            "this snapshot has shapes but no weights: use it for `Snapshots.latest`, "
-            "and start=None to begin"
+            "this checkpoint has shapes but no weights: use it for "
+            "`Checkpoints.latest`, and start=None to begin"
         )
     steps, per_epoch = len(start.seen), len(expected.seen)
     if steps != per_epoch:
         raise ValueError(
-            f"the snapshot is not one of this run: its epochs have {steps} steps, "
+            f"the checkpoint is not one of this run: its epochs have {steps} steps, "
             f"expected {per_epoch}: another batch_size, or another number of images"
         )
     given, wanted = kinds(start), kinds(expected)
     for name in sorted(given.keys() | wanted.keys()):
         if given.get(name) != wanted.get(name):
             raise ValueError(
-                f"the snapshot is not one of this run: its {name} is "
+                f"the checkpoint is not one of this run: its {name} is "
                 f"{given.get(name, 'missing')}, expected {wanted.get(name, 'none')}"
             )
     if not np.array_equal(start.data, digest):
         raise ValueError(
-            "the snapshot is of a run on other data: its images or labels, or their "
+            "the checkpoint is of a run on other data: its images or labels, or their "
             "order, are not these"
         )
 
@@ -472,7 +474,7 @@ def _check_snapshot(start: Snapshot, expected: Snapshot, digest: np.ndarray) -> 
 def _epochs(config, run, start, on_step, mesh) -> Iterator[EpochResult]:
     same = mesh and jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     step = functools.partial(_step, config, run.steps, same)
-    # Copies, here and in snapshots: each step writes to the memory of its own state.
+    # Copies, here and in checkpoints: each step writes to the memory of its own state.
     state = _copied(start.state)
     placed: Callable = np.asarray
     everywhere: Callable = jnp.array
@@ -484,9 +486,9 @@ def _epochs(config, run, start, on_step, mesh) -> Iterator[EpochResult]:
     done = int(state.step) - int(start.epoch) * run.steps
     ahead: collections.deque[StepMetrics] = collections.deque()
 
-    def snapshot(complete: int) -> Snapshot:
+    def checkpoint(complete: int) -> Checkpoint:
         at, rows = np.array(complete, np.int32), np.array(seen)
-        return Snapshot(_copied(state), at, rows, np.array(best), run.digest)
+        return Checkpoint(_copied(state), at, rows, np.array(best), run.digest)
 
     for epoch in range(int(start.epoch) + 1, config.epochs + 1):
         for i, batch in enumerate(run.batches(epoch, done), done):
@@ -497,7 +499,7 @@ def _epochs(config, run, start, on_step, mesh) -> Iterator[EpochResult]:
             if len(ahead) > _AHEAD:
                 jax.block_until_ready(ahead.popleft())
             if on_step is not None:
-                here = functools.partial(snapshot, epoch - 1)
+                here = functools.partial(checkpoint, epoch - 1)
                 on_step(Step(i + 1, run.steps, metrics, here))
         rows = np.array(seen)
         means = StepMetrics(*(float(np.mean(column)) for column in rows.T.copy()))
@@ -513,15 +515,15 @@ def _epochs(config, run, start, on_step, mesh) -> Iterator[EpochResult]:
             if epoch == config.epochs:  # before, it may still be learning
                 evaluation.advise(config.network(), images, report)
         score = math.inf if report is None else report.accuracy
-        settled = config.guard.settled(int(state.step))
+        settled = config.regularizer.settled(int(state.step))
         # The last epoch is kept even so, but a run that goes on must not compete with
-        # what it was worth before its budgets had fallen.
+        # what it was worth before its targets had fallen.
         last = epoch == config.epochs
         better = (settled or last) and bool(np.float32(score) >= best)
         if settled:
             best = np.maximum(best, np.float32(score))
         seen, done = everywhere(np.zeros_like(rows)), 0
-        end = snapshot(epoch)
+        end = checkpoint(epoch)
         yield EpochResult(epoch, params, means, report, better, end, network)
 
 

@@ -294,7 +294,7 @@ def limit_sums(most: float) -> optax.GradientTransformation:
 
     For a first convolution. A pixel that is not black spikes sooner or later, so where
     an image is flat the potential of a neuron ends at Σw: a channel with Σw ≥ θ fires
-    on everything, and one below θ at edges only. Where learning or a rate guard wants
+    on everything, and one below θ at edges only. Where learning or a regularizer wants
     fewer spikes, Σw is pushed down to just below θ, and then whole regions fire or stay
     silent by a hair, from one step of training to the next. A limit of 0.8·θ keeps
     channels at edges. In front of the links of an optax chain that hold norms:

@@ -14,7 +14,7 @@ from ds4nn_jax.training.augmentation import Augmentation
 from ds4nn_jax.training.config import TrainConfig
 from ds4nn_jax.training.initial_weights import FiringRates, Uniform
 from ds4nn_jax.training.optimizers import Adam, HeldNorms, LearnedNorms, Muon
-from ds4nn_jax.training.regularizers import RateGuard
+from ds4nn_jax.training.regularizers import RateRegularizer
 from ds4nn_jax.training.rules import Margin, Relative, Softmax
 from ds4nn_jax.training.schedules import Cosine, StepDecay
 
@@ -54,7 +54,7 @@ _MNIST_DENSE = replace(
     epochs=20,
 )
 
-# MNIST's sparse network: labels anchored early, budgets for the rates behind pooling,
+# MNIST's sparse network: labels anchored early, target rates behind pooling,
 # a first layer that fires at edges alone, orthogonalised steps.
 _MNIST_SPARSE = replace(
     _SHIFTED,
@@ -62,7 +62,9 @@ _MNIST_SPARSE = replace(
     output_rule=Softmax(offset=10, horizon=50, anchor=0.5, anchor_time=14),
     initial_weights=FiringRates(conv=0.15, output=0.7, edges=0.06),
     optimizer=replace(_MUON, first_sum=80.0),
-    guard=RateGuard(budgets=(0.0455, 0.096), strength=0.15, floor=0.5, steps=15_000),
+    regularizer=RateRegularizer(
+        targets=(0.0455, 0.096), strength=0.15, floor=0.5, steps=15_000
+    ),
     epochs=20,
 )
 
@@ -79,15 +81,15 @@ _FASHION = replace(
 )
 
 # Fashion-MNIST's network with a fifth of the spikes, and images decided by them: an
-# earlier label, an urgency, budgets, and a first layer that fires at edges alone.
+# earlier label, an urgency, target rates, and a first layer that fires at edges alone.
 _FASHION_SPARSE = replace(
     _FASHION,
     urgency=0.5,
     output_rule=Softmax(offset=10, horizon=50, anchor=0.5, anchor_time=74),
     initial_weights=FiringRates(conv=0.25, output=0.7, edges=0.08),
     optimizer=replace(_MUON_LEARNED, first_sum=80.0),
-    guard=RateGuard(
-        budgets=(0.06, 0.18, 0.25), strength=0.1, floor=0.5, first=0.25, steps=10_000
+    regularizer=RateRegularizer(
+        targets=(0.06, 0.18, 0.25), strength=0.1, floor=0.5, start=0.25, steps=10_000
     ),
     epochs=14,
 )

@@ -102,11 +102,11 @@ def train_step(
     ), metrics
 
 
-def _centred(config: TrainConfig, guard: Callable | None) -> Callable:
-    """Centres the errors of a layer, then lets its guard push."""
+def _centred(config: TrainConfig, hook: Callable | None) -> Callable:
+    """Centres the errors of a layer, then lets its regularizer push."""
 
     def identity(times: SpikeTimes) -> SpikeTimes:
-        times = times if guard is None else guard(times)
+        times = times if hook is None else hook(times)
         return losses.centre_errors(times, config.num_steps, config.centring)
 
     return identity
@@ -123,15 +123,15 @@ def _gradients(
     its parameters and how many steps it has taken."""
     network, (params, step) = config.network(), reached
     hidden = len(network.weighted) - 1
-    guards: Any = config.guard.layers(hidden, step, config.num_steps)
+    hooks: Any = config.regularizer.layers(hidden, step, config.num_steps)
     if config.centring:
-        guards = [_centred(config, guard) for guard in guards or [None] * hidden]
+        hooks = [_centred(config, hook) for hook in hooks or [None] * hidden]
 
     def loss(params: Params):
         seen = network, params
         if config.bits is not None:
             seen = rounded(network, params, config.bits)
-        activity: Any = seen[0].apply(seen[1], times, guards, method="activity")
+        activity: Any = seen[0].apply(seen[1], times, hooks, method="activity")
         target = config.output_rule.target(
             activity.times,
             wanted,

@@ -2,7 +2,7 @@
 
     python -m experiments.examples.own_rule
 
-Each is a frozen dataclass: its fields are its parameters, its name is what snapshots
+Each is a frozen dataclass: its fields are its parameters, its name is what checkpoints
 and error messages tell, and equal values share one compilation.
 """
 

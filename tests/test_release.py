@@ -9,7 +9,7 @@ import pytest
 import ds4nn_jax as ds
 from ds4nn_jax import data
 from ds4nn_jax.cli import flags
-from experiments import ship
+from experiments import release
 
 
 @pytest.fixture
@@ -20,9 +20,11 @@ def shipped(smoke_run, tmp_path):
     for name in ("best.safetensors", "metrics.jsonl", "flags.cfg"):
         (run / name).write_bytes((smoke_run[0] / name).read_bytes())
     with (run / "flags.cfg").open("a") as flags:
-        flags.write("--epochs=3\n--guard.budgets=0.1\n--soft_labels=teacher.npy\n")
+        flags.write(
+            "--epochs=3\n--regularizer.targets=0.1\n--soft_labels=teacher.npy\n"
+        )
     out = f"--out_dir={tmp_path / 'out'}"
-    ship.main(["mine", f"--run_dir={run}", out, "--urgency=0.5"])
+    release.main(["mine", f"--run_dir={run}", out, "--urgency=0.5"])
     return tmp_path / "out/mine.safetensors", tmp_path / "out/mine.md"
 
 
@@ -36,7 +38,7 @@ def test_its_command_is_the_run_it_was(shipped, smoke_run):
     flagfile = f"--flagfile={smoke_run[0] / 'flags.cfg'}"
     run = flags.parse(["x", flagfile], dataset="digits")
     assert asked.soft_labels == "teacher.npy"
-    assert (asked.config.epochs, asked.config.guard.budgets) == (3, (0.1,))
+    assert (asked.config.epochs, asked.config.regularizer.targets) == (3, (0.1,))
     assert asked.config.spec == run.config.spec
     assert str(smoke_run[0]) not in text
     assert "made by\nwhat `experiments/flagfiles/mine.cfg` begins with." in text
@@ -45,10 +47,10 @@ def test_its_command_is_the_run_it_was(shipped, smoke_run):
 
 def test_its_card_tells_of_pulses():
     network = ds.SpikingNetwork.from_spec("8C3-P2-10", pulses=(5, 0))
-    assert ship._pulses(network) == " and of pulses (5 of conv1)"
-    assert ship._pulses(network.clone(pulses=())) == ""
+    assert release._pulses(network) == " and of pulses (5 of conv1)"
+    assert release._pulses(network.clone(pulses=())) == ""
     large = {"kernel": np.ones((200, 100)), "pulses": np.ones((100, 200))}
-    kept = jax.tree.map_with_path(ship._rounded, large)
+    kept = jax.tree.map_with_path(release._rounded, large)
     assert kept["kernel"].dtype == np.float16 and kept["pulses"].dtype == np.float64
 
 
@@ -65,7 +67,7 @@ def test_whole_numbers_stay_as_they_are(tmp_path, rng):
     (tmp_path / "flags.cfg").write_text(made.resolved)
     (tmp_path / "metrics.jsonl").write_text('{"epoch": 1}\n')
     out = f"--out_dir={tmp_path / 'out'}"
-    ship.main(["mine", f"--run_dir={tmp_path}", out])
+    release.main(["mine", f"--run_dir={tmp_path}", out])
     network, params, card = ds.load_weights(tmp_path / "out/mine.safetensors")
     jax.tree.map(np.testing.assert_array_equal, params, own[1])
     assert (network.urgency, card["urgency"]) == (own[0].urgency, 0.3)
@@ -79,7 +81,7 @@ def test_its_command_keeps_what_another_optimizer_shares_with_the_presets(tmp_pa
     given = ["--preset=mnist", "--optimizer=muon", "--optimizer.norms=held"]
     run = flags.parse(["x", *given], dataset="mnist")
     (tmp_path / "flags.cfg").write_text(run.resolved)
-    command = ship._flags(tmp_path, {"dataset": "mnist", "seed": 0})
+    command = release._flags(tmp_path, {"dataset": "mnist", "seed": 0})
     assert flags.parse(["x", *command.split()], dataset="mnist").config == run.config
 
 
@@ -97,10 +99,11 @@ def test_its_figures_are_those_of_its_weights(shipped):
 
 def test_its_card_says_how_weights_were_picked():
     picked = {"epochs": 20, "epoch": 16, "urgency": 0.3}
-    told = ship._chosen(picked, 0.3)
+    told = release._chosen(picked, 0.3)
     assert told == "On all training images, the last of 20 epochs."
     assert (
-        ship._chosen(picked, 0.2) == f"{told} Trained with an urgency of 0.2 mV a step."
+        release._chosen(picked, 0.2)
+        == f"{told} Trained with an urgency of 0.2 mV a step."
     )
-    told = ship._chosen(picked | {"val_accuracy": 0.9902}, 0.3)
+    told = release._chosen(picked | {"val_accuracy": 0.9902}, 0.3)
     assert told.endswith("held-out training images: epoch 16, 99.02% there.")

@@ -1,6 +1,6 @@
 """Makes shipped weights, and their model card, of a finished run.
 
-    python -m experiments.ship mnist_sparse --run_dir=runs/mnist_sparse
+    python -m experiments.release mnist_sparse --run_dir=runs/mnist_sparse
 
 Large kernels are rounded to float16, which halves the file; whole numbers stay as they
 are. The card's figures are those of these weights on the test images, as
@@ -124,7 +124,7 @@ def _flags(run: Path, notes: Mapping[str, Any]) -> str:
     made = asked(f"--flagfile={run / 'flags.cfg'}")
     named = (f"--preset={made.preset}", f"--seed={notes['seed']}")
     usual = asked(*named).resolved.splitlines()
-    here = ("--data_dir", "--out_dir", "--snapshot_minutes", "--compilation_cache")
+    here = ("--data_dir", "--out_dir", "--checkpoint_minutes", "--compilation_cache")
     given = [f for f in made.resolved.splitlines() if not f.startswith(here)]
     others = [flag for flag in given if flag not in usual]
     if asked(*named, *others).config != made.config:  # another kind of a choice

@@ -1,6 +1,6 @@
 """What could be known by step t: a plain CNN that sees only what has spiked by then.
 
-    python -m experiments.known --dataset=fashion_mnist --out=known.json
+    python -m experiments.ceiling --dataset=fashion_mnist --out=known.json
 
 trains a network of the same shape, ReLU neurons with batch normalization and max
 pooling in place of spiking ones, by cross-entropy. Of half of the training images only
@@ -78,7 +78,7 @@ def seen_by(images: jax.Array, step: jax.Array, *, num_steps: int) -> jax.Array:
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Trains and reports; returns what it prints last."""
     parser = argparse.ArgumentParser(
-        prog="experiments.known",
+        prog="experiments.ceiling",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     try:
         return _run(asked)
     except (data.DataError, ValueError, OSError) as error:
-        raise SystemExit(f"experiments.known: {error}") from error
+        raise SystemExit(f"experiments.ceiling: {error}") from error
 
 
 def _run(asked: argparse.Namespace) -> dict[str, Any]:
@@ -183,4 +183,4 @@ def _run(asked: argparse.Namespace) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    progress.program("experiments.known", main)
+    progress.program("experiments.ceiling", main)

@@ -1,6 +1,6 @@
 """Makes one network of several of the same shape, whose output potentials are averaged.
 
-    python -m experiments.merge fashion_mnist --mirror --out=merged.safetensors
+    python -m experiments.ensemble fashion_mnist --mirror --out=merged.safetensors
 
 The hidden layers stand side by side, without weights between them; each output neuron
 receives what those of the networks receive, divided by their number; so do weights of
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         network, together = merged(networks, params, mirror=asked.mirror, shape=shape)
         ds.save_weights(asked.out, network, together, notes=kept)
     except (ValueError, OSError) as error:
-        raise SystemExit(f"experiments.merge: {error}") from error
+        raise SystemExit(f"experiments.ensemble: {error}") from error
     print(f"{network.spec}, urgency {network.urgency:g}: {asked.out}")
 
 
@@ -178,4 +178,4 @@ def _shared(notes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    progress.program("experiments.merge", main)
+    progress.program("experiments.ensemble", main)

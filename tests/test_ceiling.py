@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from experiments import known
+from experiments import ceiling
 
 
 def test_only_what_has_spiked_is_seen():
@@ -12,7 +12,7 @@ def test_only_what_has_spiked_is_seen():
     for step, left in enumerate(
         ([1, 0, 0], [1, 128 / 255, 0], [1, 128 / 255, 64 / 255])
     ):
-        seen = np.asarray(known.seen_by(image, np.array([step]), num_steps=4))
+        seen = np.asarray(ceiling.seen_by(image, np.array([step]), num_steps=4))
         np.testing.assert_allclose(seen[..., 0].ravel(), [*left, 0], rtol=1e-6)
         assert (seen[..., 1] == (step + 1) / 4).all()
 
@@ -21,7 +21,7 @@ def test_only_what_has_spiked_is_seen():
 def test_ceiling_of_the_digits(tmp_path):
     """More is known later."""
     flags = ["--dataset=digits", "--spec=8C3-P2-10", "--epochs=8", "--batch_size=16"]
-    result = known.main([*flags, f"--out={tmp_path / 'new/known.json'}"])
+    result = ceiling.main([*flags, f"--out={tmp_path / 'new/known.json'}"])
     assert json.loads((tmp_path / "new/known.json").read_text()) == result
     by_step = result["test_accuracy"]
     assert len(by_step) == len(result["steps"]) == 21 and result["steps"][-1] == 99

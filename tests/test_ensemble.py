@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 import ds4nn_jax as ds
-from experiments import merge
+from experiments import ensemble
 
 SPECS = ["6C3-P2-5C3-3", "4C3-P2-6-3", "64-7-5-3"]
 
@@ -45,7 +45,7 @@ def test_merged_potentials_are_the_means(spec, shape, padding, pulses, rng):
     images = rng.integers(0, 256, (5, *shape)).astype(np.uint8)
     made = [a_network(spec, rng, shape, padding, pulses) for _ in range(2)]
     networks, params = zip(*made, strict=True)
-    whole, together = merge.merged(networks, params, mirror=True, shape=shape)
+    whole, together = ensemble.merged(networks, params, mirror=True, shape=shape)
     seen = (images, images[:, :, ::-1])
     alone = [potentials(networks[0], p, x) for p in params for x in seen]
     assert np.std(alone, axis=0).mean() > 1  # they differ
@@ -64,13 +64,13 @@ def test_merged_weights_are_written(tmp_path, rng):
     }
     ds.save_weights(tmp_path / "a.safetensors", network, params, notes=notes)
     out = tmp_path / "b.safetensors"
-    merge.main([f"{tmp_path}/a.safetensors", f"--out={out}"])
+    ensemble.main([f"{tmp_path}/a.safetensors", f"--out={out}"])
     again, same, told = ds.load_weights(out)
     assert told == notes | {"merged": [f"{tmp_path}/a.safetensors"]}
     notes["dataset"] = "others"
     ds.save_weights(tmp_path / "c.safetensors", network, params, notes=notes)
     with pytest.raises(SystemExit, match="dataset differs: mine and others"):
-        merge.main(
+        ensemble.main(
             [f"{tmp_path}/a.safetensors", f"{tmp_path}/c.safetensors", f"--out={out}"]
         )
     assert again.spec == network.spec
@@ -80,12 +80,12 @@ def test_merged_weights_are_written(tmp_path, rng):
 def test_networks_that_cannot_be_merged(tmp_path, rng):
     first, other = a_network(SPECS[0], rng), a_network(SPECS[1], rng)
     with pytest.raises(ValueError, match="networks differ"):
-        merge.merged(*zip(first, other, strict=True), mirror=False)
+        ensemble.merged(*zip(first, other, strict=True), mirror=False)
     row = ds.SpikingNetwork.from_spec("15-3")
     kernel = {"params": {"dense1": {"kernel": np.ones((15, 3))}}}
     for shape, message in (((15,), "dense1 sees no image"), (None, "no input_shape")):
         with pytest.raises(ValueError, match=message):
-            merge.merged([row], [kernel], mirror=True, shape=shape)
+            ensemble.merged([row], [kernel], mirror=True, shape=shape)
     uneven = ((1, 1), (2, 0))
     for spec, padding, message in (
         ("4C3-3", uneven, r"padding of \(2, 0\) columns is not that of mirror images"),
@@ -95,6 +95,6 @@ def test_networks_that_cannot_be_merged(tmp_path, rng):
     ):
         network, params = a_network(spec, rng, padding=padding)
         with pytest.raises(ValueError, match=message):
-            merge.merged([network], [params], mirror=True, shape=(8, 8, 1))
-    with pytest.raises(SystemExit, match=r"experiments.merge: .*nowhere"):
-        merge.main(["nowhere.safetensors", f"--out={tmp_path / 'x.safetensors'}"])
+            ensemble.merged([network], [params], mirror=True, shape=(8, 8, 1))
+    with pytest.raises(SystemExit, match=r"experiments.ensemble: .*nowhere"):
+        ensemble.main(["nowhere.safetensors", f"--out={tmp_path / 'x.safetensors'}"])

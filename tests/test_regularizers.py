@@ -1,4 +1,4 @@
-"""The rate guard against loops over channels, its schedule, and its effect on a run."""
+"""The firing-rate regularizer against loops over channels, its schedule, a run."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ import pytest
 import ds4nn_jax as ds
 from ds4nn_jax import data
 from ds4nn_jax.training import step
-from ds4nn_jax.training.regularizers import RateGuard, rate_guard
+from ds4nn_jax.training.regularizers import RateRegularizer, regularize_rates
 
 T = 20
 
@@ -37,7 +37,9 @@ def test_equals_the_loop(shape, budget, floor, rng):
     rates = np.linspace(0, 1, shape[-1])  # from silent to always
     times = np.where(rng.random(shape) < rates, times, T)
     delta = rng.normal(size=shape).astype(np.float32)
-    out, vjp = jax.vjp(lambda t, b: rate_guard(0.2, floor, T, t, b), times, budget)
+    out, vjp = jax.vjp(
+        lambda t, b: regularize_rates(0.2, floor, T, t, b), times, budget
+    )
     np.testing.assert_array_equal(out, times)
     d_times, d_budget = vjp(jnp.asarray(delta))
     expected = pushed(delta, times, budget, 0.2, floor)
@@ -53,7 +55,7 @@ def test_a_channel_within_its_budget_is_left_alone():
     delta = jnp.ones((4, 2))
 
     def back(budget):
-        _, vjp = jax.vjp(lambda t: rate_guard(0.1, 0.5, T, t, budget), times)
+        _, vjp = jax.vjp(lambda t: regularize_rates(0.1, 0.5, T, t, budget), times)
         return np.asarray(vjp(delta)[0])
 
     np.testing.assert_allclose(back(0.5)[:, 0], [0.95, 0.95, 0.95, 1])
@@ -64,22 +66,22 @@ def test_a_channel_within_its_budget_is_left_alone():
 
 
 def test_budgets_fall_geometrically():
-    guard = RateGuard(budgets=(0.03, 0.12), first=0.3, steps=100)
+    regularizer = RateRegularizer(targets=(0.03, 0.12), start=0.3, steps=100)
 
-    def budgets(step, hidden=3):
-        layers = guard.layers(hidden, jnp.int32(step), T)
+    def targets(step, hidden=3):
+        layers = regularizer.layers(hidden, jnp.int32(step), T)
         return [float(layer.keywords["budget"]) for layer in layers]
 
-    np.testing.assert_allclose(budgets(0), 0.3, rtol=1e-6)
+    np.testing.assert_allclose(targets(0), 0.3, rtol=1e-6)
     half = [0.3 * 0.1**0.5, 0.3 * 0.4**0.5, 0.3 * 0.4**0.5]
-    np.testing.assert_allclose(budgets(50), half, rtol=1e-6)
-    np.testing.assert_allclose(budgets(100), [0.03, 0.12, 0.12], rtol=1e-6)
-    np.testing.assert_allclose(budgets(900), [0.03, 0.12, 0.12], rtol=1e-6)
-    assert budgets(0, hidden=1) == pytest.approx([0.3])
-    guard = RateGuard(budgets=(0.03, 0.5), first=0.3, steps=100)
-    np.testing.assert_allclose(budgets(0, hidden=2), [0.3, 0.5], rtol=1e-6)
-    np.testing.assert_allclose(budgets(100, hidden=2), [0.03, 0.5], rtol=1e-6)
-    assert RateGuard().layers(3, jnp.int32(0), T) == ()
+    np.testing.assert_allclose(targets(50), half, rtol=1e-6)
+    np.testing.assert_allclose(targets(100), [0.03, 0.12, 0.12], rtol=1e-6)
+    np.testing.assert_allclose(targets(900), [0.03, 0.12, 0.12], rtol=1e-6)
+    assert targets(0, hidden=1) == pytest.approx([0.3])
+    regularizer = RateRegularizer(targets=(0.03, 0.5), start=0.3, steps=100)
+    np.testing.assert_allclose(targets(0, hidden=2), [0.3, 0.5], rtol=1e-6)
+    np.testing.assert_allclose(targets(100, hidden=2), [0.03, 0.5], rtol=1e-6)
+    assert RateRegularizer().layers(3, jnp.int32(0), T) == ()
 
 
 @pytest.mark.slow
@@ -93,7 +95,7 @@ def test_budgets_fall_geometrically():
     ],
 )
 def test_is_behind_every_hidden_layer_and_its_pooling(spec, behind, rng):
-    """Each guard sees the spike times that the trace has behind the pooling."""
+    """Each regularizer sees the spike times that the trace has behind the pooling."""
     network = ds.SpikingNetwork.from_spec(spec, num_steps=T, threshold=3.0)
     times = rng.integers(0, T + 1, (3, 12, 12, 1)).astype(np.float32)
     params = network.init(jax.random.key(0), times)
@@ -110,33 +112,35 @@ def test_is_behind_every_hidden_layer_and_its_pooling(spec, behind, rng):
 
 
 def test_pushes_by_its_strength(rng):
-    """With a strength of zero gradients are what they are without a guard."""
+    """With a strength of zero gradients are what they are without a regularizer."""
     network = ds.SpikingNetwork.from_spec(
         "4C3-P2-3C3-6-5", num_steps=T, threshold=3.0, surrogate="window"
     )
     times = rng.integers(0, T + 1, (3, 6, 6, 1)).astype(np.float32)
     params = network.init(jax.random.key(0), times)
 
-    def gradient(guards):
+    def gradient(hooks):
         def error(params):
-            return (network.apply(params, times, guards, method="activity").times).sum()
+            return (network.apply(params, times, hooks, method="activity").times).sum()
 
         return jax.grad(error)(params)["params"]["conv1"]["kernel"]
 
-    def guards(strength):
-        return RateGuard((0.01,), strength=strength, steps=1).layers(3, jnp.int32(1), T)
+    def hooks(strength):
+        return RateRegularizer((0.01,), strength=strength, steps=1).layers(
+            3, jnp.int32(1), T
+        )
 
-    np.testing.assert_array_equal(gradient(guards(0.0)), gradient(()))
-    assert np.abs(gradient(guards(0.5)) - gradient(())).max() > 0
+    np.testing.assert_array_equal(gradient(hooks(0.0)), gradient(()))
+    assert np.abs(gradient(hooks(0.5)) - gradient(())).max() > 0
 
 
 def test_a_push_is_not_centred(rng):
     """A layer whose errors are centred is guarded by what is left of them."""
     times = rng.integers(0, 2 * T, (5, 4, 4, 3)).clip(max=T).astype(np.float32)
     delta = jnp.asarray(rng.normal(2, 1, times.shape), jnp.float32)
-    guard = RateGuard((0.2,), strength=0.5, steps=1)
-    config = ds.TrainConfig(num_steps=T, guard=guard, centring=1.0)
-    (own,) = guard.layers(1, jnp.int32(1), T)
+    regularizer = RateRegularizer((0.2,), strength=0.5, steps=1)
+    config = ds.TrainConfig(num_steps=T, regularizer=regularizer, centring=1.0)
+    (own,) = regularizer.layers(1, jnp.int32(1), T)
 
     def back(identity, delta):
         return jax.vjp(identity, times)[1](delta)[0]
@@ -153,9 +157,9 @@ def test_a_run_keeps_to_its_budget():
     digits = data.load("digits")
     images, labels = digits.train_images[:600], digits.train_labels[:600]
     free = ds.TrainConfig(spec="8C3-P2-10", epochs=4, batch_size=20)
-    guard = RateGuard(budgets=(0.1,), strength=0.5, steps=50)
+    regularizer = RateRegularizer(targets=(0.1,), strength=0.5, steps=50)
     spikes = []
-    for config in (free, dataclasses.replace(free, guard=guard)):
+    for config in (free, dataclasses.replace(free, regularizer=regularizer)):
         *_, last = ds.train(config, images, labels)
         report = ds.evaluate(config.network(), last.params, images, labels)
         spikes.append(sum(report.layer_spikes[1:3]))
@@ -165,7 +169,7 @@ def test_a_run_keeps_to_its_budget():
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        (dict(budgets=(0.1, 0.0)), r"budgets must be in \(0, 1\]"),
+        (dict(targets=(0.1, 0.0)), r"targets must be in \(0, 1\]"),
         (dict(first=0), r"first must be in \(0, 1\]"),
         (dict(floor=1), r"floor must be in \[0, 1\)"),
         (dict(strength=-1), "strength must be ≥ 0"),
@@ -175,39 +179,43 @@ def test_a_run_keeps_to_its_budget():
 )
 def test_refuses(wrong, message):
     with pytest.raises(ValueError, match=message):
-        RateGuard(**wrong)
+        RateRegularizer(**wrong)
 
 
 def test_budgets_that_do_not_fall_are_settled():
-    assert RateGuard().settled(0)
-    assert RateGuard((0.5, 0.3), first=0.3, steps=100).settled(0)
-    falling = RateGuard((0.5, 0.1), first=0.3, steps=100)
+    assert RateRegularizer().settled(0)
+    assert RateRegularizer((0.5, 0.3), start=0.3, steps=100).settled(0)
+    falling = RateRegularizer((0.5, 0.1), start=0.3, steps=100)
     assert [falling.settled(step) for step in (0, 99, 100)] == [False, False, True]
 
 
 def test_refuses_more_budgets_than_layers():
-    guard = RateGuard(budgets=(0.1, 0.2))
-    ds.TrainConfig(spec="4C3-P2-8-10", guard=guard)
+    regularizer = RateRegularizer(targets=(0.1, 0.2))
+    ds.TrainConfig(spec="4C3-P2-8-10", regularizer=regularizer)
     with pytest.raises(
-        ValueError, match="budgets must be no more than 1, the hidden layers"
+        ValueError, match="targets must be no more than 1, the hidden layers"
     ):
-        ds.TrainConfig(spec="8C3-P2-10", guard=guard)
+        ds.TrainConfig(spec="8C3-P2-10", regularizer=regularizer)
 
 
 def test_a_run_that_goes_on_forgets_what_it_was_worth_before_its_budgets():
-    """The last epoch of a run is kept even if its budgets are still falling, but does
+    """The last epoch of a run is kept even if its targets are still falling, but does
     not compete with those of the run that goes on from it."""
     digits = data.load("digits")
     images, labels = digits.train_images[:300], digits.train_labels[:300]
-    guard = RateGuard(budgets=(0.1,), steps=40)
+    regularizer = RateRegularizer(targets=(0.1,), steps=40)
     config = ds.TrainConfig(
-        spec="8C3-P2-10", guard=guard, epochs=2, batch_size=20, validation=0.2
+        spec="8C3-P2-10",
+        regularizer=regularizer,
+        epochs=2,
+        batch_size=20,
+        validation=0.2,
     )
     first, last = ds.train(config, images, labels)
     assert (first.best, last.best) == (False, True)
     longer = dataclasses.replace(config, epochs=5)
-    # 12 steps an epoch: from the fourth on budgets are at their values.
-    third, fourth, _ = ds.train(longer, images, labels, start=last.snapshot)
+    # 12 steps an epoch: from the fourth on targets are at their values.
+    third, fourth, _ = ds.train(longer, images, labels, start=last.checkpoint)
     assert (third.best, fourth.best) == (False, True)
-    assert last.snapshot.best == third.snapshot.best < 0
-    assert fourth.snapshot.best == np.float32(fourth.validation.accuracy)
+    assert last.checkpoint.best == third.checkpoint.best < 0
+    assert fourth.checkpoint.best == np.float32(fourth.validation.accuracy)
