@@ -1,3 +1,5 @@
+import ast
+import graphlib
 import re
 import subprocess
 import sys
@@ -39,9 +41,9 @@ def test_base_install_predicts_and_names_the_extra_that_is_missing(tmp_path):
     code = f"""
 import sys
 sys.modules.update(dict.fromkeys({[blocked.get(name, name) for name in extra]}))
-from experiments import cli
-cli.main(["predict", {str(tmp_path / "one.png")!r}])
-cli.main(["report"])
+from ds4nn_jax.cli import commands
+commands.main(["predict", {str(tmp_path / "one.png")!r}])
+commands.main(["report"])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "one.png: 1 (decided at step" in done.stdout
@@ -56,22 +58,41 @@ def test_public_names_are_documented_and_there():
         assert name == "SpikeTimes" or value.__doc__, name
 
 
-def test_each_file_imports_only_files_above_it():
-    """In the order in which WORKSPACE.md tells the architecture."""
-    text = (ROOT / "WORKSPACE.md").read_text(encoding="utf-8")
-    told = text.split("```")[1].split("experiments/")[0]
-    names = re.findall(r"^ {0,2}((?:\w+/?, )*\w+/?,?)(?: |$)", told, re.MULTILINE)
-    order = [name for line in names for name in re.findall(r"\w+", line)]
+ROOMS = (
+    {"types", "_checks", "_values", "_files", "_pictures"},
+    {"_engines"},
+    {"layers"},
+    {"networks"},
+    {"data", "nir", "plots"},
+    {"training"},
+    {"cli"},
+)
+
+
+def test_each_room_imports_only_those_above_it():
+    """And no two files import each other, nor does one of them the laboratory."""
     package = ROOT / "ds4nn_jax"
     files = {
-        path.stem: path for path in package.rglob("*.py") if path.stem != "__init__"
+        ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+        for path in package.rglob("*.py")
+        if path.stem != "__init__"
     }
-    assert sorted(files) == sorted(set(order) - {"_engines", "weights"})
-    for name, path in files.items():
-        source = path.read_text(encoding="utf-8")
-        for module, what in re.findall(
-            r"^ *from (ds4nn_jax[\w.]*) import (\([^)]*\)|.*)", source, re.MULTILINE
-        ):
-            parts = module.split(".")[1:] + re.findall(r"\w+", what)
-            for other in set(parts) & set(files):
-                assert order.index(other) < order.index(name), (name, other)
+    imports = {
+        name: {
+            imported
+            for node in ast.walk(ast.parse(path.read_text("utf-8")))
+            if isinstance(node, ast.ImportFrom | ast.Import)
+            for alias in node.names
+            for module in (getattr(node, "module", alias.name),)
+            for imported in (module, f"{module}.{alias.name}")
+        }
+        for name, path in files.items()
+    }
+    number = {name: i for i, room in enumerate(ROOMS) for name in room}
+    for name, imported in imports.items():
+        assert not any(module.split(".")[0] == "experiments" for module in imported)
+        for other in imported & set(files):
+            rooms = [number[module.split(".")[1]] for module in (other, name)]
+            assert rooms[0] <= rooms[1], (name, other)
+    graph = {name: imported & set(files) for name, imported in imports.items()}
+    graphlib.TopologicalSorter(graph).prepare()  # raises on a circle
