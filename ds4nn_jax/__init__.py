@@ -26,13 +26,7 @@ from ds4nn_jax.layers.functions import (
 )
 
 # Networks: Flax modules that own the weights.
-from ds4nn_jax.layers.modules import (
-    SpikingConv,
-    SpikingDense,
-    SpikingPool,
-    scaled_weights,
-    uniform_weights,
-)
+from ds4nn_jax.layers.modules import SpikingConv, SpikingDense, SpikingPool
 from ds4nn_jax.networks.network import Activity, SpikingNetwork, Trace
 from ds4nn_jax.networks.spec import ConvSpec, DenseSpec, PoolSpec, parse_spec
 
@@ -113,8 +107,6 @@ __all__ = [
     "SpikingPool",
     "Trace",
     "parse_spec",
-    "scaled_weights",
-    "uniform_weights",
     "quantize",
     # decisions
     "Decisions",

@@ -208,7 +208,7 @@ def labels(values: jax.Array | np.ndarray, batch: int, classes: int) -> jax.Arra
     return jnp.asarray(values.astype(np.int32))
 
 
-def shares(values: jax.Array | np.ndarray, batch: int, classes: int) -> jax.Array:
+def soft_labels(values: jax.Array | np.ndarray, batch: int, classes: int) -> jax.Array:
     """Soft labels [B, C]: how much of each image belongs to each class."""
     values = _on_host(values)
     if not jnp.issubdtype(values.dtype, jnp.floating):

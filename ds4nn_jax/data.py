@@ -209,7 +209,7 @@ def load(name: str, data_dir: str | os.PathLike | None = None) -> Dataset:
     """
     is_name = re.fullmatch(r"[a-z][a-z0-9_]*(/\w[\w.-]*)?", name)
     # With a data_dir a name is one of its data sets, whatever folder is here.
-    if (path := own(name)) and not (is_name and data_dir is not None):
+    if (path := local_path(name)) and not (is_name and data_dir is not None):
         if data_dir is not None:
             raise ValueError(f"{name} is a path already and takes no data_dir")
         return _itself(from_folders(path) if path.is_dir() else from_file(path))
@@ -260,7 +260,7 @@ def _itself(dataset: Dataset) -> Dataset:
     return dataset._replace(known=known, source=source)
 
 
-def own(name: str) -> Path | None:
+def local_path(name: str) -> Path | None:
     """The folder, .npz or .csv file that a name stands for; None for a data set's."""
     path = Path(name).expanduser()
     if not name or name == "digits" or name in _OFFICIAL:

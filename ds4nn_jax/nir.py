@@ -172,7 +172,7 @@ def from_nir(
       graph: a chain of the nodes that `to_nir` makes, and their reference neurons, in
         any order. Its input may be flat, [C, H, W], [H, W], or have a batch axis of 1
         in front; it may begin with Flatten. An input of no shape, or of [1] as some
-        exporters write, has the shape that the first weights take. Thresholds are one
+        exporters write, has the shape that the initial weights take. Thresholds are one
         for each neuron, one for each channel, or one for all.
       num_steps: T, also that of the reference neurons, if there are any.
       **attributes: others of `SpikingNetwork`: surrogate, normalization, engine.
@@ -338,7 +338,7 @@ def _image(chain: list[tuple[str, nir.NIRNode]]) -> tuple[int, ...]:
 
 
 def _taken(name: str, chain: list[tuple[str, nir.NIRNode]]) -> tuple[int, ...]:
-    """What the first weights take, for an input that does not say its shape."""
+    """What the initial weights take, for an input that does not say its shape."""
     for _, node in chain[1:]:
         if isinstance(node, nir.Linear | nir.Affine):
             return (np.shape(node.weight)[1],)

@@ -249,7 +249,7 @@ def test_network_refuses():
     with pytest.raises(ValueError, match="each of the 2 layers with weights, got 1"):
         ds.SpikingNetwork.from_spec("8C3-P2-10", initial_weights=((0, 1),))
     with pytest.raises(ValueError, match="low < high"):
-        ds.uniform_weights(3, 3)
+        ds.SpikingNetwork.from_spec("64-10", initial_weights=((3, 3),))
     network = ds.SpikingNetwork.from_spec("8C3-10")
     with pytest.raises(ValueError, match=r"4 axes \[B, H, W, I\]"):
         network.init(jax.random.key(0), jnp.zeros((2, 8, 8)))

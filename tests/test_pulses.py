@@ -375,7 +375,7 @@ def test_steps_of_kernels_do_not_depend_on_pulses(kind, norms, rng):
         before = after
 
 
-def test_first_weights_are_scaled_with_their_pulses(engine, rng):
+def test_initial_weights_are_scaled_with_their_pulses(engine, rng):
     """The rates that were asked for: potentials are linear in both."""
     network = ds.SpikingNetwork.from_spec(
         "4C3-P2-30-20", num_steps=T, engine=engine, pulses=(3, 5, 0)

@@ -228,7 +228,7 @@ def test_calibration_makes_the_asked_share_fire(digits, engine):
 
 
 @pytest.mark.parametrize("first", [0, 255])
-def test_first_weights_do_not_depend_on_the_order_of_the_classes(first, digits):
+def test_initial_weights_do_not_depend_on_the_order_of_the_classes(first, digits):
     """The first class, more images than are looked at, is blank or white."""
     images = np.concatenate([np.full((250, 8, 8, 1), first, np.uint8), digits[0]])
     labels = np.concatenate([np.zeros(250, int), digits[1] + 1])
@@ -724,7 +724,7 @@ def batches_of(config, images, labels, epochs):
 
 
 def test_batches_as_they_come(digits):
-    """The same batches give the same weights as the arrays do; the first weights look
+    """The same batches give the same weights as the arrays do; the initial weights look
     at the first batches."""
     config = ds.TrainConfig(
         spec="64-20-10",
@@ -771,7 +771,7 @@ def test_a_loader_is_gone_through_once_an_epoch(digits):
     loader = Loader(*digits, 16)
     config = ds.TrainConfig(spec="64-100-10", epochs=4)
     results = list(ds.train(config, loader, validation=digits))
-    assert loader.epochs == 1 + 4  # the first weights looked first
+    assert loader.epochs == 1 + 4  # the initial weights looked first
     assert results[-1].validation.accuracy > 0.8
     again = list(ds.train(config, Loader(*digits, 16), start=results[1].checkpoint))
     assert [r.epoch for r in again] == [3, 4]

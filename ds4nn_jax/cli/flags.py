@@ -147,7 +147,7 @@ def parse(argv: Sequence[str], *, dataset: str, command: str | None = None) -> O
             raise ValueError(f"--dataset={run['dataset']} says another")
         if command == "evaluate":
             run.setdefault("evaluate", "pretrained")
-        own = data.own(run["dataset"])
+        own = data.local_path(run["dataset"])
         run.setdefault("out_dir", f"runs/{own.stem if own else run['dataset']}")
         run.setdefault("preset", _preset(run["dataset"]))
         if run["preset"] == "smoke":

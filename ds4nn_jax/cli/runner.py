@@ -132,7 +132,7 @@ def _weights(asked: flags.Options) -> ds.Weights | None:
 
 
 def _begun(asked: flags.Options) -> flags.Options:
-    """The run, with the first weights that it began with if it goes on.
+    """The run, with the initial weights that it began with if it goes on.
 
     Raises:
       ValueError: it cannot write to its out_dir, or began with other weights.
@@ -205,7 +205,7 @@ def _train(
                 print(f"all {config.epochs} epochs are done; results in {out}")
                 return None
         # Where kernels are compiled, too, the library tells so, and for how long.
-        print("compiling, and scaling the first weights …", flush=True)
+        print("compiling, and scaling the initial weights …", flush=True)
     start = first() if start is None else start
     if lead:
         record = record or _Record(out, asked, images)
@@ -287,7 +287,7 @@ class _Record:
             )
         self._history = _rows(self._metrics)[:epoch]
         if epoch < config.epochs:
-            factor = config.schedule.factor(config.epochs, len(start.seen))(step)
+            factor = config.schedule.factor(config.epochs, len(start.metrics))(step)
             print(
                 f"going on after step {step}, epoch {epoch} of {config.epochs}, with "
                 f"{float(factor):.0%} of the learning rate ({config.schedule.name})"

@@ -37,8 +37,8 @@ def scaled_weights(threshold: float = 100.0) -> Initializer:
     """Initial weights on the scale of θ/√fan-in, their mean a little above zero.
 
     Uniform in [−a, 1.4·a) with a = θ/√(fan-in): the paper's all-positive ranges
-    fire every neuron at once, smaller ones none. `first_weights.calibrate` refines the
-    scale on data.
+    fire every neuron at once, smaller ones none. `initial_weights.calibrate` refines
+    the scale on data.
     """
 
     def init(key, shape, dtype=jnp.float32):

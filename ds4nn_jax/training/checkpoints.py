@@ -23,7 +23,7 @@ from ds4nn_jax.training.config import TrainConfig
 from ds4nn_jax.training.loop import Checkpoint
 
 FORMAT = "ds4nn_jax checkpoint"
-VERSION = 2
+VERSION = 3
 _KEPT = 2
 
 
@@ -98,7 +98,7 @@ class Checkpoints:
             "format": FORMAT,
             "version": VERSION,
             "run": self._run,
-            "steps": len(host.seen),
+            "steps": len(host.metrics),
             "sha256": _digest(host),
         }
         # An epoch may end without a step since the last one: this is still the later.
@@ -147,10 +147,10 @@ class Checkpoints:
                     f"expected {self._run.get(name)!r} (if it cannot be, the "
                     f"checkpoint is damaged: {remedy})"
                 )
-        if not len(like.seen):
-            shape = int(about.get("steps", 0)), *like.seen.shape[1:]
+        if not len(like.metrics):
+            shape = int(about.get("steps", 0)), *like.metrics.shape[1:]
             rows = np.zeros(shape, np.float32)
-            like = like._replace(seen=rows)
+            like = like._replace(metrics=rows)
         restore = ocp.args.StandardRestore(jax.tree.map(_blank, like)._asdict())
         items = self._read(damaged, step, checkpoint=restore)["checkpoint"]
         host = Checkpoint(**items)

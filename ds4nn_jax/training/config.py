@@ -9,7 +9,7 @@ from ds4nn_jax.layers.surrogates import Surrogate, Window
 from ds4nn_jax.networks.network import SpikingNetwork
 from ds4nn_jax.networks.quantization import check_bits
 from ds4nn_jax.training.augmentation import Augmentation
-from ds4nn_jax.training.initial_weights import FiringRates, FirstWeights, Uniform
+from ds4nn_jax.training.initial_weights import FiringRates, InitialWeights, Uniform
 from ds4nn_jax.training.optimizers import Adam, HeldNorms, Optimizer
 from ds4nn_jax.training.regularizers import RateRegularizer
 from ds4nn_jax.training.rules import OutputRule, Softmax
@@ -40,8 +40,8 @@ class TrainConfig:
       engine: "auto", "scan" or "event".
       surrogate: of the hidden layers, see `surrogates`.
       output_rule: what the outputs should do, and the norm of the errors, see `rules`.
-      initial_weights: what learning begins with, see `first_weights`; pairs (low, high)
-        stand for `Uniform`.
+      initial_weights: what learning begins with, see `initial_weights`; pairs
+        (low, high) stand for `Uniform`.
       optimizer: how gradients become steps, see `optimizers`.
       regularizer: target rates, see `regularizers`.
       centring: how much is taken off the errors of hidden layers of what they have in
@@ -76,7 +76,7 @@ class TrainConfig:
     engine: functions.Engine = "auto"
     surrogate: Surrogate = Window()
     output_rule: OutputRule = Softmax()
-    initial_weights: FirstWeights = FiringRates()
+    initial_weights: InitialWeights = FiringRates()
     optimizer: Optimizer = Adam(0.03, norms=HeldNorms())
     regularizer: RateRegularizer = RateRegularizer()
     centring: float = 0.0
@@ -89,7 +89,7 @@ class TrainConfig:
 
     def __post_init__(self):
         given = self.initial_weights
-        if not isinstance(given, FirstWeights | str | dict):
+        if not isinstance(given, InitialWeights | str | dict):
             object.__setattr__(self, "initial_weights", Uniform(given))
         settle(self)
         try:

@@ -1,4 +1,4 @@
-"""First weights: frozen values that give the parameters a run begins with."""
+"""Initial weights: frozen values that give the parameters a run begins with."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ Params = dict
 
 
 @dataclasses.dataclass(frozen=True)
-class FirstWeights(Value):
+class InitialWeights(Value):
     """One of your own extends this and has a `draw`."""
 
     def draw(
@@ -40,7 +40,7 @@ class FirstWeights(Value):
 
 
 @dataclasses.dataclass(frozen=True)
-class Uniform(FirstWeights):
+class Uniform(InitialWeights):
     """Uniform in a range for each layer, as in the paper's Table 1.
 
     Attributes:
@@ -61,7 +61,7 @@ class Uniform(FirstWeights):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FiringRates(FirstWeights):
+class FiringRates(InitialWeights):
     """By fan-in, then scaled layer by layer until a set share of the driven neurons
     fires on training images, see `calibrate`. An urgency comes on top of it.
 

@@ -42,7 +42,7 @@ class Checkpoint(NamedTuple):
     Attributes:
       state: after `state.step` steps.
       epoch: int32, how many epochs are complete, validation and all.
-      seen: [steps of an epoch, 4] `StepMetrics` of the epoch under way, a row a step;
+      metrics: [steps of an epoch, 4] `StepMetrics` of the epoch under way, a row a step;
         the steps still to come are zero.
       best: float32, highest validation accuracy of the epochs after a regularizer's
         targets had fallen, −1 before the first.
@@ -51,7 +51,7 @@ class Checkpoint(NamedTuple):
 
     state: TrainState
     epoch: jax.Array | np.ndarray
-    seen: np.ndarray
+    metrics: np.ndarray
     best: jax.Array | np.ndarray
     data: np.ndarray
 
@@ -177,7 +177,7 @@ def train(
       validation: held-out (images, labels), for the share that the configuration would
         hold out; batches have none but these.
       steps_per_epoch: of batches that do not know how many there are.
-      params: first weights, to fine-tune a trained network, also one of `quantize`.
+      params: initial weights, to fine-tune a trained network, also one of `quantize`.
       start: a checkpoint of this same run to go on from; None: from the beginning.
       on_step: called after each step.
       mesh: of the devices that share out every batch (`parallel.data_mesh`); None: the
@@ -208,8 +208,8 @@ def train(
     if start is None:
         start = run.beginning()
     else:
-        if not len(start.seen):
-            start = start._replace(seen=_unseen(run.steps))
+        if not len(start.metrics):
+            start = start._replace(metrics=_unseen(run.steps))
         _check_checkpoint(start, jax.eval_shape(run.beginning), run.digest)
     return _epochs(config, run, start, on_step, mesh)
 
@@ -224,10 +224,10 @@ def initial_checkpoint(
     params: Params | None = None,
     shapes: bool = False,
 ) -> Checkpoint:
-    """What `train` starts from: first weights, no step taken.
+    """What `train` starts from: initial weights, no step taken.
 
     Arguments and errors as `train`; without steps_per_epoch, batches that do not know
-    how many there are give a checkpoint with no rows in `seen`, which `train` fills in.
+    how many there are give a checkpoint with no rows in `metrics`, which `train` fills in.
 
     Args:
       shapes: compute nothing; every leaf is then a `jax.ShapeDtypeStruct`. This is
@@ -247,7 +247,7 @@ def initial_checkpoint(
         params=params,
     )
     start = jax.eval_shape(run.beginning) if once or shapes else run.beginning()
-    return start if counted and not once else start._replace(seen=_unseen(0))
+    return start if counted and not once else start._replace(metrics=_unseen(0))
 
 
 def _blank(config: TrainConfig) -> list[tuple]:
@@ -330,17 +330,17 @@ def _prepared(
 
 
 def _unseen(steps: int) -> np.ndarray:
-    """`Checkpoint.seen` before an epoch; of no steps where their number is unknown."""
+    """`Checkpoint.metrics` before an epoch; of no steps where their number is unknown."""
     return np.zeros((steps, len(StepMetrics._fields)), np.float32)
 
 
 def _check_soft_labels(config: TrainConfig, shares: np.ndarray, images: int) -> None:
-    if not config.output_rule.takes_shares:
+    if not config.output_rule.takes_soft_labels:
         kind = type(config.output_rule).__name__
         raise TypeError(f"soft labels: the output rule {kind} takes classes alone")
     classes = config.network().num_classes
     if np.ndim(shares) != 3:
-        _checks.shares(shares, images, classes)
+        _checks.soft_labels(shares, images, classes)
         return
     if len(shares) < config.epochs:
         raise ValueError(
@@ -348,7 +348,7 @@ def _check_soft_labels(config: TrainConfig, shares: np.ndarray, images: int) -> 
         )
     for epoch, each in enumerate(shares, 1):
         try:
-            _checks.shares(each, images, classes)
+            _checks.soft_labels(each, images, classes)
         except (ValueError, TypeError) as error:
             raise type(error)(f"epoch {epoch}: {error}") from error
 
@@ -451,7 +451,7 @@ def _check_checkpoint(
             "this checkpoint has shapes but no weights: use it for "
             "`Checkpoints.latest`, and start=None to begin"
         )
-    steps, per_epoch = len(start.seen), len(expected.seen)
+    steps, per_epoch = len(start.metrics), len(expected.metrics)
     if steps != per_epoch:
         raise ValueError(
             f"the checkpoint is not one of this run: its epochs have {steps} steps, "
@@ -482,7 +482,7 @@ def _epochs(config, run, start, on_step, mesh) -> Iterator[EpochResult]:
         placed = functools.partial(parallel.shared_out, mesh)
         everywhere = functools.partial(parallel.replicated, mesh)
         state = everywhere(state)
-    seen, best = everywhere(start.seen), np.array(start.best)
+    seen, best = everywhere(start.metrics), np.array(start.best)
     done = int(state.step) - int(start.epoch) * run.steps
     ahead: collections.deque[StepMetrics] = collections.deque()
 

@@ -55,7 +55,7 @@ class FreeNorms(Norms, name="free"):
 
 @dataclasses.dataclass(frozen=True)
 class HeldNorms(Norms, name="held"):
-    """Hidden neurons keep the norm of their first weights: learning turns weight
+    """Hidden neurons keep the norm of their initial weights: learning turns weight
     vectors without growing them, see `hold_norms`. The output layer is free."""
 
     def link(self, layers: tuple[str, ...]) -> optax.GradientTransformation:
@@ -208,7 +208,7 @@ def orthogonal_steps(
     keeps U·Vᵀ, scaled to a root mean square of 1, with M [K, O] all weights K of the
     neurons O of a layer. Spikes only ever add, so gradients of spiking layers have few
     large singular values: of the squared gradient of the second convolution of the
-    preset "fashion_mnist" 96 % lay in the first of 128 directions at its first weights,
+    preset "fashion_mnist" 96 % lay in the first of 128 directions at its initial weights,
     51 % at the end. Adam sees single weights and no directions; here each one in which
     the neurons can differ gets the same share of the step.
 
@@ -298,7 +298,7 @@ def limit_sums(most: float) -> optax.GradientTransformation:
     fewer spikes, Σw is pushed down to just below θ, and then whole regions fire or stay
     silent by a hair, from one step of training to the next. A limit of 0.8·θ keeps
     channels at edges. In front of the links of an optax chain that hold norms:
-    `HeldNorms` stretch what is left to its norm again, so that first weights above the
+    `HeldNorms` stretch what is left to its norm again, so that initial weights above the
     limit come down to it over some steps.
     """
 

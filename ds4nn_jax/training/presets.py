@@ -114,7 +114,7 @@ _FASHION_DEEP = replace(
     epochs=12,
 )
 
-# Table 1: η = 0.1, λ = 10, first weights in [0, 80] and [0, 50] mV. The output layer's
+# Table 1: η = 0.1, λ = 10, initial weights in [0, 80] and [0, 50] mV. The output layer's
 # range is not printed; [0, 5] here. These fire everything at once (docs/runs.md).
 _PAPER = TrainConfig(
     spec="64C3-P2-128C3-P2-10",
@@ -138,7 +138,7 @@ _FASHION_PAPER = replace(
     initial_weights=Uniform(((0, 80), (0, 60), (0, 50), (0, 5))),
 )
 
-# The paper's rule as well as it goes: its first weights are scaled on data.
+# The paper's rule as well as it goes: its initial weights are scaled on data.
 _RELATIVE = replace(
     _PAPER, initial_weights=FiringRates(conv=0.3, output=0.7), epochs=10
 )

@@ -33,7 +33,7 @@ class OutputRule(Value):
     """
 
     normalization: Normalization = dataclasses.field(default="l2", kw_only=True)
-    takes_shares: ClassVar[bool] = False  # soft labels [B, C] as well as classes [B]
+    takes_soft_labels: ClassVar[bool] = False  # soft labels [B, C] as well as classes [B]
 
     def target(
         self,
@@ -232,7 +232,7 @@ class Softmax(OutputRule):
     """
 
     normalization: Normalization = dataclasses.field(default="none", kw_only=True)
-    takes_shares: ClassVar[bool] = True
+    takes_soft_labels: ClassVar[bool] = True
     offset: float = 10.0
     temperature: float = 5.0
     horizon: float = 50.0
@@ -251,7 +251,7 @@ class Softmax(OutputRule):
     def target(self, times, labels, potentials=None, *, num_steps=100, threshold=100.0):
         floating = jnp.issubdtype(jnp.result_type(labels), jnp.floating)
         if floating and jnp.ndim(labels) > 1:
-            shares = _checks.shares(labels, *jnp.shape(times))
+            shares = _checks.soft_labels(labels, *jnp.shape(times))
             times, _ = _outputs(times, jnp.argmax(shares, axis=1), num_steps)
             shares = shares.astype(times.dtype)
         else:

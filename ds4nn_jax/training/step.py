@@ -64,7 +64,7 @@ def init(
     images: jax.Array | np.ndarray,
     params: Params | None = None,
 ) -> TrainState:
-    """Initial state; `images` [B, …] give the shape and may scale first weights, which
+    """Initial state; `images` [B, …] give the shape and may scale initial weights, which
     are `params` if these are given."""
     if params is None:
         params = config.initial_weights.draw(config.network(), key, images)
