@@ -1,7 +1,7 @@
-"""Docstrings as mkdocstrings reads them: what plain text says by its lines.
+"""Docstrings prepared for mkdocstrings.
 
-An equation keeps its lines and its signs, an example is code, and "Raises: As `dense`."
-keeps its words, which is no list of exceptions.
+An equation keeps its lines and signs, and an example becomes code. "Raises: As
+`dense`." becomes a sentence, because it is no list of exceptions.
 """
 
 import re
@@ -16,7 +16,7 @@ class Docstrings(griffe.Extension):
     """Prepares every docstring before it is parsed."""
 
     def on_class(self, *, cls: griffe.Class, **kwargs) -> None:
-        """Bases that are nobody's to use are not shown."""
+        """Hides base classes that are not public."""
         names = [str(base).rpartition(".")[2] for base in cls.bases]
         cls.bases = [
             base
@@ -30,7 +30,7 @@ class Docstrings(griffe.Extension):
 
 
 def prepared(text: str) -> str:
-    """The docstring with fenced equations, and errors told elsewhere as a sentence."""
+    """The docstring with fenced equations and with "Raises: As …" as a sentence."""
     text = _ELSEWHERE.sub(r"Errors as \1", text)
     text = text.replace("t*", "t∗")  # no emphasis
     text = re.sub(r"^Example:$", "Examples:", text, flags=re.MULTILINE)

@@ -1,4 +1,4 @@
-"""The figures of `docs/ideas.md`, drawn from what the library computes.
+"""Draws the figures of `docs/ideas.md` from what the library computes.
 
     python docs/figures.py
 
@@ -120,8 +120,7 @@ def drawing() -> np.ndarray:
 
 
 def output_potentials() -> tuple[np.ndarray, np.ndarray]:
-    """V [T, C] of the outputs of the shipped network that sees it, and when they
-    fire."""
+    """V [T, C] and spike times [C] of the outputs of `mnist` for that seven."""
     network, params, _ = ds.pretrained.load("mnist")
     trace = network.apply(params, ds.encode(drawing()), method="trace")
     kernel = params["params"][network.names[-1]]["kernel"]
@@ -156,7 +155,7 @@ def decision() -> Figure:
 
 
 def surrogates() -> Figure:
-    """What stands for −∂t/∂V."""
+    """The surrogates of −∂t/∂V."""
     peak = np.linspace(0, 200, 201)
     drawn, axes = figure()
     axes.step(peak, peak >= 100, where="post", color=ORANGE, label="Constant()")
@@ -171,7 +170,7 @@ def surrogates() -> Figure:
 
 
 def urgency() -> Figure:
-    """The same evidence, with and without a current into the output neuron."""
+    """The same input with and without a bias current into the output neuron."""
     times = np.array([[10.0, 25.0, 45.0, 60.0, 85.0]])
     weights = np.array([[30.0], [22.0], [18.0], [12.0], [25.0]])
     drawn, axes = figure()
@@ -190,7 +189,7 @@ def urgency() -> Figure:
 
 
 def regularizer() -> Figure:
-    """The push on a neuron by the rate of its channel, target 0.12, floor 0.5."""
+    """The push on a neuron against its channel's rate; target 0.12, floor 0.5."""
     neurons, target, strength, floor = 200, 0.12, 0.15, 0.5
     rates, later, earlier = [], [], []
     for fired in range(1, 61):

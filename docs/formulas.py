@@ -1,4 +1,4 @@
-"""Formulas of the pages, ```math fences, as MathML, which browsers show."""
+"""Converts the formulas of pages (```math fences) to MathML, which browsers show."""
 
 import re
 
@@ -8,7 +8,7 @@ _FENCE = re.compile(r"^```math\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
 def on_page_markdown(markdown: str, **kwargs) -> str:
-    """The page with a block of MathML for each paragraph of a fence."""
+    """The page, with a block of MathML for each paragraph of a fence."""
 
     def blocks(fence: re.Match) -> str:
         formulas = fence[1].strip().split("\n\n")
