@@ -31,15 +31,15 @@ matplotlib.rcParams |= {
 
 
 def figure(columns: int = 1, height: float = 3.0, **options):
-    drawn = Figure(figsize=(7.2, height), layout="constrained")
-    return drawn, drawn.subplots(1, columns, **options)
+    canvas = Figure(figsize=(7.2, height), layout="constrained")
+    return canvas, canvas.subplots(1, columns, **options)
 
 
-def cells(axes, values, shown, *, colours: str, limits=(0, 100)) -> None:
+def cells(axes, values, labels, *, colours: str, limits=(0, 100)) -> None:
     """A matrix with a number in every cell; dark cells get light letters."""
     axes.imshow(values, cmap=colours, vmin=limits[0], vmax=limits[1])
     low, high = limits
-    for (y, x), text in np.ndenumerate(shown):
+    for (y, x), text in np.ndenumerate(labels):
         dark = (values[y, x] - low) / (high - low) < 0.5
         colour = "white" if dark else BLACK
         axes.text(x, y, text, ha="center", va="center", color=colour, fontsize=9)
@@ -50,14 +50,14 @@ def time_coding() -> Figure:
     """A digit as intensities and as Eq. 1's spike times."""
     image = data.load("digits").test_images[0, :, :, 0]
     times = np.asarray(ds.encode(image))
-    drawn, (left, right) = figure(2, 3.7)
+    canvas, (left, right) = figure(2, 3.7)
     percent = image / 2.55
     cells(left, percent, percent.round().astype(int).astype(str), colours="gray")
     left.set_title("intensity I (%)", fontsize=11)
-    shown = np.where(times < 100, times.astype(int).astype(str), "–")
-    cells(right, 100 - times, shown, colours="cividis")
+    labels = np.where(times < 100, times.astype(int).astype(str), "–")
+    cells(right, 100 - times, labels, colours="cividis")
     right.set_title("spike time t (step); – is silent", fontsize=11)
-    return drawn
+    return canvas
 
 
 def neuron() -> Figure:
@@ -66,7 +66,7 @@ def neuron() -> Figure:
     weights = np.array([[45.0], [30.0], [-25.0], [60.0], [20.0]])
     potential = np.asarray(ds.membrane_potentials(times, weights))[:, 0, 0]
     (spike,) = np.asarray(ds.dense(times, weights))[0]
-    drawn, axes = figure()
+    canvas, axes = figure()
     axes.step(np.arange(100), potential, where="post", color=BLUE, linewidth=2)
     axes.axhline(100, color=BLACK, linestyle=":")
     axes.text(1, 103, "θ = 100 mV")
@@ -87,7 +87,7 @@ def neuron() -> Figure:
             arrowprops={"arrowstyle": "->", "color": BLACK},
         )
     axes.set(xlim=(0, 100), ylim=(-52, 145), xlabel="time step", ylabel="V (mV)")
-    return drawn
+    return canvas
 
 
 def pooling() -> Figure:
@@ -96,17 +96,17 @@ def pooling() -> Figure:
     times[3] = [100, 100, 50, 20]
     pooled = ds.earliest_pool(times.astype(float)[None, ..., None])[0, ..., 0]
     pooled = np.asarray(pooled)
-    drawn, (left, right) = figure(2, 2.9)
+    canvas, (left, right) = figure(2, 2.9)
     for axes, values, title in (
         (left, times, "spike times"),
         (right, pooled, "earliest of each 2×2 window"),
     ):
-        shown = np.where(values < 100, values.astype(int).astype(str), "–")
-        cells(axes, 100 - values, shown, colours="cividis")
+        labels = np.where(values < 100, values.astype(int).astype(str), "–")
+        cells(axes, 100 - values, labels, colours="cividis")
         axes.set_title(title, fontsize=11)
     left.axhline(1.5, color=RED, linewidth=2)
     left.axvline(1.5, color=RED, linewidth=2)
-    return drawn
+    return canvas
 
 
 def drawing() -> np.ndarray:
@@ -134,7 +134,7 @@ def decision() -> Figure:
     """Ten outputs race; the first to the threshold is the answer."""
     potentials, times = output_potentials()
     first = int(times.min())
-    drawn, axes = figure(height=3.4)
+    canvas, axes = figure(height=3.4)
     winner = int(np.argmax(np.where(times == first, potentials[first], -np.inf)))
     for k, potential in enumerate(potentials.T):
         colour = RED if k == winner else "#999999"
@@ -151,13 +151,13 @@ def decision() -> Figure:
     axes.text(first + 1.5, -185, "not computed", color="#666666")
     axes.axvspan(first, 100, color="#f1f1f1", zorder=-1)
     axes.set(xlim=(0, 99), ylim=(-200, 160), xlabel="time step", ylabel="V (mV)")
-    return drawn
+    return canvas
 
 
 def surrogates() -> Figure:
     """The surrogates of −∂t/∂V."""
     peak = np.linspace(0, 200, 201)
-    drawn, axes = figure()
+    canvas, axes = figure()
     axes.step(peak, peak >= 100, where="post", color=ORANGE, label="Constant()")
     window = ds.Window(50.0).slope(peak, 100.0)
     axes.plot(peak, window, color=BLUE, linewidth=2, label="Window(50.0)")
@@ -166,14 +166,14 @@ def surrogates() -> Figure:
     axes.set(xlabel="potential V(t*) at the spike, or the highest (mV)")
     axes.set(ylabel="−∂t/∂V", xlim=(0, 200), ylim=(0, 1.15))
     axes.legend(loc="upper left", frameon=False)
-    return drawn
+    return canvas
 
 
 def urgency() -> Figure:
     """The same input with and without a bias current into the output neuron."""
     times = np.array([[10.0, 25.0, 45.0, 60.0, 85.0]])
     weights = np.array([[30.0], [22.0], [18.0], [12.0], [25.0]])
-    drawn, axes = figure()
+    canvas, axes = figure()
     for u, colour, height in ((0.0, BLUE, 128), (0.4, RED, 112)):
         potential = np.asarray(ds.membrane_potentials(times, weights, urgency=u))
         spike = float(np.asarray(ds.dense(times, weights, urgency=u))[0, 0])
@@ -185,7 +185,7 @@ def urgency() -> Figure:
         )
     axes.axhline(100, color=BLACK, linestyle=":")
     axes.set(xlim=(0, 99), ylim=(0, 145), xlabel="time step", ylabel="V (mV)")
-    return drawn
+    return canvas
 
 
 def regularizer() -> Figure:
@@ -203,12 +203,12 @@ def regularizer() -> Figure:
                 jnp.where(jnp.arange(neurons)[:, None] % 2, -1, 1) * regularized
             )
 
-        pushed = np.asarray(jax.grad(through)(times))[:, 0]
-        push = pushed - np.where(np.arange(neurons) % 2, -1, 1)
+        gradient = np.asarray(jax.grad(through)(times))[:, 0]
+        push = gradient - np.where(np.arange(neurons) % 2, -1, 1)
         rates.append(fired / neurons)
         later.append(push[0])
         earlier.append(push[-1])
-    drawn, axes = figure()
+    canvas, axes = figure()
     axes.plot(rates, later, color=RED, linewidth=2, label="on those that fired: later")
     axes.plot(rates, earlier, color=BLUE, linewidth=2, label="on the silent: earlier")
     axes.axvline(target, color=BLACK, linestyle=":")
@@ -218,10 +218,10 @@ def regularizer() -> Figure:
         xlabel="share of the channel's neurons that fired", ylabel="added to δ / ‖δ‖"
     )
     axes.legend(loc="lower left", frameon=False)
-    return drawn
+    return canvas
 
 
-DRAWN = (
+FIGURES = (
     time_coding,
     neuron,
     pooling,
@@ -233,7 +233,7 @@ DRAWN = (
 
 if __name__ == "__main__":
     IMAGES.mkdir(exist_ok=True)
-    for draw in DRAWN:
+    for draw in FIGURES:
         path = IMAGES / f"{draw.__name__}.svg"
         draw().savefig(path, metadata={"Date": None})
         print(f"{path.name}: {path.stat().st_size / 1024:.0f} KB")
