@@ -42,7 +42,7 @@ presets of {presets}).{teacher}
 | reference spikes, of {urgency:g} mV (urgency){pulses} | {reference:.0f} |
 | dead neurons | {dead:.1%} |
 
-`{evaluate}` gives them again.
+`ds4nn evaluate {name}` gives them again.
 """
 
 _TEACHER = (
@@ -112,10 +112,9 @@ def _text(
     options: flags.Options,
     picked: str,
 ) -> str:
-    name, dataset, bits = card["name"], card["dataset"], options.config.bits
+    name, bits = card["name"], options.config.bits
     spikes = dict(zip(network.names, test.layer_spikes[1:], strict=True))
     pulses = [f"{n} of {layer}" for layer, n in network.pulse_counts.items() if n]
-    shipped = "" if name == dataset else f" --evaluate={name}"
     return _CARD.format(
         **card,
         versions=", ".join(f"{k} {v}" for k, v in card["made_by"].items()),
@@ -128,7 +127,6 @@ def _text(
         without_pooling=measures.without_pooling(network, test.layer_spikes),
         reference=test.reference_spikes,
         pulses=f" and of pulses ({', '.join(pulses)})" if pulses else "",
-        evaluate=f"ds4nn evaluate {dataset}{shipped}",
     )
 
 

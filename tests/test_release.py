@@ -70,7 +70,7 @@ def test_whole_numbers_stay_as_they_are(tmp_path, rng):
     text = (tmp_path / "out/mine.md").read_text()
     assert "whole numbers of 3 bits" in text
     assert "of 0.3 mV (urgency) and of pulses (5 of dense1)" in text
-    assert "`ds4nn evaluate digits --evaluate=mine` gives them again" in text
+    assert "`ds4nn evaluate mine` gives them again" in text
     report = ds.evaluate(network, params, digits.test_images, digits.test_labels)
     assert card["accuracy"] == report.accuracy
 
