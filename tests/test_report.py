@@ -242,62 +242,40 @@ def test_a_run_on_a_data_set_and_a_grid_of_its_own(root, tmp_path, capsys, monke
     )
 
 
-def test_measures_are_those_of_evaluate(smoke_run):
-    """Of the network with each urgency, however the images are cut."""
-    network, params, _ = ds.load_weights(smoke_run[0] / "best.safetensors")
+def test_measures_are_those_of_evaluate(rng):
+    """However the images are cut; other urgencies and output potentials come on top of
+    the pulses of the output."""
     images = data.load("digits")
     some = images.test_images[:25], images.test_labels[:25]
-    done = []
-    found = measures.measure(
-        network,
-        params,
-        *some,
-        urgencies=(0.0, 0.6),
-        on_batch=done.append,
-        batch_size=7,
-    )
-    assert done == [7, 14, 21, 25]
-    urgencies = found.urgencies
-    for urgency, urged in urgencies.items():
-        other = ds.evaluate(network.clone(urgency=urgency), params, *some)
-        assert urged.summary() == pytest.approx(other.summary())
-    drawn = [axes.lines[0].get_ydata() for axes in figures.by_urgency(urgencies).axes]
-    np.testing.assert_allclose(drawn[0], [100 * r.accuracy for r in urgencies.values()])
-    np.testing.assert_allclose(drawn[1], [r.decision_step for r in urgencies.values()])
-    test = ds.evaluate(network, params, *some)
-    assert found.test.summary() == pytest.approx(test.summary())
-    assert urgencies[0.6].decision_step < urgencies[0.0].decision_step
-    assert found.decided_by_step[-1] == pytest.approx(1 - test.silent)
-    assert found.accuracy_by_step[-1] == pytest.approx(test.accuracy)
-    assert found.accuracy_by_step[0] < test.accuracy
-
-
-def test_measures_of_a_network_with_pulses(rng):
-    """Output potentials and other urgencies come on top of the pulses of the output."""
-    images = data.load("digits")
-    some = images.test_images[:12], images.test_labels[:12]
-    own = ds.SpikingNetwork.from_spec("4C3-P2-10", num_steps=40, pulses=(3, 5))
-    times = own.encode(some[0])
-    params = own.init(jax.random.key(0), times)
+    network = ds.SpikingNetwork.from_spec("4C3-P2-10", num_steps=40, pulses=(3, 5))
+    times = network.encode(some[0])
+    params = network.init(jax.random.key(0), times)
     for layer in params["params"].values():
         layer["pulses"] = rng.normal(5, 30, layer["pulses"].shape).astype(np.float32)
-    found = measures.measure(own, params, *some, urgencies=(0.0, 2.0))
-    for urgency, urged in found.urgencies.items():
-        other = ds.evaluate(own.clone(urgency=urgency), params, *some)
+    counts = []
+    options = dict(urgencies=(0.0, 2.0), on_batch=counts.append, batch_size=7)
+    result = measures.measure(network, params, *some, **options)
+    assert counts == [7, 14, 21, 25]
+    for urgency, urged in result.urgencies.items():
+        other = ds.evaluate(network.clone(urgency=urgency), params, *some)
         assert urged.summary() == pytest.approx(other.summary())
-    test = found.test
-    assert found.accuracy_by_step[-1] == pytest.approx(test.accuracy)
-    assert (
-        0 < test.layer_reference_spikes[0] <= 3 and test.layer_reference_spikes[1] == 0
-    )
-    assert test.reference_spikes == pytest.approx(sum(test.layer_reference_spikes))
-    trace = own.apply(params, times, method="trace")
-    running = np.asarray(measures.output_potentials(own, params, trace))
+    reports = result.urgencies.values()
+    drawn = figures.by_urgency(result.urgencies).axes
+    accuracy, steps, _ = (axes.lines[0].get_ydata() for axes in drawn)
+    np.testing.assert_allclose(accuracy, [100 * report.accuracy for report in reports])
+    np.testing.assert_allclose(steps, [report.decision_step for report in reports])
+    assert steps[1] < steps[0]
+    test = ds.evaluate(network, params, *some)
+    assert result.test.summary() == pytest.approx(test.summary())
+    assert result.decided_by_step[-1] == pytest.approx(1 - test.silent)
+    assert result.accuracy_by_step[-1] == pytest.approx(test.accuracy)
+    trace = network.apply(params, times, method="trace")
+    running = np.asarray(measures.output_potentials(network, params, trace))
     first = np.asarray(trace.times[-1]).astype(int).clip(max=39)
     at_spikes = np.take_along_axis(running, first[None], 0)[0]
     np.testing.assert_allclose(at_spikes, trace.potentials, atol=1e-3)
-    assert measures.reference(own, params) == "reference spikes"
-    alone = own.clone(pulses=(), urgency=0.3)
+    assert measures.reference(network, params) == "reference spikes"
+    alone = network.clone(pulses=(), urgency=0.3)
     assert measures.reference(alone, params) == "reference spikes of 0.3 mV"
 
 

@@ -114,14 +114,14 @@ class Chapters:
             "that none beats in both.",
         )
 
-    def of_network(self, each: Network) -> Iterator[Block]:
+    def of_network(self, entry: Network) -> Iterator[Block]:
         """All about one network."""
-        trained, images, (test, by_step, decided, _) = each
+        trained, images, (test, by_step, decided, _) = entry
         network, params, notes = trained.weights
         drawn = figures.of_network(network, params, images, test)
 
         def drawing(name: str, caption: str) -> Drawing:
-            return Drawing(drawn[name], self.label(each, name) + caption)
+            return Drawing(drawn[name], self.label(entry, name) + caption)
 
         yield Heading(3, f"{trained.name}: {network.spec}")
         yield Text(f"{trained.origin} Data: {images.source}.")
@@ -156,7 +156,7 @@ class Chapters:
             "network.",
         )
         yield drawing("confusion", "Confusion matrix.")
-        yield from self._classes(each)
+        yield from self._classes(entry)
         ceiling, sentence = self.ceiling(images.name, network.num_steps)
         yield Drawing(
             plots.accuracy_by_step(
@@ -165,23 +165,23 @@ class Chapters:
             "What is known if one stops at step t: the decision where an output has "
             f"fired, elsewhere the highest output potential so far.{sentence}",
         )
-        yield from _urgencies(each)
-        yield from _energy(each)
-        yield from _bytes(each)
+        yield from _urgencies(entry)
+        yield from _energy(entry)
+        yield from _bytes(entry)
 
-    def _classes(self, each: Network) -> Iterator[Block]:
-        test, label = each.measured.test, self.label(each, "classes")
+    def _classes(self, entry: Network) -> Iterator[Block]:
+        test, label = entry.measured.test, self.label(entry, "classes")
         title = "firing time and spikes by class"
         yield Heading(4, label + title if label else title.capitalize())
         yield Text(
             "Firing time: mean of the correct output neuron, silence counting as T."
         )
         columns = {
-            "class": each.images.class_names,
+            "class": entry.images.class_names,
             "firing time": [f"{time:.1f}" for time in np.diag(test.firing_times)],
             "spikes": [*map(_number, test.class_spikes)],
             "decision step": [f"{step:.1f}" for step in test.class_steps],
-            **self.by_class(each),
+            **self.by_class(entry),
         }
         yield Table([*columns], [*zip(*columns.values(), strict=True)])
 
@@ -219,8 +219,8 @@ def _summary(
     )
 
 
-def _urgencies(each: Network) -> Iterator[Block]:
-    network, params, _ = each.trained.weights
+def _urgencies(entry: Network) -> Iterator[Block]:
+    network, params, _ = entry.trained.weights
     yield Heading(4, "Urgency: deciding sooner with the same weights")
     yield Text(
         Markup(
@@ -237,16 +237,16 @@ def _urgencies(each: Network) -> Iterator[Block]:
             f"{report.silent:.2%}",
             _number(report.spikes),
         )
-        for urgency, report in each.measured.urgencies.items()
+        for urgency, report in entry.measured.urgencies.items()
     ]
     titles = "u (mV)", "accuracy", "decision step", "decided by potentials", "spikes"
     yield Table(titles, rows, names=0)
-    yield Drawing(figures.by_urgency(each.measured.urgencies), "The same, drawn.")
+    yield Drawing(figures.by_urgency(entry.measured.urgencies), "The same, drawn.")
 
 
-def _energy(each: Network) -> Iterator[Block]:
-    network, test = each.trained.weights.network, each.measured.test
-    shape = each.images.test_images.shape[1:]
+def _energy(entry: Network) -> Iterator[Block]:
+    network, test = entry.trained.weights.network, entry.measured.test
+    shape = entry.images.test_images.shape[1:]
     pulses = energy.reference_operations(network, shape, test.layer_reference_spikes)
     additions = energy.synaptic_operations(network, shape, test.layer_spikes) + pulses
     products = energy.multiply_accumulates(network, shape)
@@ -274,9 +274,9 @@ def _energy(each: Network) -> Iterator[Block]:
     yield Table(titles, rows)
 
 
-def _bytes(each: Network) -> Iterator[Block]:
-    network, test = each.trained.weights.network, each.measured.test
-    shape = each.images.test_images.shape[1:]
+def _bytes(entry: Network) -> Iterator[Block]:
+    network, test = entry.trained.weights.network, entry.measured.test
+    shape = entry.images.test_images.shape[1:]
     moved = {
         "this network, up to the decision": energy.bytes_moved(
             network, shape, test.layer_spikes, test.layer_reference_spikes

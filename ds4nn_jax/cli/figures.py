@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import matplotlib.style
 import numpy as np
@@ -16,7 +16,7 @@ from matplotlib.transforms import Bbox
 
 import ds4nn_jax as ds
 from ds4nn_jax import data, plots
-from ds4nn_jax.cli.measures import output_potentials
+from ds4nn_jax.cli import measures
 
 _BLACK, _BLUE, _VERMILION, _GREEN = "#000000", "#0072B2", "#D55E00", "#009E73"
 
@@ -37,15 +37,15 @@ def of_network(
     network makes of it: not the best looking one."""
     names = literal(images.class_names)
     layers = ("input", *network.names)
-    done = trace(network, params, images.test_images[0])
-    times = np.asarray(done.times[-1][0])
-    every = np.concatenate([np.ravel(t) for t in done.times[1:]]).astype(int)
+    result = trace(network, params, images.test_images[0])
+    times = np.asarray(result.times[-1][0])
+    every = np.concatenate([np.ravel(t) for t in result.times[1:]]).astype(int)
     emitted = np.bincount(every, minlength=network.num_steps)[: network.num_steps]
     return {
         "confusion": plots.confusion(test.confusion, names),
-        "raster": raster(network, done),
+        "raster": raster(network, result),
         "output_potentials": plots.output_potentials(
-            np.asarray(output_potentials(network, params, done)[:, 0]),
+            np.asarray(measures.output_potentials(network, params, result)[:, 0]),
             times,
             threshold=network.threshold,
             label=int(images.test_labels[0]),
@@ -65,15 +65,15 @@ def animation(
     class_names: tuple[str, ...],
 ) -> Animation:
     """Spikes and output potentials of one image [H, W, C] up to its decision."""
-    done = trace(network, params, image)
-    hidden = zip(network.names[:-1], done.times[1:-1], strict=True)
+    result = trace(network, params, image)
+    hidden = zip(network.names[:-1], result.times[1:-1], strict=True)
     return plots.animation(
-        np.asarray(done.times[0][0]),
+        np.asarray(result.times[0][0]),
         [(name, np.asarray(times)) for name, times in hidden],
-        np.asarray(output_potentials(network, params, done)[:, 0]),
+        np.asarray(measures.output_potentials(network, params, result)[:, 0]),
         threshold=network.threshold,
         class_names=literal(class_names),
-        decision_step=int(done.times[-1].min()),
+        decision_step=int(result.times[-1].min()),
     )
 
 
@@ -84,8 +84,7 @@ def literal(names: tuple[str, ...]) -> tuple[str, ...]:
 
 def trace(network: ds.SpikingNetwork, params: dict, image: np.ndarray) -> ds.Trace:
     """What a network does with one image [H, W, C]."""
-    result: Any = network.apply(params, network.encode(image[None]), method="trace")
-    return result
+    return measures.trace(network, params, image[None])
 
 
 def raster(network: ds.SpikingNetwork, trace: ds.Trace) -> Figure:

@@ -88,10 +88,10 @@ def measure(
 
     @jax.jit
     def batch(params, pixels):
-        trace = _trace(network, params, pixels)
-        potentials = output_potentials(network, params, trace)
-        traces = trace, *(_decided_by(other, params, trace) for other in variants)
-        return ds.predict_by(trace.times[-1], potentials).T, [*map(ds.decide, traces)]
+        first = trace(network, params, pixels)
+        potentials = output_potentials(network, params, first)
+        traces = first, *(_decided_by(other, params, first) for other in variants)
+        return ds.predict_by(first.times[-1], potentials).T, [*map(ds.decide, traces)]
 
     correct, decisions = [], []
     for start, pixels, count in ds.networks.inference.batches_of(images, batch_size):
@@ -115,9 +115,10 @@ def measure(
     )
 
 
-def _trace(network: ds.SpikingNetwork, params: dict, pixels: jax.Array) -> ds.Trace:
-    trace: Any = network.apply(params, network.encode(pixels), method="trace")
-    return trace
+def trace(network: ds.SpikingNetwork, params: dict, images: Any) -> ds.Trace:
+    """What a network does with images [B, H, W, C]."""
+    result: Any = network.apply(params, network.encode(images), method="trace")
+    return result
 
 
 def _decided_by(network: ds.SpikingNetwork, params: dict, trace: ds.Trace) -> ds.Trace:
