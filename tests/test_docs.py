@@ -157,7 +157,7 @@ def test_flags_that_pages_name_are_there(capsys):
     with pytest.raises(SystemExit):
         flags.parse(["train", "--helpfull"], dataset="mnist")
     known = {*re.findall(r"--(?:\[no\])?([\w.]+)", capsys.readouterr().out)}
-    for folder in ("experiments", "benchmarks"):
+    for folder in ("ds4nn_jax/cli", "experiments", "benchmarks"):
         for path in (ROOT / folder).glob("*.py"):
             known |= {*re.findall(r'"--([\w.]+)"', text(path))}
     known.add("teach")  # of the commit that results.md names
