@@ -1,1 +1,5 @@
-"""Entry points: `python -m experiments.digits`, `.mnist`, `.fashion`."""
+"""The laboratory, in a checkout alone: runs by flagfile (`mnist`, `fashion`, `digits`),
+the paper's report, ablations, teachers, ceilings, ensembles, releases.
+
+May import all of `ds4nn_jax`, which imports nothing of it.
+"""

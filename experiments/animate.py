@@ -9,8 +9,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ds4nn_jax import data
-from ds4nn_jax.cli import progress
+from ds4nn_jax import data, plots
+from ds4nn_jax.cli import figures, progress
 from ds4nn_jax.networks import pretrained
 
 
@@ -24,29 +24,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data_dir", help="where its data set lies; the usual places")
     parser.add_argument("--image", type=int, default=0, help="index of the test image")
     parser.add_argument("--out", default="decision.gif", help="the .gif to write")
-    asked = parser.parse_args(argv)
+    args = parser.parse_args(argv)
     try:
-        with progress.naming_missing("experiments.animate"):
-            from ds4nn_jax import plots
-            from ds4nn_jax.cli import figures
-        if Path(asked.out).suffix != ".gif":
-            raise ValueError(f"--out must end in .gif, got {asked.out!r}")
-        network, params, notes = pretrained.find(asked.weights)
+        if Path(args.out).suffix != ".gif":
+            raise ValueError(f"--out must end in .gif, got {args.out!r}")
+        network, params, notes = pretrained.find(args.weights)
         if "dataset" not in notes:
-            raise ValueError(f"{asked.weights} does not name its data set")
-        images = data.load(notes["dataset"], asked.data_dir)
-        if not 0 <= asked.image < len(images.test_images):
+            raise ValueError(f"{args.weights} does not name its data set")
+        images = data.load(notes["dataset"], args.data_dir)
+        if not 0 <= args.image < len(images.test_images):
             raise ValueError(
                 f"--image must lie in 0 … {len(images.test_images) - 1}, "
-                f"got {asked.image}"
+                f"got {args.image}"
             )
-        image = images.test_images[asked.image]
+        image = images.test_images[args.image]
         with figures.style():
             drawn = figures.animation(network, params, image, images.class_names)
-            plots.save(drawn, asked.out)
+            plots.save(drawn, args.out)
     except (ValueError, OSError) as error:
         raise SystemExit(f"experiments.animate: {error}") from error
-    print(f"{asked.out}: {Path(asked.out).stat().st_size:,} bytes")
+    print(f"{args.out}: {Path(args.out).stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":

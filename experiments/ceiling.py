@@ -12,7 +12,6 @@ that preset does.
 """
 
 import argparse
-import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +29,7 @@ from ds4nn_jax.cli import progress
 from ds4nn_jax.networks.spec import ConvSpec, DenseSpec, PoolSpec, parse_spec
 from ds4nn_jax.networks.weights import write_atomically
 from ds4nn_jax.training import presets
+from experiments import cnn
 
 
 class PlainNetwork(nn.Module):
@@ -90,96 +90,83 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--learning_rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", help="write the result as JSON into this file")
-    asked = parser.parse_args(argv)
+    args = parser.parse_args(argv)
     try:
-        return _run(asked)
+        return _run(args)
     except (data.DataError, ValueError, OSError) as error:
         raise SystemExit(f"experiments.ceiling: {error}") from error
 
 
-def _run(asked: argparse.Namespace) -> dict[str, Any]:
-    known = asked.dataset in presets.names()
-    config = presets.load(asked.dataset if known else "default")
-    spec = asked.spec or config.spec
-    if asked.out:  # before hours of work
-        Path(asked.out).parent.mkdir(parents=True, exist_ok=True)
-    images = data.load(asked.dataset, asked.data_dir)
+def _run(args: argparse.Namespace) -> dict[str, Any]:
+    known = args.dataset in presets.names()
+    config = presets.load(args.dataset if known else "default")
+    spec, num_steps = args.spec or config.spec, config.num_steps
+    if args.out:  # before hours of work
+        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+    images = data.load(args.dataset, args.data_dir)
     pixels, labels = images.train_images, images.train_labels
-    used, held = data.stratified_split(labels, config.validation, seed=asked.seed)
-    print(f"{asked.dataset}: {images.source}\n{spec}: compiling …", flush=True)
-    network, num_steps = PlainNetwork(spec), config.num_steps
-    steps = len(used) // asked.batch_size
-    schedule = optax.cosine_decay_schedule(asked.learning_rate, asked.epochs * steps)
-    optimizer = optax.adamw(schedule, weight_decay=1e-3)
-
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def step(variables, state, key, pixels, labels):
-        changes, halves, drawn = jax.random.split(key, 3)
-        by = jax.random.randint(drawn, labels.shape, 0, num_steps)
-        by = jnp.where(jax.random.bernoulli(halves, 0.5, by.shape), by, num_steps - 1)
-        seen = config.augmentation.apply(changes, pixels)
-        seen = seen_by(seen, by, num_steps=num_steps)
-
-        def loss(params):
-            logits, changed = network.apply(
-                {**variables, "params": params},
-                seen,
-                train=True,
-                mutable=["batch_stats"],
-            )
-            each = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-            return jnp.mean(each), (changed, jnp.mean(logits.argmax(1) == labels))
-
-        gradient, (changed, right) = jax.grad(loss, has_aux=True)(variables["params"])
-        updates, state = optimizer.update(gradient, state, variables["params"])
-        params = optax.apply_updates(variables["params"], updates)
-        return {**changed, "params": params}, state, right
+    used, held = data.stratified_split(labels, config.validation, seed=args.seed)
+    print(f"{args.dataset}: {images.source}\n{spec}: compiling …", flush=True)
+    network = PlainNetwork(spec)
+    variables = _train(args, network, config, pixels, labels, used)
 
     @jax.jit
-    def batch_logits(variables, pixels, by):
-        by = jnp.full(len(pixels), by)
-        seen = seen_by(pixels, by, num_steps=num_steps)
-        return network.apply(variables, seen, train=False)
-
-    def logits(pixels, by) -> np.ndarray:
-        parts = (pixels[i : i + 500] for i in range(0, len(pixels), 500))
-        return np.concatenate([batch_logits(variables, part, by) for part in parts])
-
-    first = jnp.zeros((1, *pixels.shape[1:-1], pixels.shape[-1] + 1))
-    key = jax.random.key(asked.seed)
-    variables = network.init(key, first, train=False)
-    state = optimizer.init(variables["params"])
-    for epoch in range(1, asked.epochs + 1):
-        order = data.epoch_permutation(len(used), seed=asked.seed, epoch=epoch)
-        right = []
-        for i in range(steps):
-            batch = used[order[i * asked.batch_size : (i + 1) * asked.batch_size]]
-            this = jax.random.fold_in(key, epoch * steps + i)
-            variables, state, accuracy = step(
-                variables, state, this, pixels[batch], labels[batch]
-            )
-            right.append(accuracy)
-        print(
-            f"epoch {epoch:3d}/{asked.epochs}  train {np.mean(right):.2%}", flush=True
+    def logits(some: jax.Array, by: jax.Array) -> jax.Array:
+        steps = jnp.full(len(some), by)
+        return network.apply(
+            variables, seen_by(some, steps, num_steps=num_steps), train=False
         )
-    decided = logits(pixels[held], num_steps - 1).argmax(1)
-    result = {
-        "dataset": asked.dataset,
+
+    def accuracy(some: np.ndarray, truth: np.ndarray, by: int) -> float:
+        decided = cnn.in_chunks(lambda x: logits(x, by), some).argmax(1)
+        return float(np.mean(decided == truth))
+
+    result: dict[str, Any] = {
+        "dataset": args.dataset,
         "spec": spec,
-        "seed": asked.seed,
-        "held_out_accuracy": float(np.mean(decided == labels[held])),
+        "seed": args.seed,
+        "held_out_accuracy": accuracy(pixels[held], labels[held], num_steps - 1),
         "steps": [*range(0, num_steps, 5), num_steps - 1],
         "test_accuracy": [],
     }
     for by in result["steps"]:
-        decided = logits(images.test_images, by).argmax(1)
-        share = float(np.mean(decided == images.test_labels))
+        share = accuracy(images.test_images, images.test_labels, by)
         result["test_accuracy"].append(share)
         print(f"by step {by:3d}  {share:.2%}", flush=True)
-    if asked.out:
-        write_atomically(Path(asked.out), (json.dumps(result) + "\n").encode())
+    if args.out:
+        write_atomically(Path(args.out), (json.dumps(result) + "\n").encode())
     print(json.dumps(result))
     return result
+
+
+def _train(args, network, config, pixels, labels, used) -> dict:
+    """The variables after all epochs on the images `used`."""
+    num_steps, size = config.num_steps, args.batch_size
+    steps = len(used) // size
+    schedule = optax.cosine_decay_schedule(args.learning_rate, args.epochs * steps)
+    optimizer = optax.adamw(schedule, weight_decay=1e-3)
+
+    def change(key: jax.Array, pixels: jax.Array) -> jax.Array:
+        """Half of them as far as they have spiked by a step of their own."""
+        changes, halves, drawn = jax.random.split(key, 3)
+        by = jax.random.randint(drawn, (len(pixels),), 0, num_steps)
+        by = jnp.where(jax.random.bernoulli(halves, 0.5, by.shape), by, num_steps - 1)
+        pixels = config.augmentation.apply(changes, pixels)
+        return seen_by(pixels, by, num_steps=num_steps)
+
+    loss = optax.softmax_cross_entropy_with_integer_labels
+    step = cnn.train_step(network, optimizer, loss, change)
+    key = jax.random.key(args.seed)
+    first = jnp.zeros((1, *pixels.shape[1:-1], pixels.shape[-1] + 1))
+    variables = network.init(key, first, train=False)
+    carry = variables, optimizer.init(variables["params"])
+    for epoch in range(1, args.epochs + 1):
+        order = data.epoch_permutation(len(used), seed=args.seed, epoch=epoch)
+        batches = used[order[: steps * size]].reshape(steps, size)
+        keys = (jax.random.fold_in(key, epoch * steps + i) for i in range(steps))
+        carry, (_, share) = cnn.epoch(step, carry, keys, batches, pixels, labels)
+        print(f"epoch {epoch:3d}/{args.epochs}  train {share:.2%}", flush=True)
+    return carry[0]
 
 
 if __name__ == "__main__":

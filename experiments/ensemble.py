@@ -2,13 +2,12 @@
 
     python -m experiments.ensemble fashion_mnist --mirror --out=merged.safetensors
 
-The hidden layers stand side by side, without weights between them; each output neuron
-receives what those of the networks receive, divided by their number; so do weights of
-reference neurons. --mirror adds to
-every network its mirror image: kernels of convolutions turned left to right, and the
-weights of the outputs likewise, which is what it makes of mirrored images, as long as
-pooling windows cover them.
-`--evaluate=merged.safetensors` of the experiments measures the result.
+The hidden layers stand side by side, without weights between them. Each output neuron
+receives the mean of what it receives in the networks, also from reference neurons.
+--mirror adds to every network its mirror image: kernels of convolutions turned left to
+right, and the weights of the outputs likewise. It decides as the network does on
+mirrored images, as long as pooling windows cover them.
+`ds4nn evaluate DATASET --evaluate=merged.safetensors` measures the result.
 """
 
 import argparse
@@ -34,16 +33,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("weights", nargs="+", help="names of shipped weights, or files")
     parser.add_argument("--mirror", action="store_true", help="and their mirror images")
     parser.add_argument("--out", required=True, help="file of weights to write")
-    asked = parser.parse_args(argv)
+    args = parser.parse_args(argv)
     try:
-        networks, params, notes = zip(*map(pretrained.find, asked.weights), strict=True)
-        kept = {"merged": asked.weights, **_shared(notes)}
+        networks, params, notes = zip(*map(pretrained.find, args.weights), strict=True)
+        kept = {"merged": args.weights, **_shared(notes)}
         shape = kept.get("input_shape")
-        network, together = merged(networks, params, mirror=asked.mirror, shape=shape)
-        ds.save_weights(asked.out, network, together, notes=kept)
+        network, joint = merged(networks, params, mirror=args.mirror, shape=shape)
+        ds.save_weights(args.out, network, joint, notes=kept)
     except (ValueError, OSError) as error:
         raise SystemExit(f"experiments.ensemble: {error}") from error
-    print(f"{network.spec}, urgency {network.urgency:g}: {asked.out}")
+    print(f"{network.spec}, urgency {network.urgency:g}: {args.out}")
 
 
 def merged(
@@ -79,30 +78,37 @@ def merged(
         else layer._replace(features=len(parts) * layer.features)
         for layer in network.layers[:-1]
     )
-    names = network.weighted
-    together = {}
+    arrays = {}
     features = 0  # of the layer before, in each of the networks
-    for name in names:
-        first, last = name == names[0], name == names[-1]
+    for name in network.weighted:
+        first, last = name == network.weighted[0], name == network.weighted[-1]
         kernels = [_by_feature(part[name]["kernel"], features) for part in parts]
-        *places, inputs, outputs = kernels[0].shape
-        rows, columns = (1 if end else len(parts) for end in (first, last))
-        joint = np.zeros((*places, rows * inputs, columns * outputs), np.float32)
-        for k, kernel in enumerate(kernels):
-            row = 0 if first else k * inputs
-            column = 0 if last else k * outputs
-            block = joint[..., row : row + inputs, column : column + outputs]
-            block += kernel / (len(parts) if last else 1)
-        dense = np.ndim(parts[0][name]["kernel"]) == 2
-        joint = joint.reshape(-1, columns * outputs) if dense else joint
-        together[name] = {"kernel": joint}
+        kernel = _side_by_side(kernels, inputs=not first, outputs=not last)
+        if np.ndim(parts[0][name]["kernel"]) == 2:
+            kernel = kernel.reshape(-1, kernel.shape[-1])
+        arrays[name] = {"kernel": kernel}
         if network.pulse_counts[name]:
             pulses = [part[name]["pulses"] for part in parts]
-            side_by_side = functools.partial(np.concatenate, axis=1)
-            put = functools.partial(np.mean, axis=0) if last else side_by_side
-            together[name]["pulses"] = np.float32(put(pulses))
-        features = outputs
-    return network.clone(layers=(*layers, network.layers[-1])), {"params": together}
+            joint = np.mean(pulses, axis=0) if last else np.concatenate(pulses, axis=1)
+            arrays[name]["pulses"] = np.float32(joint)
+        features = kernels[0].shape[-1]
+    return network.clone(layers=(*layers, network.layers[-1])), {"params": arrays}
+
+
+def _side_by_side(
+    kernels: Sequence[np.ndarray], *, inputs: bool, outputs: bool
+) -> np.ndarray:
+    """One kernel […, I, O] of several; of joint inputs or outputs where they are not
+    side by side: of outputs the mean."""
+    *places, rows, columns = kernels[0].shape
+    count = len(kernels)
+    shape = (count if inputs else 1) * rows, (count if outputs else 1) * columns
+    joint = np.zeros((*places, *shape), np.float32)
+    for k, kernel in enumerate(kernels):
+        row, column = k * rows * inputs, k * columns * outputs
+        block = joint[..., row : row + rows, column : column + columns]
+        block += kernel / (1 if outputs else count)
+    return joint
 
 
 def _by_feature(kernel: np.ndarray, features: int) -> np.ndarray:
@@ -124,10 +130,10 @@ def _mirrored(
             f"a padding of {padding[1]} columns is not that of mirror images"
         )
     turned = {}
-    entering = _entering(network, shape)
-    for name, layer, seen in zip(network.names, network.layers, entering, strict=True):
+    shapes = _entering(network, shape)
+    for name, layer, size in zip(network.names, network.layers, shapes, strict=True):
         if isinstance(layer, PoolSpec):
-            _, columns, _ = seen
+            _, columns, _ = size
             if columns % layer.size:
                 raise ValueError(
                     f"{network.spec}: windows of {layer} do not cover {columns} "
@@ -142,8 +148,8 @@ def _mirrored(
                     "mirror image, windows must be odd and strides 1"
                 )
             kernel = kernel[:, ::-1]
-        elif len(seen) == 3:
-            by_place = kernel.reshape(*seen, -1)[:, ::-1]
+        elif len(size) == 3:
+            by_place = kernel.reshape(*size, -1)[:, ::-1]
             kernel = by_place.reshape(kernel.shape)
         elif name == network.weighted[0]:
             raise ValueError(f"{name} sees no image: it has no mirror image")
@@ -162,18 +168,14 @@ def _entering(
 
 
 def _shared(notes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What those weights that tell of their images agree on.
-
-    Raises:
-      ValueError: they tell different things.
-    """
+    """What those weights that tell of their images agree on."""
     shared: dict[str, Any] = {}
     for name in ("dataset", "class_names", "input_shape"):
-        told = [each[name] for each in notes if name in each]
-        if any(each != told[0] for each in told):
-            raise ValueError(f"{name} differs: {' and '.join(map(str, told))}")
-        if told:
-            shared[name] = told[0]
+        values = [note[name] for note in notes if name in note]
+        if any(value != values[0] for value in values):
+            raise ValueError(f"{name} differs: {' and '.join(map(str, values))}")
+        if values:
+            shared[name] = values[0]
     return shared
 
 

@@ -4,12 +4,11 @@
 
 Large kernels are rounded to float16, which halves the file; whole numbers stay as they
 are. The card's figures are those of these weights on the test images, as
-`--evaluate=NAME` prints them.
+`ds4nn evaluate` prints them.
 """
 
 import argparse
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,9 @@ from ds4nn_jax.networks.weights import write_atomically
 
 _CARD = """# {name}: {spec}
 
-Trained by `{command}` ({made_by};
+Trained by `{command}` ({versions};
 presets of {presets}).{teacher}
-{chosen} The test images were used to report only.
+{picked} The test images were used to report only.
 {stored}
 
 | on the {images:,} test images | |
@@ -43,11 +42,16 @@ presets of {presets}).{teacher}
 | reference spikes, of {urgency:g} mV (urgency){pulses} | {reference:.0f} |
 | dead neurons | {dead:.1%} |
 
-`{evaluate}` gives them again.
+`ds4nn evaluate {name}` gives them again.
 """
 
 _TEACHER = (
     " Its soft labels are made by\nwhat `experiments/flagfiles/{name}.cfg` begins with."
+)
+_REAL = "Large kernels are stored as float16; all are used as float32."
+_WHOLE = (
+    "Weights are whole numbers of {bits} bits, thresholds whole, too: the same spikes "
+    "on every\nmachine. An urgency is given in mV, of a threshold of 100."
 )
 
 
@@ -66,108 +70,101 @@ def main(argv: Sequence[str] | None = None) -> None:
         default="ds4nn_jax/networks/shipped",
         help="where weights and card go",
     )
-    asked = parser.parse_args(argv)
-    run = Path(asked.run_dir)
+    args = parser.parse_args(argv)
+    run = Path(args.run_dir)
     network, params, notes = ds.load_weights(run / "best.safetensors")
-    trained = measures.urgency(network, params)
-    network = measures.urged(network, params, asked.urgency)
     kept = rounded = params
     if not quantization.is_whole(params):
         kept = jax.tree.map_with_path(_rounded, params)
         rounded = jax.tree.map(lambda w: w.astype(np.float32), kept)
-    images = data.load(notes["dataset"], asked.data_dir)
-    test = ds.evaluate(network, rounded, images.test_images, images.test_labels)
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    rows = [json.loads(line) for line in lines]
-    module = f"experiments.{notes['dataset'].removesuffix('_mnist')}"
-    threads = notes["made_by"]["threads"]
-    flags = _flags(run, notes)
+    released = measures.urged(network, params, args.urgency)
+    images = data.load(notes["dataset"], args.data_dir)
+    test = ds.evaluate(released, rounded, images.test_images, images.test_labels)
+    options = flags.parse(
+        ["release", f"--flagfile={run / 'flags.cfg'}"], dataset=notes["dataset"]
+    )
+    rows = (run / "metrics.jsonl").read_text().splitlines()
+    threads, dataset = notes["made_by"]["threads"], notes["dataset"]
     card = {
         **notes,
         **test.summary(),
-        "name": asked.name,
+        "name": args.name,
         "spec": network.spec,
         "num_steps": network.num_steps,
-        "urgency": measures.urgency(network, params),
-        "epochs": sum("epoch" in row for row in rows),
+        "urgency": measures.urgency(released, params),
+        "epochs": sum("epoch" in json.loads(row) for row in rows),
         "layer_spikes": test.layer_spikes,
-        "command": f"NPROC={threads} python -m {module} {flags}",
-        "evaluate": f"python -m {module} --evaluate={asked.name}",
+        "command": f"NPROC={threads} ds4nn train {dataset} {_flags(options)}",
     }
-    by_layer = dict(zip(network.names, test.layer_spikes[1:], strict=True))
-    text = _CARD.format(
-        **card
-        | {"made_by": ", ".join(f"{k} {v}" for k, v in notes["made_by"].items())},
-        presets=runner.commit().get("commit", "this version"),
-        stored=_stored(run, kept),
-        teacher=_TEACHER.format(name=asked.name) if "--soft_labels" in flags else "",
-        chosen=_chosen(card, trained),
-        layers=", ".join(by_layer),
-        by_layer=", ".join(f"{n:,.0f}" for n in by_layer.values()),
-        without_pooling=measures.without_pooling(network, test.layer_spikes),
-        reference=test.reference_spikes,
-        pulses=_pulses(network),
-    )
-    out = Path(asked.out_dir)
+    picked = _picked(card, measures.urgency(network, params))
+    text = _text(card, released, test, options, picked)
+    out = Path(args.out_dir)
     out.mkdir(parents=True, exist_ok=True)
-    ds.save_weights(out / f"{asked.name}.safetensors", network, kept, notes=card)
-    write_atomically(out / f"{asked.name}.md", text.encode())
+    ds.save_weights(out / f"{args.name}.safetensors", released, kept, notes=card)
+    write_atomically(out / f"{args.name}.md", text.encode())
     print(text)
 
 
-def _flags(run: Path, notes: Mapping[str, Any]) -> str:
-    """The preset of a run, its seed, and whatever else it was told to do otherwise."""
-
-    def asked(*flags: str) -> flags.Options:
-        return flags.parse(("ship", *flags), dataset=notes["dataset"])
-
-    made = asked(f"--flagfile={run / 'flags.cfg'}")
-    named = (f"--preset={made.preset}", f"--seed={notes['seed']}")
-    usual = asked(*named).resolved.splitlines()
-    here = ("--data_dir", "--out_dir", "--checkpoint_minutes", "--compilation_cache")
-    given = [f for f in made.resolved.splitlines() if not f.startswith(here)]
-    others = [flag for flag in given if flag not in usual]
-    if asked(*named, *others).config != made.config:  # another kind of a choice
-        others = [flag for flag in given if flag not in named]
-    return " ".join((*named, *others))
-
-
-def _stored(run: Path, params: Mapping) -> str:
-    if not quantization.is_whole(params):
-        return "Large kernels are stored as float16; all are used as float32."
-    flags = (run / "flags.cfg").read_text(encoding="utf-8")
-    bits = re.findall(r"^--bits=(\d)$", flags, re.MULTILINE)[-1]
-    return (
-        f"Weights are whole numbers of {bits} bits, thresholds whole, too: the same "
-        "spikes on every\nmachine. An urgency is given in mV, of a threshold of 100."
+def _text(
+    card: dict[str, Any],
+    network: ds.SpikingNetwork,
+    test: ds.Report,
+    options: flags.Options,
+    picked: str,
+) -> str:
+    name, bits = card["name"], options.config.bits
+    spikes = dict(zip(network.names, test.layer_spikes[1:], strict=True))
+    pulses = [f"{n} of {layer}" for layer, n in network.pulse_counts.items() if n]
+    return _CARD.format(
+        **card,
+        versions=", ".join(f"{k} {v}" for k, v in card["made_by"].items()),
+        presets=runner.commit().get("commit", "this version"),
+        teacher=_TEACHER.format(name=name) if options.soft_labels else "",
+        picked=picked,
+        stored=_REAL if bits is None else _WHOLE.format(bits=bits),
+        layers=", ".join(spikes),
+        by_layer=", ".join(f"{n:,.0f}" for n in spikes.values()),
+        without_pooling=measures.without_pooling(network, test.layer_spikes),
+        reference=test.reference_spikes,
+        pulses=f" and of pulses ({', '.join(pulses)})" if pulses else "",
     )
 
 
-def _pulses(network: ds.SpikingNetwork) -> str:
-    """Where a network has reference neurons besides those of its urgency."""
-    counts = [f"{n} of {name}" for name, n in network.pulse_counts.items() if n]
-    return f" and of pulses ({', '.join(counts)})" if counts else ""
+def _flags(options: flags.Options) -> str:
+    """The preset of a run, its seed, and whatever else differs from the preset."""
+    named = [f"--preset={options.preset}", f"--seed={options.config.seed}"]
+
+    def parsed(*others: str) -> flags.Options:
+        return flags.parse(["release", *named, *others], dataset=options.dataset)
+
+    usual = parsed().resolved.splitlines()
+    here = ("--data_dir", "--out_dir", "--checkpoint_minutes", "--compilation_cache")
+    lines = [f for f in options.resolved.splitlines() if not f.startswith(here)]
+    others = [line for line in lines if line not in usual]
+    if parsed(*others).config != options.config:  # another kind of a choice
+        others = [line for line in lines if line not in named]
+    return " ".join((*named, *others))
 
 
-def _chosen(card: Mapping[str, Any], urgency: float) -> str:
+def _picked(card: Mapping[str, Any], urgency: float) -> str:
     """How these weights were picked among those of the run's epochs, and whether the
-    urgency is another than the run's."""
+    run had another urgency."""
     other = urgency != card["urgency"]
     if "val_accuracy" not in card:
-        picked = f"On all training images, the last of {card['epochs']} epochs."
+        text = f"On all training images, the last of {card['epochs']} epochs."
         if other:
-            picked += f" Trained with an urgency of {urgency:g} mV a step."
-        return picked
-    picked = (
+            text += f" Trained with an urgency of {urgency:g} mV a step."
+        return text
+    text = (
         f"Best of {card['epochs']} epochs on held-out training images: epoch "
         f"{card['epoch']}, {card['val_accuracy']:.2%} there."
     )
     if other:
-        picked += (
+        text += (
             f" That is with the urgency of the run, {urgency:g} mV a step; "
             f"{card['urgency']:g} was chosen on held-out images afterwards."
         )
-    return picked
+    return text
 
 
 def _rounded(path: tuple, weights: np.ndarray) -> np.ndarray:

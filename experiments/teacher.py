@@ -18,7 +18,7 @@ import dataclasses
 import functools
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,20 +38,20 @@ from ds4nn_jax.networks.weights import digest, write_atomically
 from ds4nn_jax.training import loop
 from ds4nn_jax.training.augmentation import Augmentation
 from ds4nn_jax.training.config import TrainConfig
+from experiments import cnn
 
 _NAME = "experiments.teacher"
 _SMOOTH = 0.05  # of the labels that the teacher learns from
+_BATCH = 256
+_RATE = 0.2  # of learning
 _DECAY = 5e-4  # of its kernels
 _WARM_UP = 0.15  # share of its steps
-_CHUNK = 500  # images at once where it only looks
 _ENTRY = "ds4nn_jax teacher"  # of the file's metadata
 _SHAPE = ("width", "blocks", "classes", "mean", "deviation")  # of a network
 _COUNTS = (  # flags
-    ("teachers", 1, "the mean of so many teaches"),
-    ("teacher_epochs", 40, "of each"),
+    ("teacher_epochs", 40, "of its training"),
     ("teacher_width", 4, "times 16, 32 and 64 features"),
     ("teacher_blocks", 2, "of two layers for each of the three"),
-    ("teacher_batch", 256, "images a step"),
 )
 
 
@@ -138,24 +138,16 @@ def _softmax(network, variables: dict, images: jax.Array, mirror: bool) -> jax.A
     return jnp.mean(jax.nn.softmax(jnp.stack(logits)), axis=0)
 
 
-def shares(network, teachers: list[dict], images: Any, mirror: bool) -> np.ndarray:
-    """Mean softmax of teachers, [N, classes] float32, for images [N, H, W, C] and, if
-    so asked, their mirror images."""
-    images, count = np.asarray(images), len(images)
-    # Chunks of one size, the last filled up: one compilation serves all.
-    chunks = np.arange(-(-count // _CHUNK) * _CHUNK).reshape(-1, _CHUNK) % count
-    parts = [
-        sum(_softmax(network, one, images[chunk], mirror) for one in teachers)
-        for chunk in chunks
-    ]
-    return np.concatenate(parts)[:count] / len(teachers)
+def probabilities(network, variables: dict, images: Any, mirror: bool) -> np.ndarray:
+    """A teacher's softmax, [N, classes] float32, for images [N, H, W, C]; with
+    `mirror` the mean over them and their mirror images."""
+    return cnn.in_chunks(lambda x: _softmax(network, variables, x, mirror), images)
 
 
-def _optimizer(args: argparse.Namespace, steps: int) -> optax.GradientTransformation:
-    total = args.teacher_epochs * steps
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, args.teacher_rate, max(1, round(_WARM_UP * total)), total
-    )
+def _optimizer(total: int) -> optax.GradientTransformation:
+    """For so many steps."""
+    warm_up = max(1, round(_WARM_UP * total))
+    schedule = optax.warmup_cosine_decay_schedule(0.0, _RATE, warm_up, total)
     kernels = functools.partial(jax.tree.map, lambda leaf: leaf.ndim > 1)
     return optax.chain(
         optax.add_decayed_weights(_DECAY, kernels),
@@ -163,114 +155,71 @@ def _optimizer(args: argparse.Namespace, steps: int) -> optax.GradientTransforma
     )
 
 
-def _epoch(network, augmentation: Augmentation, optimizer, size: int):
-    """A jitted function of an epoch: (variables, optimizer's state), key, images and
-    labels to the former and the means of loss and accuracy."""
+def _train(network, augmentation: Augmentation, epochs: int, seed, images, labels):
+    """The variables after epochs on images [n, H, W, C] and labels [n]."""
+    size = min(_BATCH, len(images))
+    steps = len(images) // size
+    optimizer = _optimizer(epochs * steps)
 
-    def loss(params: dict, others: dict, images: jax.Array, labels: jax.Array):
-        logits, changed = network.apply(
-            {**others, "params": params}, images, train=True, mutable=["batch_stats"]
-        )
-        wanted = optax.smooth_labels(jax.nn.one_hot(labels, network.classes), _SMOOTH)
-        value = jnp.mean(optax.softmax_cross_entropy(logits, wanted))
-        return value, (changed, value, jnp.mean(logits.argmax(1) == labels))
+    def loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
+        targets = optax.smooth_labels(jax.nn.one_hot(labels, network.classes), _SMOOTH)
+        return optax.softmax_cross_entropy(logits, targets)
 
-    def step(carry: tuple, batch: tuple) -> tuple:
-        (variables, state), (key, images, labels) = carry, batch
-        images = augmentation.apply(key, images)
-        images = erase(jax.random.fold_in(key, 3), images)
-        params = variables["params"]
-        gradient, (changed, *means) = jax.grad(loss, has_aux=True)(
-            params, variables, images, labels
-        )
-        updates, state = optimizer.update(gradient, state, params)
-        return (
-            {**changed, "params": optax.apply_updates(params, updates)},
-            state,
-        ), means
+    def change(key: jax.Array, images: jax.Array) -> jax.Array:
+        return erase(jax.random.fold_in(key, 3), augmentation.apply(key, images))
 
-    def epoch(carry, key, images, labels):
-        steps = len(images) // size
-        order, drawn = jax.random.split(key)
-        chosen = jax.random.permutation(order, len(images))[: steps * size]
-        chosen = chosen.reshape(steps, size)
-        batches = jax.random.split(drawn, steps), images[chosen], labels[chosen]
-        carry, means = scan(step, carry, batches)
-        return carry, jax.tree.map(jnp.mean, means)
-
-    if jax.default_backend() == "cpu":  # whose convolutions are slow inside a loop
-        scan, step = _one_by_one, jax.jit(step, donate_argnums=0)
-        return epoch
-    scan = jax.lax.scan
-    return jax.jit(epoch, donate_argnums=0)
-
-
-def _one_by_one(step, carry: tuple, batches: tuple) -> tuple:
-    """As `lax.scan`, a call for each step."""
-    means = []
-    for batch in zip(*batches, strict=True):
-        carry, each = step(carry, batch)
-        means.append(each)
-    return carry, jax.tree.map(lambda *each: np.stack(each), *means)
-
-
-def _learnt(args, network, augmentation, seed, images, labels) -> list[dict]:
-    """The variables of each teacher, taught by images [n, H, W, C] and labels [n]."""
-    size = min(args.teacher_batch, len(images))
-    optimizer = _optimizer(args, len(images) // size)
-    epoch = _epoch(network, augmentation, optimizer, size)
-    images, labels = jnp.asarray(images), jnp.asarray(labels)
-    teachers = []
+    step = cnn.train_step(network, optimizer, loss, change)
     print(f"teacher of width {network.width}: compiling …", flush=True)
-    for number in range(1, args.teachers + 1):
-        key = jax.random.fold_in(jax.random.key(seed), 1 + number)  # 1: the student's
-        variables = network.init(key, images[:1], train=False)
-        carry = variables, optimizer.init(variables["params"])
-        for at in range(1, args.teacher_epochs + 1):
-            clock = time.monotonic()
-            carry, means = epoch(carry, jax.random.fold_in(key, at), images, labels)
-            loss, right = map(float, means)  # waits
-            print(
-                f"teacher {number}/{args.teachers}  epoch {at:3d}/{args.teacher_epochs}"
-                f"  loss {loss:.4f}  train {right:.2%}"
-                f"  |  {time.monotonic() - clock:.1f} s",
-                flush=True,
-            )
-        teachers.append(carry[0])
-    return teachers
+    key = jax.random.fold_in(jax.random.key(seed), 2)  # 1: the student's
+    variables = network.init(key, images[:1], train=False)
+    carry = variables, optimizer.init(variables["params"])
+    for epoch in range(1, epochs + 1):
+        clock = time.monotonic()
+        order, drawn = jax.random.split(jax.random.fold_in(key, epoch))
+        batches = np.asarray(jax.random.permutation(order, len(images)))
+        batches = batches[: steps * size].reshape(steps, size)
+        keys = jax.random.split(drawn, steps)
+        carry, (value, accuracy) = cnn.epoch(step, carry, keys, batches, images, labels)
+        print(
+            f"epoch {epoch:3d}/{epochs}  loss {value:.4f}  train {accuracy:.2%}"
+            f"  |  {time.monotonic() - clock:.1f} s",
+            flush=True,
+        )
+    return carry[0]
 
 
-def _save(file: Path, network, teachers: list[dict], notes: dict[str, Any]) -> None:
-    tree = {str(number): variables for number, variables in enumerate(teachers)}
-    flat = flax.traverse_util.flatten_dict(jax.device_get(tree), sep="/")
+def _save(file: Path, network, variables: dict, notes: dict[str, Any]) -> None:
+    flat = flax.traverse_util.flatten_dict(jax.device_get(variables), sep="/")
     shape = {name: getattr(network, name) for name in _SHAPE}
     entry = json.dumps({"network": shape, **notes})
     write_atomically(file, safetensors.numpy.save(flat, {_ENTRY: entry}))
 
 
-def _load(file: Path, learnt: str) -> tuple[ResidualNetwork, list[dict]]:
+def _load(file: Path, images: str) -> tuple[ResidualNetwork, dict]:
     try:
         with safetensors.safe_open(file, "numpy") as opened:
             notes = json.loads((opened.metadata() or {})[_ENTRY])
         flat = safetensors.numpy.load_file(file)
     except (safetensors.SafetensorError, KeyError) as error:
         raise ValueError(f"{file} holds no teacher: {error}") from error
-    if notes["learnt"] != learnt:
+    if notes["images"] != images:
         raise ValueError(
             f"{file} learnt from other images than a run of these flags does: another "
             "data set, seed, --validation or --train_limit"
         )
-    tree = flax.traverse_util.unflatten_dict(flat, sep="/")
-    return ResidualNetwork(**notes["network"]), [tree[k] for k in sorted(tree, key=int)]
+    variables = flax.traverse_util.unflatten_dict(flat, sep="/")
+    return ResidualNetwork(**notes["network"]), variables
 
 
-def _write_labels(file: Path, config: TrainConfig, images, labels, kept, given) -> None:
-    """Soft labels of every epoch; `given` tells those [N, C] of images and labels."""
+def _write_labels(
+    file: Path, config: TrainConfig, images, labels, kept, soft_labels: Callable
+) -> None:
+    """Those of every epoch; `soft_labels` [N, C] are of images and their labels."""
     on_device, see = jnp.asarray(images), jax.jit(functools.partial(seen_in, config))
-    plain = given(on_device, labels)
+    plain = soft_labels(on_device, labels)
     with (
         whole(file) as unfinished,
-        progress.counting("soft labels, epochs", config.epochs) as done,
+        progress.counting("soft labels, epochs", config.epochs) as on_epoch,
     ):
         rows = np.lib.format.open_memmap(
             unfinished, "w+", np.float16, (config.epochs, *plain.shape)
@@ -279,8 +228,9 @@ def _write_labels(file: Path, config: TrainConfig, images, labels, kept, given) 
             batches = loop.epoch_batches(config, kept, epoch)
             at, first = batches.ravel(), (epoch - 1) * len(batches)
             rows[epoch - 1] = plain  # what the epoch leaves out
-            rows[epoch - 1, at] = given(see(on_device, batches, first), labels[at])
-            done(epoch)
+            changed = see(on_device, batches, first)
+            rows[epoch - 1, at] = soft_labels(changed, labels[at])
+            on_epoch(epoch)
         rows.flush()
 
 
@@ -297,20 +247,19 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument(
         "--soft_labels_out", help=".npy file to write; that of --soft_labels"
     )
-    for name, default, what in _COUNTS:
-        parser.add_argument(f"--{name}", type=int, default=default, help=what)
-    parser.add_argument("--teacher_rate", type=float, default=0.2, help="of learning")
+    for name, default, text in _COUNTS:
+        parser.add_argument(f"--{name}", type=int, default=default, help=text)
     parser.add_argument(
         "--label_share", type=float, default=0.0, help="of the labels in them, 0 … 1"
     )
-    args, flags = parser.parse_known_args(argv)
+    args, rest = parser.parse_known_args(argv)
     if not 0 <= args.label_share <= 1:
         parser.error(f"--label_share must be in 0 … 1, got {args.label_share}")
     for name, _, _ in _COUNTS:
         if getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
     # The name takes the place of the data set until one is known.
-    student = flags.parse([_NAME, *flags], dataset=_NAME.removeprefix("experiments."))
+    student = flags.parse([_NAME, *rest], dataset=_NAME.removeprefix("experiments."))
     args.soft_labels_out = args.soft_labels_out or student.soft_labels
     if not (args.soft_labels_out or args.teacher_out):
         parser.error("nothing to write: no --soft_labels_out, no --teacher_out")
@@ -335,35 +284,37 @@ def _run(args: argparse.Namespace, student: flags.Options) -> dict[str, Any]:
         f"out; {config.epochs} epochs of {len(batches)} batches",
         flush=True,
     )
-    known = images[kept], labels[kept]
-    learnt = digest("teacher", zip(("images", "labels"), known, strict=True))
+    training = images[kept], labels[kept]
+    notes = {"dataset": name, "seed": config.seed}
+    key = digest("teacher", zip(("images", "labels"), training, strict=True))
     if args.teacher_from:
-        network, teachers = _load(Path(args.teacher_from), learnt)
+        network, variables = _load(Path(args.teacher_from), key)
     else:
-        pixels = float(known[0].mean()), float(known[0].std())
+        pixels = float(training[0].mean()), float(training[0].std())
         shape = args.teacher_width, args.teacher_blocks, len(dataset.class_names)
         network = ResidualNetwork(*shape, *pixels)
         augmentation = _augmentation(config, name)
-        teachers = _learnt(args, network, augmentation, config.seed, *known)
+        variables = _train(
+            network, augmentation, args.teacher_epochs, config.seed, *training
+        )
     if args.teacher_out:
-        notes = {"dataset": name, "seed": config.seed, "learnt": learnt}
-        _save(Path(args.teacher_out), network, teachers, notes)
+        _save(Path(args.teacher_out), network, variables, {**notes, "images": key})
 
-    def given(images, labels) -> np.ndarray:
-        soft = shares(network, teachers, images, config.augmentation.flip)
+    def soft_labels(images, labels) -> np.ndarray:
+        soft = probabilities(network, variables, images, config.augmentation.flip)
         true = np.eye(network.classes, dtype=np.float32)[labels]
         return args.label_share * true + (1 - args.label_share) * soft
 
-    result = {"dataset": name, "seed": config.seed, "teachers": len(teachers)}
+    result: dict[str, Any] = dict(notes)
     pairs = {"test": (dataset.test_images, dataset.test_labels)}
     pairs |= {"held_out": (images[held], labels[held])} if len(held) else {}
-    for which, (seen, true) in pairs.items():
-        decided = shares(network, teachers, seen, config.augmentation.flip).argmax(1)
-        result[f"{which}_accuracy"] = float(np.mean(decided == true))
+    for which, (some, truth) in pairs.items():
+        soft = probabilities(network, variables, some, config.augmentation.flip)
+        result[f"{which}_accuracy"] = float(np.mean(soft.argmax(1) == truth))
     print(json.dumps(result), flush=True)
     if args.soft_labels_out:
         file = Path(args.soft_labels_out)
-        _write_labels(file, config, images, labels, kept, given)
+        _write_labels(file, config, images, labels, kept, soft_labels)
     return result
 
 

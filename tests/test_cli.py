@@ -1,5 +1,6 @@
-"""The console script `ds4nn` is the experiments under one name."""
+"""The console script `ds4nn`: help, refusals, evaluation."""
 
+import json
 import os
 import re
 import subprocess
@@ -15,15 +16,6 @@ from ds4nn_jax.cli import commands, runner
 @pytest.fixture
 def run(smoke_run):
     return smoke_run[0]
-
-
-@pytest.mark.slow
-def test_evaluate_repeats_what_training_found(run, capsys):
-    commands.main(["evaluate", "digits", f"--evaluate={run / 'best.safetensors'}"])
-    evaluated = capsys.readouterr().out
-    found = (run / "metrics.jsonl").read_text().splitlines()[-1]
-    accuracy = float(found.split('"test_accuracy": ')[1].split(",")[0])
-    assert f"strict accuracy   {accuracy:.2%}" in evaluated
 
 
 @pytest.mark.parametrize(
@@ -56,30 +48,27 @@ def test_refuses(argv, message):
         commands.main(argv)
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["train", "--help"], ["report", "-h"]])
-def test_help_is_on_stdout(argv, capsys):
-    with pytest.raises(SystemExit) as caught:
-        commands.main(argv)
-    told = capsys.readouterr()
-    assert caught.value.code == 0 and told.err == ""
-    assert told.out.startswith("usage: ds4nn")
-
-
 @pytest.mark.parametrize(
     "command, words",
     [
         (["train", "digits"], ["--spec [32C3-P2-64C3-10]", "--resume", "digits_smoke"]),
         (["train", "mnist", "--preset=paper"], ["--spec [64C3-P2-128C3-P2-10]"]),
         (["evaluate"], ["--test_limit", "--urgency"]),
+        (["report"], ["--run_dir", "--data_dir"]),
+        ([], ["ds4nn export mnist", "ds4nn report"]),
     ],
 )
 def test_help_has_what_a_command_needs(command, words, capsys):
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as caught:
         commands.main([*command, "--help"])
-    text = capsys.readouterr().out
-    assert all(word in text for word in [*words, "--data_dir", "--helpfull"])
+    text, errors = capsys.readouterr()
+    assert caught.value.code == 0 and not errors
+    assert text.startswith(" ".join(["usage: ds4nn", *command[:1]]))
+    if command and command[0] != "report":
+        words = [*words, "--data_dir", "--helpfull"]
+    assert all(word in text for word in words)
     assert text.count("\n") < 45 and "experiments." not in text
-    assert ("--epochs" in text) == (command[0] == "train")
+    assert ("--epochs" in text) == (command[:1] == ["train"])
 
 
 def test_terminals_and_platforms_of_another_kind(tmp_path):
@@ -94,7 +83,6 @@ def test_terminals_and_platforms_of_another_kind(tmp_path):
     for arguments, more, message in (
         (["train", "--help"], {}, ""),
         (["train", "digits", "--epochs=1"], tpu, "ds4nn train digits" + lacks),
-        (["export", "mnist", "--out_dir=x"], tpu, "ds4nn export" + lacks),
         (
             ["predict", "--figure=x", "x.png"],
             {"MPLBACKEND": "none"},
@@ -136,16 +124,19 @@ def test_weights_of_another_data_set_are_named(run, tmp_path, capsys):
     assert "trained on 'mnist'" in capsys.readouterr().out
 
 
-def test_an_evaluation_tells_spikes_with_and_without_pooling(run, capsys):
+def test_evaluate_repeats_what_training_found(run, capsys):
+    """And tells spikes with and without pooling."""
     commands.main(["evaluate", "digits", f"--evaluate={run / 'best.safetensors'}"])
-    told = capsys.readouterr().out
-    whole = int(told.split("\n  spikes")[1].split()[0])
-    own, by_layer = told.split("without pooling")[1].split("of all layers: ")
+    text = capsys.readouterr().out
+    test = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert f"strict accuracy   {test['test_accuracy']:.2%}" in text
+    total = int(text.split("\n  spikes")[1].split()[0])
+    unpooled, by_layer = text.split("without pooling")[1].split("of all layers: ")
     layers = dict(part.split() for part in by_layer.splitlines()[0].split(", "))
     counts = {name: int(count) for name, count in layers.items()}
-    assert sum(counts.values()) == pytest.approx(whole, abs=len(counts))
+    assert sum(counts.values()) == pytest.approx(total, abs=len(counts))
     assert counts["pool1"] > 0
-    assert int(own.split()[0]) == pytest.approx(whole - counts["pool1"], abs=2)
+    assert int(unpooled.split()[0]) == pytest.approx(total - counts["pool1"], abs=2)
 
 
 def test_urgency_of_an_evaluation_of_some_images(run, capsys):

@@ -5,7 +5,7 @@ import pytest
 import ds4nn_jax as ds
 from experiments import ensemble
 
-SPECS = ["6C3-P2-5C3-3", "4C3-P2-6-3", "64-7-5-3"]
+SPECS = "6C3-P2-5C3-3", "4C3-P2-6-3"
 
 
 def a_network(spec, rng, shape=(8, 8, 1), padding="SAME", pulses=()):
@@ -34,10 +34,10 @@ def potentials(network, params, images):
 @pytest.mark.parametrize(
     "spec, shape, padding, pulses",
     [
-        *((spec, (8, 8, 1), "SAME", ()) for spec in SPECS),
+        (SPECS[0], (8, 8, 1), "SAME", ()),
         ("4C3-P2-5C3-3", (8, 6, 2), "SAME", (4, 0, 7)),
-        ("4C3-P2-6-3", (8, 10, 1), "VALID", (5,)),
-        ("96-7-3", (8, 6, 2), "SAME", (6, 3)),
+        (SPECS[1], (8, 10, 1), "VALID", (5,)),
+        ("96-7-5-3", (8, 6, 2), "SAME", (6, 3, 0)),
     ],
 )
 def test_merged_potentials_are_the_means(spec, shape, padding, pulses, rng):

@@ -1,5 +1,7 @@
 import ast
+import fnmatch
 import graphlib
+import os
 import re
 import subprocess
 import sys
@@ -28,27 +30,58 @@ def test_import_is_light_and_silent():
 
 
 def test_base_install_predicts_and_names_the_extra_that_is_missing(tmp_path):
+    """In an empty folder, without the laboratory."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extra = {
         re.split(r"\W", entry)[0]
         for entry in project["optional-dependencies"]["experiments"]
     }
     assert extra >= {"matplotlib", "scikit"}
-    blocked = {"scikit": "sklearn", "tensorflow": "tensorflow_datasets"}
+    renamed = {"scikit": "sklearn", "tensorflow": "tensorflow_datasets"}
+    blocked = ["experiments", *(renamed.get(name, name) for name in extra)]
     bar = np.zeros((28, 28), np.uint8)
     bar[4:24, 12:16] = 255
     Image.fromarray(bar).save(tmp_path / "one.png")
     code = f"""
 import sys
-sys.modules.update(dict.fromkeys({[blocked.get(name, name) for name in extra]}))
+sys.modules.update(dict.fromkeys({blocked}))
 from ds4nn_jax.cli import commands
-commands.main(["predict", {str(tmp_path / "one.png")!r}])
-commands.main(["report"])
+for argv in (
+    ["predict", "one.png"], ["report"], ["train", "mnist", "--data_dir=absent"]
+):
+    try:
+        commands.main(argv)
+    except SystemExit as error:
+        print(error)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "one.png: 1 (decided at step" in done.stdout
-    assert re.search(r"needs matplotlib: .*ds4nn_jax\[experiments\]", done.stderr)
-    assert "Traceback" not in done.stderr
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    one, *_, report, train = run.stdout.splitlines()
+    assert one.startswith("one.png: 1 (decided at step "), run.stderr
+    extra = "pip install 'ds4nn_jax[experiments]'"
+    assert report == f"ds4nn report needs matplotlib: {extra}"
+    assert train == f"ds4nn train mnist: figures need matplotlib: {extra}"
+
+
+def test_a_wheel_has_each_file_of_the_package():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
+    listed = settings["setuptools"]["package-data"]
+    packages = set(settings["setuptools"]["packages"])
+    for path in (ROOT / "ds4nn_jax").rglob("*"):
+        if path.is_dir() or "__pycache__" in path.parts:
+            continue
+        folders = [f for f in path.parents if (f / "__init__.py").exists()]
+        package = ".".join(folders[0].relative_to(ROOT).parts)
+        name = path.relative_to(folders[0]).as_posix()
+        assert package in packages, path
+        assert path.suffix == ".py" or any(
+            fnmatch.fnmatch(name, pattern) for pattern in listed[package]
+        ), path
 
 
 def test_public_names_are_documented_and_there():

@@ -6,7 +6,6 @@ from matplotlib.text import Text
 from PIL import Image, ImageSequence
 
 from ds4nn_jax import plots
-from experiments import fronts
 
 NAMES = ("cat", "dog", "a longer name")
 ROWS = [
@@ -332,7 +331,7 @@ def test_output_potentials_counts_what_is_still_unsent():
         draw_potentials(RISING, [2, 1, 4], decision_step=1, spikes_by_step=[1])
 
 
-# accuracy_by_step, by_urgency and fronts
+# accuracy_by_step
 
 
 def test_accuracy_by_step_draws_both_shares_and_the_mean_decision():
@@ -364,93 +363,6 @@ def test_accuracy_by_step_under_a_ceiling():
     assert overlapping(axes.figure, [BoxOf(text) for text in axes.texts]) == []
     with pytest.raises(ValueError, match="a step for each accuracy"):
         plots.accuracy_by_step([0.1, 0.5], [0.1, 1], ceiling=([0, 1], [0.5]))
-
-
-def test_by_bits_puts_real_numbers_last():
-    lines = {"one": [(1, 0.9), (4, 0.95), (None, 0.99)], "two": [(8, 0.8)]}
-    axes = fronts.by_bits(lines).axes[0]
-    drawn = [line.get_xydata().tolist() for line in axes.lines]
-    assert drawn == [[[0, 90], [1, 95], [3, 99]], [[2, 80]]]
-    names = [text.get_text() for text in axes.get_xticklabels()]
-    assert names == ["1", "4", "8", "real"]
-    for wrong in ({}, {"one": []}):
-        with pytest.raises(ValueError, match="at least one line"):
-            fronts.by_bits(wrong)
-
-
-def test_by_urgency_draws_a_panel_for_each_measure():
-    figure = fronts.by_urgency([0, 0.1], [0.9, 0.8], [50, 30], [0.2, 0])
-    drawn = [axes.lines[0].get_xydata().tolist() for axes in figure.axes]
-    assert drawn == [[[0, 90], [0.1, 80]], [[0, 50], [0.1, 30]], [[0, 20], [0.1, 0]]]
-    assert [axes.get_title() for axes in figure.axes] == [
-        "accuracy (%)",
-        "mean decision step",
-        "decided by potentials (%)",
-    ]
-    for wrong in ([0.9], []):
-        with pytest.raises(ValueError, match="as many of each"):
-            fronts.by_urgency(wrong, wrong, [50, 30], wrong)
-
-
-POINTS = [
-    fronts.Point("cheap", 0.90, 100.0, 50.0, True),
-    fronts.Point("worse and dearer", 0.85, 300.0, 60.0, True),
-    fronts.Point("paper", 0.99, 1000.0, None, False),
-    fronts.Point("quick", 0.80, None, 10.0, False),
-]
-
-
-def test_fronts_join_what_none_beats_in_both():
-    figure = fronts.fronts(POINTS, title="Both")
-    spikes, steps = figure.axes
-    *dots, front = spikes.lines
-    np.testing.assert_allclose(front.get_xydata(), [[100, 90], [1000, 99]])
-    np.testing.assert_allclose([dot.get_xdata()[0] for dot in dots], [100, 300, 1000])
-    hollow = [dot.get_markerfacecolor() == "none" for dot in dots]
-    assert hollow == [False, False, True]
-    *dots, front = steps.lines
-    np.testing.assert_allclose(front.get_xydata(), [[10, 80], [50, 90]])
-    assert [t for t in texts(steps) if t] == ["cheap", "worse and dearer", "quick"]
-    assert spikes.get_xscale() == "log" and figure.get_suptitle() == "Both"
-
-
-def test_fronts_show_what_could_be_known_by_a_step():
-    """Beside the points, against the step alone, and without moving the frame."""
-    free = fronts.fronts(POINTS, title="").axes
-    spikes, steps = fronts.fronts(
-        POINTS, title="", ceiling=([0, 30, 99], [0.1, 0.95, 0.99])
-    ).axes
-    *_, ceiling = steps.lines
-    np.testing.assert_allclose(ceiling.get_xydata(), [[0, 10], [30, 95], [99, 99]])
-    assert len(spikes.lines) == len(free[0].lines)
-    assert (steps.get_xlim(), steps.get_ylim()) == (
-        free[1].get_xlim(),
-        free[1].get_ylim(),
-    )
-
-
-def test_fronts_leave_out_a_panel_of_which_nothing_is_known():
-    (axes,) = fronts.fronts(POINTS[2:3], title="").axes
-    assert "spikes" in axes.get_xlabel()
-    for wrong in ([], [POINTS[0]._replace(spikes=0.5)]):
-        with pytest.raises(ValueError, match="at least one spike"):
-            fronts.fronts(wrong, title="")
-
-
-def test_names_of_close_points_are_apart_and_inside():
-    points = [
-        fronts.Point(f"network number {k}", 0.99 + 0.0001 * k, 1000 + k, 20 + k, True)
-        for k in range(8)
-    ]
-    points.append(fronts.Point("far away", 0.9, 9000, 90, True))
-    figure = fronts.fronts(points, title="")
-    for axes in figure.axes:
-        names = [text for text in axes.texts if text.get_text()]
-        assert len(names) == 9
-        assert overlapping(figure, names) == []
-        boxes = [name.get_window_extent() for name in names]
-        assert all((axes.bbox.min <= box.min).all() for box in boxes)
-        assert all((box.max <= axes.bbox.max).all() for box in boxes)
 
 
 # animation

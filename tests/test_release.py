@@ -19,10 +19,8 @@ def shipped(smoke_run, tmp_path):
     run.mkdir()
     for name in ("best.safetensors", "metrics.jsonl", "flags.cfg"):
         (run / name).write_bytes((smoke_run[0] / name).read_bytes())
-    with (run / "flags.cfg").open("a") as flags:
-        flags.write(
-            "--epochs=3\n--regularizer.targets=0.1\n--soft_labels=teacher.npy\n"
-        )
+    with (run / "flags.cfg").open("a") as file:
+        file.write("--epochs=3\n--regularizer.targets=0.1\n--soft_labels=teacher.npy\n")
     out = f"--out_dir={tmp_path / 'out'}"
     release.main(["mine", f"--run_dir={run}", out, "--urgency=0.5"])
     return tmp_path / "out/mine.safetensors", tmp_path / "out/mine.md"
@@ -32,9 +30,9 @@ def test_its_command_is_the_run_it_was(shipped, smoke_run):
     _, card = shipped
     text = card.read_text()
     command = text.partition("Trained by `")[2].partition("`")[0]
-    program, given = command.split("experiments.digits ")
-    assert program.endswith("python -m ")
-    asked = flags.parse(["x", *shlex.split(given)], dataset="digits")
+    _, program, *arguments = shlex.split(command)  # NPROC=…
+    assert program == "ds4nn" and arguments.pop(0) == "train"
+    asked = flags.parse(["ds4nn", *arguments], dataset="", command="train")
     flagfile = f"--flagfile={smoke_run[0] / 'flags.cfg'}"
     run = flags.parse(["x", flagfile], dataset="digits")
     assert asked.soft_labels == "teacher.npy"
@@ -45,23 +43,21 @@ def test_its_command_is_the_run_it_was(shipped, smoke_run):
     assert "with the urgency of the run, 0 mV a step; 0.5 was chosen on held" in text
 
 
-def test_its_card_tells_of_pulses():
-    network = ds.SpikingNetwork.from_spec("8C3-P2-10", pulses=(5, 0))
-    assert release._pulses(network) == " and of pulses (5 of conv1)"
-    assert release._pulses(network.clone(pulses=())) == ""
+def test_large_kernels_alone_are_rounded():
     large = {"kernel": np.ones((200, 100)), "pulses": np.ones((100, 200))}
     kept = jax.tree.map_with_path(release._rounded, large)
     assert kept["kernel"].dtype == np.float16 and kept["pulses"].dtype == np.float64
 
 
 def test_whole_numbers_stay_as_they_are(tmp_path, rng):
-    """Weights, and an urgency in mV; how many bits the run was told."""
+    """Weights, and an urgency in mV. The card tells bits and pulses."""
     digits, run = data.load("digits"), ["--spec=64-10", "--urgency=0.3", "--bits=3"]
+    run += ["--pulses=5"]
     made = flags.parse(["x", *run], dataset="digits")
     kernel = rng.normal(0, 30, (64, 10)).astype(np.float32)
-    own = ds.quantize(
-        made.config.network(), {"params": {"dense1": {"kernel": kernel}}}, bits=3
-    )
+    pulses = rng.normal(0, 30, (5, 10)).astype(np.float32)
+    params = {"params": {"dense1": {"kernel": kernel, "pulses": pulses}}}
+    own = ds.quantize(made.config.network(), params, bits=3)
     notes = {"dataset": "digits", "seed": 0, "epoch": 1, "made_by": {"threads": "1"}}
     ds.save_weights(tmp_path / "best.safetensors", *own, notes=notes)
     (tmp_path / "flags.cfg").write_text(made.resolved)
@@ -72,16 +68,17 @@ def test_whole_numbers_stay_as_they_are(tmp_path, rng):
     jax.tree.map(np.testing.assert_array_equal, params, own[1])
     assert (network.urgency, card["urgency"]) == (own[0].urgency, 0.3)
     text = (tmp_path / "out/mine.md").read_text()
-    assert "whole numbers of 3 bits" in text and "of 0.3 mV (urgency)" in text
+    assert "whole numbers of 3 bits" in text
+    assert "of 0.3 mV (urgency) and of pulses (5 of dense1)" in text
+    assert "`ds4nn evaluate mine` gives them again" in text
     report = ds.evaluate(network, params, digits.test_images, digits.test_labels)
     assert card["accuracy"] == report.accuracy
 
 
-def test_its_command_keeps_what_another_optimizer_shares_with_the_presets(tmp_path):
-    given = ["--preset=mnist", "--optimizer=muon", "--optimizer.norms=held"]
-    run = flags.parse(["x", *given], dataset="mnist")
-    (tmp_path / "flags.cfg").write_text(run.resolved)
-    command = release._flags(tmp_path, {"dataset": "mnist", "seed": 0})
+def test_its_command_keeps_what_another_optimizer_shares_with_the_presets():
+    changes = ["--preset=mnist", "--optimizer=muon", "--optimizer.norms=held"]
+    run = flags.parse(["x", *changes], dataset="mnist")
+    command = release._flags(run)
     assert flags.parse(["x", *command.split()], dataset="mnist").config == run.config
 
 
@@ -99,11 +96,11 @@ def test_its_figures_are_those_of_its_weights(shipped):
 
 def test_its_card_says_how_weights_were_picked():
     picked = {"epochs": 20, "epoch": 16, "urgency": 0.3}
-    told = release._chosen(picked, 0.3)
-    assert told == "On all training images, the last of 20 epochs."
+    text = release._picked(picked, 0.3)
+    assert text == "On all training images, the last of 20 epochs."
     assert (
-        release._chosen(picked, 0.2)
-        == f"{told} Trained with an urgency of 0.2 mV a step."
+        release._picked(picked, 0.2)
+        == f"{text} Trained with an urgency of 0.2 mV a step."
     )
-    told = release._chosen(picked | {"val_accuracy": 0.9902}, 0.3)
-    assert told.endswith("held-out training images: epoch 16, 99.02% there.")
+    text = release._picked(picked | {"val_accuracy": 0.9902}, 0.3)
+    assert text.endswith("held-out training images: epoch 16, 99.02% there.")

@@ -1,14 +1,13 @@
-"""The page that `python -m experiments.report` writes."""
+"""The pages that `ds4nn report` and `python -m experiments.report` write."""
 
+import itertools
 import json
 import os
 import re
 import shutil
 import struct
 import subprocess
-import sys
 from html.parser import HTMLParser
-from pathlib import Path
 
 import jax
 import matplotlib
@@ -18,8 +17,10 @@ from PIL import Image
 
 import ds4nn_jax as ds
 from ds4nn_jax import data, plots
-from ds4nn_jax.cli import measures, page
-from experiments import animate, chapters, digits, report
+from ds4nn_jax.cli import commands, figures, measures, page, report
+from ds4nn_jax.cli.chapters import Network, Trained
+from experiments import animate, chapters, digits
+from experiments import report as papers
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
@@ -27,6 +28,9 @@ CHROMIUM = next(
 )
 EVIL = '<script>document.title = "it ran"</script>'
 NAMES = [f"{EVIL}![x](y) {k}" for k in range(10)]
+
+
+PAPER = chapters.PaperChapters()
 
 
 class Seen(HTMLParser):
@@ -83,7 +87,7 @@ def made(smoke_run, tmp_path_factory):
     (run, test), out = smoke_run, tmp_path_factory.mktemp("page")
     # What a user has set, LaTeX here, is not for these figures.
     with matplotlib.rc_context({"text.usetex": True, "savefig.dpi": 3}):
-        report.main([f"--run_dir={run}", f"--out_dir={out}"])
+        commands.main(["report", f"--run_dir={run}", f"--out_dir={out}"])
     return out, test
 
 
@@ -145,7 +149,7 @@ def hostile(smoke_run, root, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data, "_CLASS_NAMES", named)
         with pytest.raises(SystemExit) as left:
-            report.main(
+            papers.main(
                 [
                     f"--run_dir={bad}",
                     f"--run_dir={folder / 'lost.safetensors'}",
@@ -238,97 +242,76 @@ def test_a_run_on_a_data_set_and_a_grid_of_its_own(root, tmp_path, capsys, monke
     )
 
 
-@pytest.mark.parametrize("batch_size", [7, 30])
-def test_measures_are_those_of_evaluate(smoke_run, batch_size):
-    """Of the network with each urgency, however the images are cut."""
-    network, params, _ = ds.load_weights(smoke_run[0] / "best.safetensors")
+def test_measures_are_those_of_evaluate(rng):
+    """However the images are cut; other urgencies and output potentials come on top of
+    the pulses of the output."""
     images = data.load("digits")
     some = images.test_images[:25], images.test_labels[:25]
-    done = []
-    found = measures.measure(
-        network,
-        params,
-        *some,
-        urgencies=(0.0, 0.6),
-        on_batch=done.append,
-        batch_size=batch_size,
-    )
-    assert done == [*range(batch_size, 25, batch_size), 25]
-    for at in found.urgencies:
-        other = ds.evaluate(network.clone(urgency=at.urgency), params, *some)
-        expected = other.accuracy, other.decision_step, other.silent, other.spikes
-        assert at[1:] == pytest.approx(expected)
-    test = ds.evaluate(network, params, *some)
-    assert found.test.summary() == pytest.approx(test.summary())
-    assert found.urgencies[1].decision_step < found.urgencies[0].decision_step
-    assert found.decided_by_step[-1] == pytest.approx(1 - test.silent)
-    assert found.accuracy_by_step[-1] == pytest.approx(test.accuracy)
-    assert found.accuracy_by_step[0] < test.accuracy
-
-
-def test_measures_of_a_network_with_pulses(rng):
-    """Output potentials and other urgencies come on top of the pulses of the output."""
-    images = data.load("digits")
-    some = images.test_images[:12], images.test_labels[:12]
-    own = ds.SpikingNetwork.from_spec("4C3-P2-10", num_steps=40, pulses=(3, 5))
-    times = own.encode(some[0])
-    params = own.init(jax.random.key(0), times)
+    network = ds.SpikingNetwork.from_spec("4C3-P2-10", num_steps=40, pulses=(3, 5))
+    times = network.encode(some[0])
+    params = network.init(jax.random.key(0), times)
     for layer in params["params"].values():
         layer["pulses"] = rng.normal(5, 30, layer["pulses"].shape).astype(np.float32)
-    found = measures.measure(own, params, *some, urgencies=(0.0, 2.0))
-    for at in found.urgencies:
-        other = ds.evaluate(own.clone(urgency=at.urgency), params, *some)
-        expected = other.accuracy, other.decision_step, other.silent, other.spikes
-        assert at[1:] == pytest.approx(expected)
-    test = found.test
-    assert found.accuracy_by_step[-1] == pytest.approx(test.accuracy)
-    assert (
-        0 < test.layer_reference_spikes[0] <= 3 and test.layer_reference_spikes[1] == 0
-    )
-    assert test.reference_spikes == pytest.approx(sum(test.layer_reference_spikes))
-    trace = own.apply(params, times, method="trace")
-    running = np.asarray(measures.output_potentials(own, params, trace))
+    counts = []
+    options = dict(urgencies=(0.0, 2.0), on_batch=counts.append, batch_size=7)
+    result = measures.measure(network, params, *some, **options)
+    assert counts == [7, 14, 21, 25]
+    for urgency, urged in result.urgencies.items():
+        other = ds.evaluate(network.clone(urgency=urgency), params, *some)
+        assert urged.summary() == pytest.approx(other.summary())
+    reports = result.urgencies.values()
+    drawn = figures.by_urgency(result.urgencies).axes
+    accuracy, steps, _ = (axes.lines[0].get_ydata() for axes in drawn)
+    np.testing.assert_allclose(accuracy, [100 * report.accuracy for report in reports])
+    np.testing.assert_allclose(steps, [report.decision_step for report in reports])
+    assert steps[1] < steps[0]
+    test = ds.evaluate(network, params, *some)
+    assert result.test.summary() == pytest.approx(test.summary())
+    assert result.decided_by_step[-1] == pytest.approx(1 - test.silent)
+    assert result.accuracy_by_step[-1] == pytest.approx(test.accuracy)
+    trace = network.apply(params, times, method="trace")
+    running = np.asarray(measures.output_potentials(network, params, trace))
     first = np.asarray(trace.times[-1]).astype(int).clip(max=39)
     at_spikes = np.take_along_axis(running, first[None], 0)[0]
     np.testing.assert_allclose(at_spikes, trace.potentials, atol=1e-3)
-    assert measures.reference(own, params) == "reference spikes"
-    alone = own.clone(pulses=(), urgency=0.3)
+    assert measures.reference(network, params) == "reference spikes"
+    alone = network.clone(pulses=(), urgency=0.3)
     assert measures.reference(alone, params) == "reference spikes of 0.3 mV"
 
 
 def network(dataset, spec, **options):
     none = np.zeros((0, 1, 1, 1), np.uint8), np.zeros(0, np.int32)
     images = data.Dataset(dataset, *none, *none, ("a",), "nowhere")
-    own = ds.SpikingNetwork.from_spec(spec, **options)
-    return chapters.Network("x", "", own, {}, images, None)
+    weights = ds.Weights(ds.SpikingNetwork.from_spec(spec, **options), {}, {})
+    return Network(Trained("x", "", weights), images, None)
 
 
 def test_only_the_papers_networks_bear_its_numbers():
     mnist, fashion = "64C3-P2-128C3-P2-10", "128C3-P2-128C3-P2-128C3-10"
-    ours = network("mnist", mnist)
-    assert ours.paper("confusion") == "Fig. 4. "
-    assert ours.paper("classes") == ""  # Table 5 is Fashion-MNIST's
+    label, ours = PAPER.label, network("mnist", mnist)
+    assert label(ours, "confusion") == "Fig. 4. "
+    assert label(ours, "classes") == "" and PAPER.by_class(ours) == {}
     urged = network("fashion_mnist", fashion, urgency=0.25)
-    assert urged.paper("classes") == "Table 5: "
+    assert label(urged, "classes") == "Table 5: "  # Fashion-MNIST's
+    assert PAPER.by_class(urged)["spikes, the paper"][0] == "2,709"
     for other in (
         network("kmnist", mnist),
         network("mnist", "784-400-10"),
         network("mnist", mnist, num_steps=50),
     ):
-        assert other.paper("confusion") == other.paper("comparison") == ""
+        assert label(other, "confusion") == label(other, "comparison") == ""
 
 
 def test_a_ceiling_is_drawn_where_it_is_known(tmp_path, monkeypatch):
     monkeypatch.setattr(chapters, "_HERE", tmp_path)
     (tmp_path / "results").mkdir()
     known = {"steps": [0, 5, 9], "test_accuracy": [0.1, 0.7, 0.9], "spec": "8C3-10"}
-    (tmp_path / "results/known-emnist_letters.json").write_text(json.dumps(known))
-    assert chapters._known("emnist/letters", 10) == known
-    assert chapters._known("emnist/letters", 100) is None  # of other steps
-    assert chapters._known("mnist", 10) is None
-    (tmp_path / "results/known-mnist.json").write_text("{}")
-    with pytest.raises(ValueError, match="known-mnist.json is not what"):
-        chapters._known("mnist", 10)
+    text = json.dumps(known | {"held_out_accuracy": 0.8})
+    (tmp_path / "results/known-emnist_letters.json").write_text(text)
+    ceiling, sentence = PAPER.ceiling("emnist/letters", 10)
+    assert ceiling == ([0, 5, 9], [0.1, 0.7, 0.9]) and "80.00% on held" in sentence
+    assert PAPER.ceiling("emnist/letters", 100) == (None, "")  # of other steps
+    assert PAPER.ceiling("mnist", 10) == (None, "")
 
 
 def test_rows_of_several_seeds(tmp_path):
@@ -342,12 +325,12 @@ def test_rows_of_several_seeds(tmp_path):
     (runs,) = chapters.reported("mnist", tmp_path)
     assert runs.spread() == "98.50 (98.00–99.00)"
     assert runs.mean("spikes") == 101
-    assert runs.own_spikes() == 41 + 20 + 1  # pooling and the input left out
+    assert runs.without_pooling() == 41 + 20 + 1  # pooling and the input left out
     assert runs.config.spec == "64C3-P2-128C3-P2-10"
-    assert runs.told() == "mnist.cfg, seeds 0, 2"
+    assert runs.title() == "mnist.cfg, seeds 0, 2"
     (fashion,) = chapters.reported("fashion_mnist", tmp_path)
-    assert fashion.own_spikes() is None  # it has pooling, and tells no layers
-    assert fashion.spread() == "90.00" and fashion.told() == "fashion.cfg, seed 0"
+    assert fashion.without_pooling() is None  # it has pooling, and tells no layers
+    assert fashion.spread() == "90.00" and fashion.title() == "fashion.cfg, seed 0"
     assert chapters.reported("kmnist", tmp_path) == ()
 
 
@@ -399,53 +382,8 @@ def test_says_in_one_line_what_is_missing(
     assert not re.search(message, capsys.readouterr().out), "it is said once"
 
 
-def test_help_is_printed(capsys):
-    from ds4nn_jax.cli import commands
-
-    for main, argv in (
-        (report.main, ["--help"]),
-        (commands.main, ["report", "--help"]),
-    ):
-        with pytest.raises(SystemExit) as left:
-            main(argv)
-        assert left.value.code == 0
-        assert "--run_dir" in capsys.readouterr().out
-
-
-def test_matplotlib_is_missed_before_a_data_set_is(tmp_path):
-    """And not earlier, so that the other commands work."""
-    code = """
-import sys
-sys.modules["matplotlib"] = None
-from experiments import animate, cli
-
-for main, argv in (
-    (commands.main, ["report"]),
-    (commands.main, ["train", "mnist", "--data_dir=absent"]),
-    (animate.main, ["mnist", "--data_dir=absent"]),
-):
-    try:
-        main(argv)
-    except SystemExit as error:
-        print(error)
-"""
-    run = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
-    )
-    extra = "pip install 'ds4nn_jax[experiments]'"
-    assert run.stdout.splitlines() == [
-        f"ds4nn report needs matplotlib: {extra}",
-        f"ds4nn train mnist: figures need matplotlib: {extra}",
-        f"experiments.animate needs matplotlib: {extra}",
-    ], run.stderr
-
-
 def test_numbers_stand_right_and_names_left(tmp_path):
-    table = page.Table(("run", "spec", "share"), [("a", page.Code("8C3"), "1")], 2)
+    table = page.Table(("run", "spec", "share"), [("a", page.code("8C3"), "1")], 2)
     drawing = page.Drawing(plots.spikes_per_layer([1], ["a"]), "<i>c</i>")
     blocks = [page.Heading(2, "One & two"), table, drawing]
     page.write_html("T", blocks, tmp_path / "t.html")
@@ -478,10 +416,76 @@ def test_animates_a_test_image_of_a_run(smoke_run, tmp_path, capsys):
             animate.main(argv)
 
 
-def test_table_1_is_that_of_the_paper():
-    blocks = list(chapters._parameters("mnist"))
-    (table,) = (block for block in blocks if isinstance(block, page.Table))
-    paper = {row[0]: row[1] for row in table.rows}
-    assert paper["optimizer.learning_rate"] == "0.1"
-    assert paper["initial_weights.ranges"].startswith("0.0:80.0,0.0:50.0")
-    assert all(row[1] != row[2] for row in table.rows)
+def test_the_papers_tables_stand_beside_reported_runs():
+    blocks = list(PAPER.of_dataset("mnist", ()))
+    rows = {r[0]: r for b in blocks if isinstance(b, page.Table) for r in b.rows}
+    assert rows["DS4NN, the paper"][2:] == ("99.3", "1,126", "", "15.6")
+    (ours,) = (r for name, r in rows.items() if "mnist.cfg, seeds 0, 1, 2" in name)
+    assert ours[1] == "64C3-P2-128C3-P2-10"
+    (paper, better), *_ = [rows["optimizer.learning_rate"][1:]]
+    assert paper == "0.1" != better
+    assert rows["initial_weights.ranges"][1].startswith("0.0:80.0,0.0:50.0")
+    assert [b.text for b in blocks if isinstance(b, page.Heading)] == [
+        "Accuracies and their cost",
+        "Accuracy against bits a weight",
+        "Table 1: parameters",
+    ]
+    (_, dead) = (b for b in chapters._dead_neurons() if not isinstance(b, page.Heading))
+    assert [row[2] for row in dead.rows] == ["95.4%", "61.0%", "95.0%"]
+
+
+# Figures
+
+
+def test_by_bits_puts_real_numbers_last():
+    lines = {"one": [(1, 0.9), (4, 0.95), (None, 0.99)], "two": [(8, 0.8)]}
+    axes = chapters.by_bits(lines).axes[0]
+    drawn = [line.get_xydata().tolist() for line in axes.lines]
+    assert drawn == [[[0, 90], [1, 95], [3, 99]], [[2, 80]]]
+    names = [text.get_text() for text in axes.get_xticklabels()]
+    assert names == ["1", "4", "8", "real"]
+
+
+def test_fronts_join_what_none_beats_in_both():
+    """The ceiling lies beside the points, against the step alone, and does not move
+    the frame."""
+    points = [
+        figures.Point("cheap", 0.90, 100.0, 50.0),
+        figures.Point("worse and dearer", 0.85, 300.0, 60.0),
+        figures.Point("paper", 0.99, 1000.0, None, ours=False),
+        figures.Point("quick", 0.80, None, 10.0, ours=False),
+    ]
+    free = figures.fronts(points, title="Both").axes[1]
+    ceiling = [0, 30, 99], [0.1, 0.95, 0.99]
+    spikes, steps = figures.fronts(points, title="Both", ceiling=ceiling).axes
+    *dots, front = spikes.lines
+    np.testing.assert_allclose(front.get_xydata(), [[100, 90], [1000, 99]])
+    np.testing.assert_allclose([dot.get_xdata()[0] for dot in dots], [100, 300, 1000])
+    hollow = [dot.get_markerfacecolor() == "none" for dot in dots]
+    assert hollow == [False, False, True]
+    *dots, front, dotted = steps.lines
+    np.testing.assert_allclose(front.get_xydata(), [[10, 80], [50, 90]])
+    np.testing.assert_allclose(dotted.get_xydata(), [[0, 10], [30, 95], [99, 99]])
+    names = [text.get_text() for text in steps.texts if text.get_text()]
+    assert names == ["cheap", "worse and dearer", "quick"]
+    assert spikes.get_xscale() == "log"
+    assert (steps.get_xlim(), steps.get_ylim()) == (free.get_xlim(), free.get_ylim())
+    (alone,) = figures.fronts(points[2:3], title="").axes
+    assert "spikes" in alone.get_xlabel()
+
+
+def test_names_of_close_points_are_apart_and_inside():
+    points = [
+        figures.Point(f"network number {k}", 0.99 + 0.0001 * k, 1000 + k, 20 + k)
+        for k in range(8)
+    ]
+    points.append(figures.Point("far away", 0.9, 9000, 90))
+    figure = figures.fronts(points, title="")
+    figure.savefig(os.devnull, format="png")  # lays the figure out
+    for axes in figure.axes:
+        boxes = [t.get_window_extent() for t in axes.texts if t.get_text()]
+        assert len(boxes) == 9
+        for one, other in itertools.combinations(boxes, 2):
+            assert not one.overlaps(other)
+        assert all((axes.bbox.min <= box.min).all() for box in boxes)
+        assert all((box.max <= axes.bbox.max).all() for box in boxes)

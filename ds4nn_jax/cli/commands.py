@@ -1,4 +1,4 @@
-"""`ds4nn`: the experiments as one command."""
+"""The console script `ds4nn`: a subcommand for each use."""
 
 import argparse
 import sys
@@ -26,9 +26,9 @@ def main(argv: Sequence[str] | None = None) -> None:
       SystemExit: after --help, or with a message for what cannot be done.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    asked, rest = _parser().parse_known_args(argv)
-    with progress.naming_missing(f"ds4nn {asked.command}"):
-        _run(asked, rest)
+    args, rest = _parser().parse_known_args(argv)
+    with progress.naming_missing(f"ds4nn {args.command}"):
+        _run(args, rest)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -47,19 +47,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(asked: argparse.Namespace, rest: list[str]) -> None:
-    if asked.command == "report":
-        from experiments import report
+def _run(args: argparse.Namespace, rest: list[str]) -> None:
+    if args.command == "report":
+        from ds4nn_jax.cli import report
 
-        report.main(rest, "ds4nn report")
-    elif asked.command in ("predict", "export"):
+        report.main(rest)
+    elif args.command in ("predict", "export"):
         if rest:
-            raise SystemExit(f"ds4nn {asked.command}: unknown flag {rest[0]}")
-        {"predict": predict, "export": export}[asked.command].main(asked)
+            raise SystemExit(f"ds4nn {args.command}: unknown flag {rest[0]}")
+        {"predict": predict, "export": export}[args.command].main(args)
     else:
         from ds4nn_jax.cli import runner
 
-        runner.main(["ds4nn", *rest], command=asked.command)
+        runner.main(["ds4nn", *rest], command=args.command)
 
 
 def program() -> None:

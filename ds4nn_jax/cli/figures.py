@@ -1,15 +1,28 @@
 """The figures of a trained network, as runs and the report draw them."""
 
 import contextlib
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import matplotlib.style
 import numpy as np
 from matplotlib.animation import Animation
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
+from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.transforms import Bbox
 
 import ds4nn_jax as ds
 from ds4nn_jax import data, plots
-from ds4nn_jax.cli.measures import output_potentials
+from ds4nn_jax.cli import measures
+
+_BLACK, _BLUE, _VERMILION, _GREEN = "#000000", "#0072B2", "#D55E00", "#009E73"
+
+# Where the name of a point may stand: right, left, above, below, corners; then farther.
+_DIRECTIONS = [(1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1)]
+_DISTANCES = (7, 16, 28, 42, 58)  # points of 1/72 inch
 
 
 def style() -> contextlib.AbstractContextManager[None]:
@@ -24,15 +37,15 @@ def of_network(
     network makes of it: not the best looking one."""
     names = literal(images.class_names)
     layers = ("input", *network.names)
-    done = trace(network, params, images.test_images[0])
-    times = np.asarray(done.times[-1][0])
-    every = np.concatenate([np.ravel(t) for t in done.times[1:]]).astype(int)
+    result = trace(network, params, images.test_images[0])
+    times = np.asarray(result.times[-1][0])
+    every = np.concatenate([np.ravel(t) for t in result.times[1:]]).astype(int)
     emitted = np.bincount(every, minlength=network.num_steps)[: network.num_steps]
     return {
         "confusion": plots.confusion(test.confusion, names),
-        "raster": raster(network, done),
+        "raster": raster(network, result),
         "output_potentials": plots.output_potentials(
-            np.asarray(output_potentials(network, params, done)[:, 0]),
+            np.asarray(measures.output_potentials(network, params, result)[:, 0]),
             times,
             threshold=network.threshold,
             label=int(images.test_labels[0]),
@@ -52,15 +65,15 @@ def animation(
     class_names: tuple[str, ...],
 ) -> Animation:
     """Spikes and output potentials of one image [H, W, C] up to its decision."""
-    done = trace(network, params, image)
-    hidden = zip(network.names[:-1], done.times[1:-1], strict=True)
+    result = trace(network, params, image)
+    hidden = zip(network.names[:-1], result.times[1:-1], strict=True)
     return plots.animation(
-        np.asarray(done.times[0][0]),
+        np.asarray(result.times[0][0]),
         [(name, np.asarray(times)) for name, times in hidden],
-        np.asarray(output_potentials(network, params, done)[:, 0]),
+        np.asarray(measures.output_potentials(network, params, result)[:, 0]),
         threshold=network.threshold,
         class_names=literal(class_names),
-        decision_step=int(done.times[-1].min()),
+        decision_step=int(result.times[-1].min()),
     )
 
 
@@ -71,7 +84,7 @@ def literal(names: tuple[str, ...]) -> tuple[str, ...]:
 
 def trace(network: ds.SpikingNetwork, params: dict, image: np.ndarray) -> ds.Trace:
     """What a network does with one image [H, W, C]."""
-    return network.apply(params, network.encode(image[None]), method="trace")
+    return measures.trace(network, params, image[None])
 
 
 def raster(network: ds.SpikingNetwork, trace: ds.Trace) -> Figure:
@@ -83,3 +96,158 @@ def raster(network: ds.SpikingNetwork, trace: ds.Trace) -> Figure:
         network.num_steps,
         decision_step=decision if decision < network.num_steps else None,
     )
+
+
+class Point(NamedTuple):
+    """A network among others.
+
+    Attributes:
+      name: drawn beside it.
+      accuracy: in 0 … 1.
+      spikes: mean an image up to the decision, None where it is not known.
+      decision_step: its mean, None where it is not known.
+      ours: drawn full, others' hollow.
+    """
+
+    name: str
+    accuracy: float
+    spikes: float | None
+    decision_step: float | None
+    ours: bool = True
+
+
+def fronts(
+    points: Sequence[Point],
+    *,
+    title: str,
+    ceiling: tuple[Sequence[float], Sequence[float]] | None = None,
+) -> Figure:
+    """Accuracy against spikes and against the decision step, each network by its name.
+
+    A line joins those that none beats in both. A panel leaves out what is not known.
+
+    Args:
+      points: the networks; some with spikes or with a decision step.
+      title: of the figure.
+      ceiling: (steps, accuracy in 0 … 1): what could be known by each step, a dotted
+        line against the decision step, as far as it is among the points.
+    """
+    costs = {
+        "mean spikes per image up to the decision": [
+            (max(1, p.spikes), p) for p in points if p.spikes is not None
+        ],
+        "mean decision step": [
+            (p.decision_step, p) for p in points if p.decision_step is not None
+        ],
+    }
+    panels = [(label, known) for label, known in costs.items() if known]
+    figure = Figure(figsize=(1 + 5 * len(panels), 4.6), layout="constrained")
+    figure.suptitle(title)
+    columns = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (label, known) in zip(columns, panels, strict=True):
+        _front(axes, known)
+        axes.set(xlabel=label, ylabel="accuracy on the test images (%)")
+        if "spikes" in label:
+            axes.set_xscale("log")
+            axes.tick_params(axis="x", labelsize="small")
+            axes.xaxis.set_major_formatter("{x:,.0f}")
+            axes.xaxis.set_minor_formatter(NullFormatter())
+            axes.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
+        axes.margins(0.2)
+        axes.set_ylim(top=min(axes.get_ylim()[1], 100.5))
+        axes.grid(alpha=0.3)
+        if ceiling is not None and "step" in label:
+            steps, accuracy = ceiling
+            axes.autoscale(False)
+            axes.plot(steps, 100 * np.array(accuracy), ":", color=_VERMILION, zorder=0)
+    figure.draw_without_rendering()  # lays out: names are placed on paper
+    for axes, (_, known) in zip(columns, panels, strict=True):
+        _name_points(axes, known)
+    return figure
+
+
+def _front(axes: Axes, points: Sequence[tuple[float, Point]]) -> None:
+    """Networks by their cost, and a line through those that none beats in both."""
+    best: list[tuple[float, float]] = []
+    for cost, point in sorted(points, key=lambda pair: (pair[0], -pair[1].accuracy)):
+        accuracy = 100 * point.accuracy
+        axes.plot(
+            cost,
+            accuracy,
+            "o",
+            color=_BLUE if point.ours else _BLACK,
+            markerfacecolor=None if point.ours else "none",
+            markersize=7,
+        )
+        if not best or accuracy > best[-1][1]:
+            best.append((cost, accuracy))
+    axes.plot(*zip(*best, strict=True), color="grey", linewidth=1, zorder=0)
+
+
+def _name_points(axes: Axes, points: Sequence[tuple[float, Point]]) -> None:
+    """Each name inside the frame, near its point, clear of points and other names."""
+    places = [(cost, 100 * point.accuracy) for cost, point in points]
+    half = 6 * axes.figure.dpi / 72
+    taken = [Bbox([at - half, at + half]) for at in axes.transData.transform(places)]
+
+    def clashes(place: tuple) -> float:
+        box = _placed(text, *place)
+        outside = np.greater(axes.bbox.min, box.min) | (box.max > axes.bbox.max)
+        return box.count_overlaps(taken) + float(np.sum(outside))
+
+    for place, (_, point) in zip(places, points, strict=True):
+        text = axes.annotate(
+            point.name,
+            place,
+            xytext=(0, 0),
+            textcoords="offset points",
+            fontsize=8,
+            # Above lines, which would strike it through.
+            bbox=dict(facecolor="white", edgecolor="none", alpha=0.8, pad=0.5),
+        )
+        text.set_in_layout(False)  # names follow the layout, not the other way
+        best = min(itertools.product(_DISTANCES, _DIRECTIONS), key=clashes)
+        taken.append(_placed(text, *best))
+        if best[0] > _DISTANCES[0]:
+            axes.annotate(
+                "",
+                place,
+                xytext=text.get_position(),
+                textcoords="offset points",
+                arrowprops=dict(arrowstyle="-", color="grey", shrinkA=0, shrinkB=4),
+                zorder=1,
+            )
+
+
+def _placed(text: Annotation, distance: float, direction: tuple[int, int]) -> Bbox:
+    """Where a name is once it stands in that direction from its point."""
+    right, up = direction
+    text.set(
+        position=(distance * right, distance * up),
+        ha=("right", "center", "left")[right + 1],
+        va=("top", "center", "bottom")[up + 1],
+    )
+    return text.get_window_extent().padded(1)
+
+
+def by_urgency(reports: Mapping[float, ds.Report]) -> Figure:
+    """Accuracy, decision step and share decided by potentials against the urgency.
+
+    Args:
+      reports: of the same weights with each urgency, by mV a step, ascending.
+    """
+    figure = Figure(figsize=(9.6, 3), layout="constrained")
+    for axes, name, scale, label, colour in zip(
+        figure.subplots(1, 3),
+        ("accuracy", "decision_step", "silent"),
+        (100, 1, 100),
+        ("accuracy (%)", "mean decision step", "decided by potentials (%)"),
+        (_BLUE, _VERMILION, _GREEN),
+        strict=True,
+    ):
+        values = [scale * getattr(report, name) for report in reports.values()]
+        axes.plot([*reports], values, "o-", color=colour, markersize=4)
+        axes.set(xlabel="urgency u (mV a step)", title=label)
+        axes.ticklabel_format(useOffset=False)
+        axes.grid(alpha=0.3)
+    return figure

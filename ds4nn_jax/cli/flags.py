@@ -41,7 +41,7 @@ class Options:
       init_from: fine-tune the weights of this .safetensors file, or of a shipped
         network.
       soft_labels: a .npy file of shares of the classes for all N training images,
-        [N, C], or [epochs, N, C] as `experiments.teacher` writes them.
+        [N, C], or [epochs, N, C].
       train_limit: use the first so many training images; 0: all. The preset "smoke"
         has 4000.
       test_limit: use the first so many test images; 0: all.

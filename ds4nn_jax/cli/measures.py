@@ -1,10 +1,9 @@
 """What the report measures of a network, in one pass over a data set."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import ds4nn_jax as ds
@@ -46,24 +45,6 @@ def reference(network: ds.SpikingNetwork, params: dict) -> str:
     return f"reference spikes{of}"
 
 
-class AtUrgency(NamedTuple):
-    """What an urgency makes of a network; means over the images.
-
-    Attributes:
-      urgency: u, mV a step into every output.
-      accuracy: strict.
-      decision_step: T where no output fires.
-      silent: share of the images for which no output fires: potentials decide.
-      spikes: of all layers up to the decision, input and reference spikes apart.
-    """
-
-    urgency: float
-    accuracy: float
-    decision_step: float
-    silent: float
-    spikes: float
-
-
 class Measured(NamedTuple):
     """A network on a data set.
 
@@ -71,13 +52,13 @@ class Measured(NamedTuple):
       test: its report.
       accuracy_by_step: [T] share of the images that `predict_by` gets right.
       decided_by_step: [T] share of the images for which an output has fired.
-      urgencies: the same weights with each of the urgencies asked for.
+      urgencies: a report of the same weights with each urgency, by mV a step.
     """
 
     test: ds.Report
     accuracy_by_step: np.ndarray
     decided_by_step: np.ndarray
-    urgencies: tuple[AtUrgency, ...]
+    urgencies: dict[float, ds.Report]
 
 
 def measure(
@@ -100,64 +81,70 @@ def measure(
       urgencies: mV a step, where θ is 100 mV.
       on_batch: called with the images done.
       batch_size: images at a time; of no influence on the result.
-
-    Raises:
-      ValueError: as `ds.evaluate`.
     """
     images, labels = ds.networks.evaluation.pairs(images, labels, network.num_classes)
     ds.networks.evaluation.check_params(network, params, images)
-    theta = network.thresholds(params)[-1]
-    unit = quantization.millivolt(network, params)
-    shared = dict(num_steps=network.num_steps, threshold=theta, engine=network.engine)
+    variants = [urged(network, params, urgency) for urgency in urgencies]
 
     @jax.jit
     def batch(params, pixels):
-        trace = network.apply(params, network.encode(pixels), method="trace")
-        own = ds.decide(trace)
-        guesses = ds.predict_by(
-            trace.times[-1], output_potentials(network, params, trace)
-        )
-        *arrays, pulses = entering(network, params, trace)
-        others = []
-        for at in urgencies:
-            options = dict(shared, urgency=at * unit, pulses=pulses)
-            out = ds.dense(*arrays, **options)
-            peaks = ds.decision_potentials(*arrays, **options)
-            peaks = _response.comparable(peaks, theta)
-            times = *trace.times[:-1], out
-            decided = ds.decide(ds.Trace(times, peaks, network.num_steps))
-            spikes = decided.spikes[:, 1:].sum(axis=1)
-            others.append((decided.label, decided.step, spikes))
-        return own, guesses.T, tuple(jnp.stack(x) for x in zip(*others, strict=True))
+        first = trace(network, params, pixels)
+        potentials = output_potentials(network, params, first)
+        traces = first, *(_decided_by(other, params, first) for other in variants)
+        return ds.predict_by(first.times[-1], potentials).T, [*map(ds.decide, traces)]
 
-    decisions, right, first, others = [], [], [], []
-    for start, some, count in ds.networks.inference.batches_of(images, batch_size):
+    correct, decisions = [], []
+    for start, pixels, count in ds.networks.inference.batches_of(images, batch_size):
         truth = labels[start : start + count]
-        own, guesses, at = jax.device_get(batch(params, some))
-        rows = ds.Decisions(*(None if x is own.fired else x[:count] for x in own))
-        decisions.append((rows._replace(fired=own.fired), truth))
-        right.append(guesses[:count] == truth[:, None])
-        first.append(own.step[:count])
-        others.append([x[:, :count] for x in at])
+        guesses, decided = jax.device_get(batch(params, pixels))
+        correct.append(guesses[:count] == truth[:, None])
+        decisions.append([(_first(each, count), truth) for each in decided])
         on_batch(start + count)
 
-    steps = np.arange(network.num_steps)
-    test = ds.report(decisions, network.num_classes)
-    by = np.concatenate(first)[:, None] <= steps
-    found = [np.concatenate(x, axis=1) for x in zip(*others, strict=True)]
-    each = [
-        AtUrgency(
-            at,
-            accuracy=float(np.mean(label == labels)),
-            decision_step=float(step.mean()),
-            silent=float(np.mean(step == network.num_steps)),
-            spikes=float(spikes.mean()),
-        )
-        for at, label, step, spikes in zip(urgencies, *found, strict=True)
-    ]
-    return Measured(
-        test, np.concatenate(right).mean(axis=0), by.mean(axis=0), tuple(each)
+    test, *others = (
+        ds.report(batches, network.num_classes)
+        for batches in zip(*decisions, strict=True)
     )
+    steps = np.concatenate([decided.step for (decided, _), *_ in decisions])
+    fired = steps[:, None] <= np.arange(network.num_steps)
+    return Measured(
+        test,
+        np.concatenate(correct).mean(axis=0),
+        fired.mean(axis=0),
+        dict(zip(urgencies, others, strict=True)),
+    )
+
+
+def trace(network: ds.SpikingNetwork, params: dict, images: Any) -> ds.Trace:
+    """What a network does with images [B, H, W, C]."""
+    result: Any = network.apply(params, network.encode(images), method="trace")
+    return result
+
+
+def _decided_by(network: ds.SpikingNetwork, params: dict, trace: ds.Trace) -> ds.Trace:
+    """The trace of a network that differs in its urgency alone."""
+    *arrays, pulses = entering(network, params, trace)
+    theta = network.thresholds(params)[-1]
+    options: Any = dict(
+        num_steps=network.num_steps,
+        threshold=theta,
+        engine=network.engine,
+        urgency=network.urgency,
+        pulses=pulses,
+    )
+    peaks = ds.decision_potentials(*arrays, **options)
+    return ds.Trace(
+        (*trace.times[:-1], ds.dense(*arrays, **options)),
+        _response.comparable(peaks, theta),
+        network.num_steps,
+        network.reference_neurons,
+    )
+
+
+def _first(decisions: ds.Decisions, count: int) -> ds.Decisions:
+    """Those of the first images: the last batch is filled up."""
+    rows = jax.tree.map(lambda x: x[:count], decisions)
+    return rows._replace(fired=decisions.fired)
 
 
 def output_potentials(
@@ -176,6 +163,6 @@ def output_potentials(
 def entering(
     network: ds.SpikingNetwork, params: dict, trace: ds.Trace
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """What the output layer hears [B, I], its kernel [I, C], and its pulses [P, C]."""
+    """Spike times into the output layer [B, I], its kernel [I, C], pulses [P, C]."""
     times, output = trace.times[-2], params["params"][network.names[-1]]
     return times.reshape(len(times), -1), output["kernel"], output.get("pulses")

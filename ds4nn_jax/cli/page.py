@@ -1,6 +1,6 @@
 """A page of text, tables and figures, as one HTML file that needs no other.
 
-Whatever is put on it is text: jinja2 escapes it.
+Whatever is put on it is text, which jinja2 escapes, but for `code` and `strong`.
 """
 
 import base64
@@ -10,20 +10,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jinja2
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from ds4nn_jax.networks.weights import write_atomically
 
 
-class Code(str):
-    """Text to be shown as code."""
+def code(text: str) -> Markup:
+    return Markup("<code>{}</code>").format(text)
 
 
-class Strong(str):
-    """Text to be shown as important."""
-
-
-Parts = str | Sequence[str]
+def strong(text: str) -> Markup:
+    return Markup("<strong>{}</strong>").format(text)
 
 
 class Heading(NamedTuple):
@@ -32,7 +30,7 @@ class Heading(NamedTuple):
 
 
 class Text(NamedTuple):
-    parts: Parts
+    text: str
     missing: bool = False
 
 
@@ -40,7 +38,7 @@ class Table(NamedTuple):
     """Numbers stand in all columns but the first `names`."""
 
     header: Sequence[str]
-    rows: Sequence[Sequence[Parts]]
+    rows: Sequence[Sequence[str]]
     names: int = 1
 
 
@@ -60,11 +58,7 @@ Block = Heading | Text | Table | Listing | Drawing
 
 
 def write_html(title: str, blocks: Iterable[Block], path: Path) -> None:
-    """Figures are inside, contents in front of the first heading of level 2.
-
-    Raises:
-      OSError: the file cannot be written; an older one stays.
-    """
+    """Figures are inside, contents in front of the first heading of level 2."""
     blocks = list(blocks)
     contents = [
         (number, block)
@@ -77,21 +71,10 @@ def write_html(title: str, blocks: Iterable[Block], path: Path) -> None:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {
-        "kind": lambda block: type(block).__name__,
-        "parts": _parts,
-        "svg": _svg,
-    }
+    environment.filters |= {"kind": lambda block: type(block).__name__, "svg": _svg}
     template = environment.from_string(Path(__file__).with_suffix(".html").read_text())
     text = template.render(title=title, blocks=blocks, contents=contents)
     write_atomically(path, text.encode(errors="backslashreplace"))
-
-
-def _parts(text: Parts) -> list[tuple[str, str]]:
-    """Each part with the tag that it is shown in; "": none."""
-    parts = (text,) if isinstance(text, str) else text
-    tags = {Code: "code", Strong: "strong"}
-    return [(tags.get(type(part), ""), str(part)) for part in parts]
 
 
 def _svg(figure: Figure) -> str:
