@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jinja2
 from matplotlib.figure import Figure
 
-from ds4nn_jax.networks.weights import write_atomically
+from ds4nn_jax._files import write_atomically
 
 
 class Code(str):

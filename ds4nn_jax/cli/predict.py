@@ -20,9 +20,9 @@ import numpy as np
 
 import ds4nn_jax as ds
 from ds4nn_jax import data
+from ds4nn_jax._files import write_atomically
 from ds4nn_jax.cli import measures, progress
 from ds4nn_jax.networks import evaluation, pretrained
-from ds4nn_jax.networks.weights import write_atomically
 
 _AT_A_TIME = 64  # pictures
 _AT_ONCE = 2**25  # spike times of all layers together

@@ -32,9 +32,9 @@ from jax.experimental import multihost_utils
 
 import ds4nn_jax as ds
 from ds4nn_jax import data
+from ds4nn_jax._files import write_atomically
 from ds4nn_jax.cli import flags, measures, progress
 from ds4nn_jax.networks import pretrained
-from ds4nn_jax.networks.weights import write_atomically
 from ds4nn_jax.training import parallel
 from ds4nn_jax.training.checkpoints import Checkpoints
 
