@@ -106,9 +106,8 @@ def _opaque(image: Image.Image, remarks: list[str]) -> Image.Image:
     mode = "L" if image.mode in ("L", "LA") else "RGB"
     image = image.convert("RGBA")
     alpha = image.getchannel("A")
-    visible = np.asarray(alpha) > 127
-    if alpha.getextrema()[0] < 255:
-        tones = np.asarray(image.convert("L"))[visible]
+    if np.asarray(alpha).min() < 255:
+        tones = np.asarray(image.convert("L"))[np.asarray(alpha) > 127]
         light = not tones.size or np.median(tones) >= 128  # of nothing: black
         left, top, right, bottom = alpha.getbbox() or (0, 0, 0, 0)
         filled = tones.size > 0.75 * (right - left) * (bottom - top)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 import jax
+import numpy as np
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -212,7 +213,8 @@ def working(what: str) -> contextlib.AbstractContextManager:
 
 
 def _three(metrics: StepMetrics | Report) -> list[float]:
-    return [float(x) for x in (metrics.accuracy, metrics.decision_step, metrics.spikes)]
+    numbers = metrics.accuracy, metrics.decision_step, metrics.spikes
+    return [float(np.asarray(number)) for number in numbers]
 
 
 def _cost(accuracy: float, step: float, spikes: float) -> str:

@@ -82,9 +82,12 @@ def main(
 
 def _evaluate(options: flags.Options) -> ds.Report:
     name = options.evaluate or ""
-    weights = pretrained.find(options.dataset if name == "pretrained" else name)
+    network, params, notes = (
+        pretrained.load(options.dataset)
+        if name == "pretrained"
+        else pretrained.find(name)
+    )
     images = _images(options)
-    network, params, notes = weights
     if notes.get("dataset", images.name) != images.name:
         print(f"note: these weights were trained on {notes['dataset']!r}")
     network = measures.urged(network, params, options.urgency)
