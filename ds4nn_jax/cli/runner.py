@@ -111,6 +111,9 @@ def _train(options: flags.Options) -> ds.Report | None:
     images = _images(options)
     options = _for_classes(options, len(images.class_names))
     config = options.config
+    mesh = None
+    if options.num_devices or options.distributed:
+        mesh = parallel.data_mesh(options.num_devices or None)
     lead = jax.process_index() == 0  # of several processes, the one that writes
     first = functools.partial(
         ds.initial_checkpoint,
@@ -138,7 +141,7 @@ def _train(options: flags.Options) -> ds.Report | None:
         run.begin(start)
     if jax.process_count() > 1:
         start = parallel.from_first(start)
-    _train_epochs(options, images, params, start, run)
+    _train_epochs(options, images, params, start, mesh, run)
     return None if run is None else run.finish()
 
 
@@ -147,6 +150,7 @@ def _train_epochs(
     images: data.Dataset,
     params: dict | None,
     start: ds.Checkpoint,
+    mesh: jax.sharding.Mesh | None,
     run: "_Run | None",
 ) -> None:
     """All epochs that are left, recorded and shown; signals stop them."""
@@ -159,9 +163,6 @@ def _train_epochs(
             display.on_step(step)
         stopping.on_step(step)
 
-    mesh = None
-    if options.num_devices or options.distributed:
-        mesh = parallel.data_mesh(options.num_devices or None)
     epochs = ds.train(
         config,
         images.train_images,
