@@ -128,36 +128,28 @@ def test_it_is_the_networks_own_decision(capsys, images, tmp_path):
     assert steps == decided.step.tolist()
 
 
-def test_inverted_on_request(capsys, weights, picture):
-    dark, light = picture("a.png", 255, 0, 255, 255), picture("b.png", 0, 255, 0, 0)
-    for flags in ([dark, "--invert"], [light, "--no-invert"], [light]):
-        (line,) = predicted(capsys, *flags, weights())
-        assert line.endswith("dog (decided at step 0 of 10)")
-
-
 @pytest.mark.parametrize(
-    "ground, pixels, label, remark",
+    "ground, pixels, flags, label, remark",
     [
-        ("dark", [0, 255, 255, 255], "cat", "a light ground, and the network learned"),
-        ("light", [0, 255, 0, 0], "cat", "a dark ground, and the network learned"),
-        ("dark", [0, 255, 0, 0], "dog", None),
-        ("mixed", [0, 255, 255, 255], "dog", None),
-        (None, [0, 255, 255, 255], "dog", "a light ground; the network's is not noted"),
+        ("dark", [0, 255, 255, 255], [], "cat", "a light ground, and the network lea"),
+        ("light", [0, 255, 0, 0], [], "cat", "a dark ground, and the network learned"),
+        ("dark", [0, 255, 0, 0], [], "dog", None),
+        ("mixed", [0, 255, 255, 255], [], "dog", None),
+        (None, [0, 255, 255, 255], [], "dog", "a light ground; the network's is not"),
+        ("mixed", [0, 255, 255, 255], ["--invert"], "cat", None),
+        ("dark", [0, 255, 255, 255], ["--no-invert"], "dog", None),
     ],
 )
 def test_the_ground_is_that_of_the_training(
-    capsys, weights, picture, ground, pixels, label, remark
+    capsys, weights, picture, ground, pixels, flags, label, remark
 ):
     kernel = KERNEL.copy()
     kernel[2:] = 0  # the pixels below are the ground's
     kernel[1, 1] = 101  # pixel 1 wins where both are light
     noted = {"pictures": NOTES["pictures"] | {"ground": ground}}
     noted = noted if ground else {"pictures": None}
-    if ground == "light":  # once inverted: 255, 0, 255, 255
-        pixels = [0, 255, 0, 0]
-    answer, *remarks = predicted(
-        capsys, picture("a.png", *pixels), weights(NOTES | noted, kernel)
-    )
+    file, flag = picture("a.png", *pixels), weights(NOTES | noted, kernel)
+    answer, *remarks = predicted(capsys, file, flag, *flags)
     assert f": {label} (" in answer
     assert [remark in r for r in remarks] == ([True] if remark else [])
 
@@ -199,42 +191,33 @@ def test_one_bad_file_costs_no_other(capsys, weights, picture, tmp_path):
 def test_figures(capsys, weights, picture, tmp_path):
     folder = tmp_path / "new" / "figures"
     (tmp_path / "other").mkdir()
-    files = [
-        picture("a.png", 255, 0, 0, 0),
-        picture("other/a.png", 0, 0, 0, 9),
-        picture("b.png", 0, 255, 0, 0),
-    ]
+    files = picture("a.png", 255, 0, 0, 0), picture("other/a.png", 0, 255, 0, 0)
     names = {"class_names": ["$cat$", "犬", "\x1beel"]}
     lines = predicted(capsys, *files, weights(NOTES | names), f"--figure={folder}")
-    drawn = ["a.predict.png", "a.predict-2.png", "b.predict.png"]
-    assert [line.split()[-1] for line in lines[1::2]] == [
-        str(folder / d) for d in drawn
-    ]
-    assert sorted(p.name for p in folder.iterdir()) == sorted(drawn)
-    for name in drawn:
-        with Image.open(folder / name) as image:
-            assert image.width == 800 and image.height > 900
-    first, second = (np.asarray(Image.open(folder / name)) for name in drawn[::2])
+    paths = [folder / "a.predict.png", folder / "a.predict-2.png"]
+    assert [line.split()[-1] for line in lines[1::2]] == list(map(str, paths))
+    assert sorted(folder.iterdir()) == sorted(paths)
+    first, second = (np.asarray(Image.open(path)) for path in paths)
+    assert first.shape[1] == 800 and len(first) > 900
     assert (first[:300] != second[:300]).any()  # what the network saw
 
 
 @pytest.mark.parametrize(
-    "notes, why",
+    "notes, message",
     [
         ({}, "does not tell the shape of its images"),
         ({"input_shape": [28, 28, 1]}, "takes 4 inputs|do not fit the network"),
-        ({"input_shape": [2, 2]}, "must be .H, W, C."),
-        ({"input_shape": [2, 1, 2]}, "must be .H, W, C."),
-        ({"input_shape": [10**9, 10**9, 3]}, "must be .H, W, C."),
-        ({"input_shape": "28"}, "must be .H, W, C."),
-        ({"input_shape": [True, 2, 1]}, "must be .H, W, C."),
+        *(
+            ({"input_shape": shape}, "must be .H, W, C.")
+            for shape in ([2, 2], [2, 1, 2], [10**9, 10**9, 3], "28", [True, 2, 1])
+        ),
         (NOTES | {"class_names": ["a", "b"]}, "class_names must be 3 names"),
         (NOTES | {"pictures": NOTES["pictures"] | {"fit": "ink"}}, "28×28 .* alone"),
     ],
 )
-def test_refuses_notes(weights, picture, notes, why):
-    with pytest.raises(SystemExit, match=f"^ds4nn predict: .*({why})"):
-        commands.main(["predict", picture("a.png", 0, 0, 0, 0), weights(notes)])
+def test_refuses_notes(weights, notes, message):
+    with pytest.raises(SystemExit, match=f"^ds4nn predict: .*({message})"):
+        commands.main(["predict", "x.png", weights(notes)])
 
 
 def test_names_of_classes(capsys, weights, picture):
@@ -281,24 +264,18 @@ def test_any_notes_give_answers_or_one_line(capsys, weights, picture, shape, nam
 
 
 @pytest.mark.parametrize(
-    "argv, why",
+    "flag, message",
     [
-        (["--weights=absent"], "no file absent, and no shipped network: fashion_mnist"),
-        (["--weights=."], "cannot be used"),
-        (["--urgency=-1"], "urgency must be"),
-        (["--urgency=nan"], "urgency must be"),
+        ("--weights=absent", "no file absent, and no shipped network: fashion_mnist"),
+        ("--weights=.", "cannot be used"),
+        ("--urgency=-1", "urgency must be"),
+        *((f"--top={top}", "a whole number ≥ 1, not") for top in (0, -1, "many")),
     ],
 )
-def test_refuses(argv, why):
-    with pytest.raises(SystemExit, match=f"^ds4nn predict: .*{why}"):
-        commands.main(["predict", "x.png", *argv])
-
-
-@pytest.mark.parametrize("top", ["0", "-1", "many"])
-def test_refuses_top(capsys, top):
-    with pytest.raises(SystemExit):
-        commands.main(["predict", "x.png", f"--top={top}"])
-    assert "--top" in capsys.readouterr().err
+def test_refuses(flag, message, capsys):
+    with pytest.raises(SystemExit) as caught:
+        commands.main(["predict", "x.png", flag])
+    assert message in str(caught.value) + capsys.readouterr().err
 
 
 def test_pictures_of_any_size_for_a_trained_run(smoke_run, tmp_path, capsys):
