@@ -380,17 +380,7 @@ class _Run:
         last["test_layer_spikes"] = list(test.layer_spikes)
         _write_rows(self._metrics, [*self._history, last])
         _print_report(test, f"best epoch {epoch}", network, params)
-        # Here: matplotlib takes a second to import, and evaluating does without.
-        from ds4nn_jax import plots
-        from ds4nn_jax.cli import figures
-
-        with figures.style():
-            drawn = {
-                "learning_curve": plots.learning_curve(self._history, best_epoch=epoch),
-                **figures.of_network(network, params, self._images, test),
-            }
-            for name in sorted(drawn, key=_LAST_FIGURE.__eq__):
-                plots.save(drawn[name], self._out / f"{name}.png")
+        _figures(self._out, self._history, epoch, network, params, self._images, test)
         print(f"results in {self._out}")
         return test
 
@@ -515,3 +505,25 @@ def _print_report(
         f"  dead neurons      {test.dead:.1%}",
         flush=True,
     )
+
+
+def _figures(
+    out: Path,
+    history: list[dict],
+    best_epoch: int,
+    network: ds.SpikingNetwork,
+    params: dict,
+    images: data.Dataset,
+    test: ds.Report,
+) -> None:
+    # Here: matplotlib takes a second to import, and evaluating does without.
+    from ds4nn_jax import plots
+    from ds4nn_jax.cli import figures
+
+    with figures.style():
+        drawn = {
+            "learning_curve": plots.learning_curve(history, best_epoch=best_epoch),
+            **figures.of_network(network, params, images, test),
+        }
+        for name in sorted(drawn, key=_LAST_FIGURE.__eq__):
+            plots.save(drawn[name], out / f"{name}.png")
