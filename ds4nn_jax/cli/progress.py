@@ -209,7 +209,7 @@ def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
 def working(what: str) -> contextlib.AbstractContextManager:
     """Says on a terminal what goes on, beside output that is for programs."""
-    return Console(stderr=True).status(f"{what} …")
+    return Console(stderr=True).status(f"{what} …", spinner="line")
 
 
 def _three(metrics: StepMetrics | Report) -> list[float]:
