@@ -1,6 +1,7 @@
 """Files that appear whole under their names, or not at all."""
 
 import contextlib
+import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,3 +17,16 @@ def whole(path: Path) -> Iterator[Path]:
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """The file appears whole under its name, or an older one stays.
+
+    Raises:
+      OSError: the directory is missing or not writable, or the disk is full.
+    """
+    # With the permissions that umask leaves.
+    with whole(path) as unfinished, unfinished.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())

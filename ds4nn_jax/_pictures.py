@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 MEGAPIXELS = 64  # of a picture, at most
 _WORKING_SIZE = 500  # pixels; larger pictures may be reduced before they are looked at
+
+# Pillow logs what it finds wrong in a file; the reader's error says it.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 class PictureError(ValueError):
@@ -31,12 +33,12 @@ def read(
       PictureError: no file, no picture, a damaged one, more than 64 megapixels, or
         values that are not finite.
     """
-    if path.is_dir():
-        raise PictureError("a folder, not a picture")
     if path.exists() and not path.is_file():  # a pipe would be waited for
-        raise PictureError("not a file")
+        raise PictureError("a folder, not a picture" if path.is_dir() else "not a file")
     try:
-        with _quiet(), Image.open(path) as image:
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
+            if image.width * image.height > MEGAPIXELS * 10**6:
+                raise Image.DecompressionBombError
             return shown(image, least=least)
     except PictureError:
         raise
@@ -57,12 +59,8 @@ def shown(
     Returns:
       An image of mode L, RGB or, for greys of more than 8 bits, F in [0, 255]; and
       remarks.
-
-    Raises:
-      PictureError: values that are NaN or infinite.
-      Exception: any of Pillow's, for damaged bytes.
     """
-    remarks = []
+    remarks: list[str] = []
     if (frames := getattr(image, "n_frames", 1)) > 1:
         remarks.append(f"the first of {frames} frames")
         image.seek(0)
@@ -79,31 +77,14 @@ def shown(
     if image.mode == "La":  # which Pillow converts to this alone
         image = image.convert("LA")
     if image.has_transparency_data:
-        picture = _opaque(image, remarks)
-    else:
-        mode = {"1": "L", "L": "L", "F": "F"}.get(image.mode, "RGB")
-        picture = image.convert(mode)
+        image = _opaque(image, remarks)
+    if image.mode not in ("L", "F"):
+        image = image.convert("L" if image.mode in ("1", "LA") else "RGB")
     if least is not None:
-        sides = picture.height // least[0], picture.width // least[1]
-        factor = min(max(picture.size) // _WORKING_SIZE, *sides)
-        picture = picture.reduce(factor) if factor > 1 else picture
-    return picture, remarks
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Pillow without a word, and with our limit: it refuses twice what it warns of."""
-    logger, limit = logging.getLogger("PIL"), Image.MAX_IMAGE_PIXELS
-    level = logger.level
-    try:
-        logger.setLevel(logging.CRITICAL + 1)
-        Image.MAX_IMAGE_PIXELS = MEGAPIXELS * 10**6 // 2
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
-        Image.MAX_IMAGE_PIXELS = limit
+        sides = image.height // least[0], image.width // least[1]
+        factor = min(max(image.size) // _WORKING_SIZE, *sides)
+        image = image.reduce(factor) if factor > 1 else image
+    return image, remarks
 
 
 def _in_bytes(image: Image.Image, remarks: list[str]) -> Image.Image:
@@ -113,12 +94,10 @@ def _in_bytes(image: Image.Image, remarks: list[str]) -> Image.Image:
         raise PictureError("holds values that are NaN or infinite")
     low, high = float(values.min()), float(values.max())
     tops = (1.0, 255.0) if image.mode == "F" else (255.0, 65535.0)
-    if low < 0 or high > tops[-1]:
-        remarks.append(f"values {low:g} … {high:g} stretched to 0 … 255")
-    else:
+    if low >= 0 and high <= tops[1]:
         low, high = 0.0, min(top for top in tops if high <= top)
-        if high != 255:
-            remarks.append(f"values 0 … {high:g} scaled to 0 … 255")
+    if (low, high) != (0, 255):
+        remarks.append(f"values {low:g} … {high:g} scaled to 0 … 255")
     return Image.fromarray((values - low) * (255 / max(high - low, 1e-30)))
 
 
@@ -126,15 +105,15 @@ def _opaque(image: Image.Image, remarks: list[str]) -> Image.Image:
     """Ink on the opposite ground; a sheet that fills its box on its commoner tone."""
     mode = "L" if image.mode in ("L", "LA") else "RGB"
     image = image.convert("RGBA")
-    alpha = np.asarray(image.getchannel("A"))
-    if alpha.min() == 255:
-        return image.convert(mode)
-    tones = np.asarray(image.convert("L"))[alpha > 127]
-    light = not tones.size or np.median(tones) >= 128  # of nothing: black
-    left, top, right, bottom = image.getchannel("A").getbbox() or (0, 0, 0, 0)
-    filled = tones.size > 0.75 * (right - left) * (bottom - top)
-    sheet = filled and np.ptp(np.percentile(tones, (5, 95))) > 127
-    ground = "white" if light == sheet else "black"
-    remarks.append(f"transparent: laid on {ground}")
-    page = Image.new("RGBA", image.size, ground)
-    return Image.alpha_composite(page, image).convert(mode)
+    alpha = image.getchannel("A")
+    if np.asarray(alpha).min() < 255:
+        tones = np.asarray(image.convert("L"))[np.asarray(alpha) > 127]
+        light = not tones.size or np.median(tones) >= 128  # of nothing: black
+        left, top, right, bottom = alpha.getbbox() or (0, 0, 0, 0)
+        filled = tones.size > 0.75 * (right - left) * (bottom - top)
+        sheet = filled and np.ptp(np.percentile(tones, (5, 95))) > 127
+        ground = "white" if light == sheet else "black"
+        remarks.append(f"transparent: laid on {ground}")
+        page = Image.new("RGBA", image.size, ground)
+        image = Image.alpha_composite(page, image)
+    return image.convert(mode)

@@ -20,9 +20,9 @@ import numpy as np
 
 import ds4nn_jax as ds
 from ds4nn_jax import data
+from ds4nn_jax._files import write_atomically
 from ds4nn_jax.cli import progress
 from ds4nn_jax.layers.surrogates import Window
-from ds4nn_jax.networks.weights import write_atomically
 from ds4nn_jax.training.augmentation import Augmentation
 from ds4nn_jax.training.initial_weights import FiringRates, Uniform
 from ds4nn_jax.training.optimizers import Adam, FreeNorms, HeldNorms, LearnedNorms, Muon

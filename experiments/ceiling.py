@@ -25,9 +25,9 @@ import optax
 
 import ds4nn_jax as ds
 from ds4nn_jax import data
+from ds4nn_jax._files import write_atomically
 from ds4nn_jax.cli import progress
 from ds4nn_jax.networks.spec import ConvSpec, DenseSpec, PoolSpec, parse_spec
-from ds4nn_jax.networks.weights import write_atomically
 from ds4nn_jax.training import presets
 from experiments import cnn
 

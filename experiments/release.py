@@ -18,9 +18,9 @@ import numpy as np
 
 import ds4nn_jax as ds
 from ds4nn_jax import data
+from ds4nn_jax._files import write_atomically
 from ds4nn_jax.cli import flags, measures, runner
 from ds4nn_jax.networks import quantization
-from ds4nn_jax.networks.weights import write_atomically
 
 _CARD = """# {name}: {spec}
 

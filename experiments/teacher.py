@@ -32,9 +32,9 @@ import safetensors
 import safetensors.numpy
 
 from ds4nn_jax import data
-from ds4nn_jax._files import whole
+from ds4nn_jax._files import whole, write_atomically
 from ds4nn_jax.cli import flags, progress
-from ds4nn_jax.networks.weights import digest, write_atomically
+from ds4nn_jax.networks.weights import digest
 from ds4nn_jax.training import loop
 from ds4nn_jax.training.augmentation import Augmentation
 from ds4nn_jax.training.config import TrainConfig

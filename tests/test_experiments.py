@@ -18,7 +18,6 @@ from ds4nn_jax import data
 from ds4nn_jax.cli import commands, flags, progress
 from experiments import digits, fashion, mnist
 
-UNIFORM = ["--initial_weights=uniform"]
 FLAGFILES = Path(__file__).parents[1] / "experiments" / "flagfiles"
 
 
@@ -53,6 +52,11 @@ def test_digits_smoke(smoke_run, capsys):
             "spikes_per_layer",
         )
     }
+    repeated, made = (
+        flags.parse(["x", f"--flagfile={path}"], dataset="digits").config
+        for path in (out / "flags.cfg", FLAGFILES / "digits_smoke.cfg")
+    )
+    assert repeated == made
     evaluated = digits.main(["digits", f"--evaluate={out / 'best.safetensors'}"])
     assert evaluated.summary() == report.summary()
     assert f"strict accuracy   {report.accuracy:.2%}" in capsys.readouterr().out
@@ -74,17 +78,6 @@ def test_a_run_on_images_in_folders(tmp_path, monkeypatch, capsys):
     assert (network.spec, notes["class_names"]) == ("8C3-P2-2", ["even", "odd"])
     assert "--spec=8C3-P2-2\n" in (tmp_path / "flags.cfg").read_text()
     assert "epoch   1/2  step 1 of " in capsys.readouterr().out
-
-
-def test_resolved_flags_give_the_same_run(smoke_run, tmp_path):
-    """flags.cfg is a flagfile: it repeats the run to the last digit."""
-    out, report = smoke_run
-    again = digits.main(
-        ["digits", f"--flagfile={out / 'flags.cfg'}", f"--out_dir={tmp_path}"]
-    )
-    assert again.summary() == report.summary()
-    name = "best.safetensors"
-    assert (tmp_path / name).read_bytes() == (out / name).read_bytes()
 
 
 @pytest.mark.slow
@@ -113,9 +106,9 @@ def test_real_images(entry, name, tmp_path):
 
 @pytest.mark.parametrize("path", sorted(FLAGFILES.glob("*.cfg")), ids=lambda p: p.stem)
 def test_every_flagfile_is_a_valid_run(path):
-    asked = flags.parse(["x", f"--flagfile={path}"], dataset="digits")
-    assert asked.out_dir == f"runs/{path.stem}"
-    asked.config.network()
+    options = flags.parse(["x", f"--flagfile={path}"], dataset="digits")
+    assert options.out_dir == f"runs/{path.stem}"
+    options.config.network()
 
 
 def test_paper_flagfile_is_table_1():
@@ -134,22 +127,22 @@ def test_paper_flagfile_is_table_1():
 def test_resolved_flags_are_the_configuration(name, tmp_path):
     """Every preset, changed by a flag, comes back from the flagfile of its run; read by
     an experiment whose data set has a preset of its own."""
-    flags = [f"--preset={name}", "--seed=3", "--optimizer.average=0.5", "--out_dir=x"]
-    asked = flags.parse(["x", *flags], dataset="digits")
+    argv = ["x", f"--preset={name}", "--seed=3", "--optimizer.average=0.5"]
+    options = flags.parse([*argv, "--out_dir=x"], dataset="digits")
     base = ds.presets.load(name)
     optimizer = dataclasses.replace(base.optimizer, average=0.5)
-    assert asked.config == dataclasses.replace(base, seed=3, optimizer=optimizer)
-    (tmp_path / "flags.cfg").write_text(asked.resolved)
-    flags = f"--flagfile={tmp_path / 'flags.cfg'}"
-    assert flags.parse(["x", flags], dataset="fashion_mnist") == asked
+    assert options.config == dataclasses.replace(base, seed=3, optimizer=optimizer)
+    (tmp_path / "flags.cfg").write_text(options.resolved)
+    argv = ["x", f"--flagfile={tmp_path / 'flags.cfg'}"]
+    assert flags.parse(argv, dataset="fashion_mnist") == options
 
 
 @pytest.mark.parametrize(
     "dataset, preset", [("digits", "digits"), ("mnist", "mnist"), ("svhn", "default")]
 )
 def test_without_flags_a_data_set_has_the_best_known_recipe(dataset, preset):
-    asked = flags.parse(["x"], dataset=dataset)
-    assert asked.config == ds.presets.load(preset) and asked.preset == preset
+    options = flags.parse(["x"], dataset=dataset)
+    assert options.config == ds.presets.load(preset) and options.preset == preset
 
 
 def test_every_flag_has_a_help_under_its_value(capsys):
@@ -173,95 +166,41 @@ def test_every_flag_has_a_help_under_its_value(capsys):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--epochz=3"], "Unknown command line flag 'epochz'"),
-        (["--epochs=three"], "flag --epochs=three"),
-        (["--epochs=0"], "epochs must be at least 1"),
-        (["--spec=64C3-X"], "'X' is none of"),
-        (["--surrogate=relu"], "surrogate"),
-        (["--optimizer.learning_rate=a"], "flag --optimizer.learning_rate=a"),
+        (["--noresume"], "already holds a run.*--overwrite"),
+        (["--noresume", "--overwrite", "--batch_size=5000"], "batch_size 5000 is larg"),
         (
-            [*UNIFORM, "--initial_weights.ranges=0:1,2"],
-            "0:1,2: not ranges low:high",
+            ["--noresume", "--overwrite", "--initial_weights.conv=0.999999"],
+            "cannot be made to fire",
         ),
-        ([*UNIFORM, "--initial_weights.ranges=3:1,0:1,0:1"], "low < high"),
-        (
-            ["--initial_weights.ranges=0:1"],
-            "firing_rates has conv, dense, edges, images, output",
-        ),
-        (["--train_limit=-1"], "train_limit"),
-        (["digits"], "unexpected argument 'digits'"),
-        (["--flagfile=absent.cfg"], "absent.cfg"),
-        (["--data_dir=somewhere"], "digits comes with scikit-learn"),
-        (["--evaluate=absent.safetensors"], "absent.safetensors"),
+        (["--epochs=1"], "for 2 epochs already, --epochs=1 are fewer"),
     ],
 )
-def test_bad_flags_end_with_a_message(arguments, message, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as caught:
-        digits.main(["digits", *arguments])
-    assert message in str(caught.value)
-    assert not any(tmp_path.iterdir()), "refused before anything was written"
-
-
-def test_an_earlier_run_is_not_overwritten(smoke_run):
-    out, _ = smoke_run
-    before = (out / "metrics.jsonl").read_bytes()
-    with pytest.raises(SystemExit, match="already holds a run.*--overwrite"):
-        digits.main(
-            ["digits", flagfile("digits_smoke"), f"--out_dir={out}", "--noresume"]
-        )
-    assert (out / "metrics.jsonl").read_bytes() == before
-
-
-def test_a_run_that_cannot_start_leaves_the_earlier_one(smoke_run):
+def test_a_run_that_cannot_start_leaves_the_earlier_one(smoke_run, arguments, message):
     out, _ = smoke_run
 
     def contents():
         return {f: f.read_bytes() for f in out.rglob("*") if f.is_file()}
 
     before = contents()
-    for wrong, message in (
-        ("--batch_size=5000", "batch_size 5000 is larger"),
-        ("--initial_weights.conv=0.999999", "cannot be made to fire"),
-    ):
-        with pytest.raises(SystemExit, match=message):
-            flags = [flagfile("digits_smoke"), "--noresume", "--overwrite", wrong]
-            digits.main(["digits", *flags, f"--out_dir={out}"])
+    with pytest.raises(SystemExit, match=message):
+        digits.main(
+            ["digits", flagfile("digits_smoke"), f"--out_dir={out}", *arguments]
+        )
     assert contents() == before
 
 
 def test_going_on_for_longer(smoke_run, tmp_path):
-    """What was trained stays, an epoch is added; fewer than there are is refused."""
+    """What was trained stays, an epoch is added; one run at a time."""
     out = tmp_path / "run"
     shutil.copytree(smoke_run[0], out)
     before = rows(out)
-    digits.main(["digits", flagfile("digits_smoke"), f"--out_dir={out}", "--epochs=3"])
-    after = rows(out)
-    assert after[:2] == before[:2] and after[2]["epoch"] == 3 and len(after) == 4
-    with pytest.raises(SystemExit, match="for 3 epochs already, --epochs=2 are fewer"):
-        digits.main(["digits", flagfile("digits_smoke"), f"--out_dir={out}"])
-
-
-def test_a_run_knows_its_data(smoke_run, tmp_path, monkeypatch):
-    """The same images in another order: others would be held out."""
-    out = tmp_path / "run"
-    shutil.copytree(smoke_run[0], out)
-    given = data.load("digits")
-    turned = given._replace(
-        train_images=given.train_images[::-1], train_labels=given.train_labels[::-1]
-    )
-    monkeypatch.setattr(data, "load", lambda *_: turned)
-    with pytest.raises(SystemExit, match="the checkpoint is of a run on other data"):
-        flags = [flagfile("digits_smoke"), f"--out_dir={out}", "--epochs=3"]
-        digits.main(["digits", *flags])
-
-
-def test_two_runs_do_not_share_an_out_dir(smoke_run, tmp_path):
-    out = tmp_path / "run"
-    shutil.copytree(smoke_run[0], out)
+    argv = ["digits", flagfile("digits_smoke"), f"--out_dir={out}", "--epochs=3"]
     with filelock.FileLock(out / ".lock"):
         with pytest.raises(SystemExit, match="another run is writing to"):
-            digits.main(["digits", flagfile("digits_smoke"), f"--out_dir={out}"])
+            digits.main(argv)
+    digits.main(argv)
+    after = rows(out)
+    assert after[:2] == before[:2] and after[2]["epoch"] == 3 and len(after) == 4
 
 
 @pytest.mark.slow

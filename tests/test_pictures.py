@@ -48,28 +48,25 @@ GREYS = {
 }
 
 
+REMARKS = {
+    "16 bits": "values 0 … 65535 scaled to 0 … 255",
+    "16 bits, TIFF": "values 0 … 65535 scaled to 0 … 255",
+    "32 bits of 16": "values 0 … 65535 scaled to 0 … 255",
+    "32 bits": "values 0 … 2.04e+09 scaled to 0 … 255",
+    "below zero": "values -300 … -45 scaled to 0 … 255",
+    "float to 1": "values 0 … 1 scaled to 0 … 255",
+    "float around 0": "values -1 … 1.55 scaled to 0 … 255",
+}
+
+
 @pytest.mark.parametrize("kind", GREYS)
 def test_greys_of_all_depths_are_the_same(kind):
-    pixels, _ = shown(GREYS[kind])
+    pixels, remarks = shown(GREYS[kind])
     if pixels.ndim == 3:
         assert (pixels == pixels[..., :1]).all()
         pixels = pixels[..., 0]
     np.testing.assert_allclose(pixels, GREY, atol=1e-3)
-
-
-@pytest.mark.parametrize(
-    "kind, remark",
-    [
-        ("L", None),
-        ("float to 255", None),
-        ("16 bits", "values 0 … 65535 scaled to 0 … 255"),
-        ("float to 1", "values 0 … 1 scaled to 0 … 255"),
-        ("below zero", "values -300 … -45 stretched to 0 … 255"),
-        ("float around 0", "values -1 … 1.55 stretched to 0 … 255"),
-    ],
-)
-def test_a_change_of_scale_is_said(kind, remark):
-    assert shown(GREYS[kind])[1] == ([remark] if remark else [])
+    assert remarks == ([REMARKS[kind]] if kind in REMARKS else [])
 
 
 def test_colours():
@@ -81,12 +78,11 @@ def test_colours():
     np.testing.assert_array_equal(_pictures.shown(rgb.convert("HSV"))[0], COLOUR)
     ycbcr = np.asarray(_pictures.shown(rgb.convert("YCbCr"))[0], int)
     np.testing.assert_allclose(ycbcr, COLOUR, atol=2)
-
-
-def test_one_bit():
-    bits = np.array([[True, False, True]])
-    pixels, _ = shown(saved(Image.fromarray(bits)))
-    np.testing.assert_array_equal(pixels, [[255, 0, 255]])
+    opaque, remarks = shown(saved(rgb.convert("RGBA")))
+    np.testing.assert_array_equal(opaque, COLOUR)
+    assert remarks == []
+    bits, _ = shown(saved(Image.fromarray(np.array([[True, False, True]]))))
+    np.testing.assert_array_equal(bits, [[255, 0, 255]])
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
@@ -143,10 +139,6 @@ def test_large_pictures_of_every_mode_are_reduced(mode):
     assert np.asarray(picture).min() == 255
 
 
-def test_opaque_alpha_changes_nothing():
-    assert shown(saved(Image.fromarray(COLOUR).convert("RGBA")))[1] == []
-
-
 def test_a_tone_is_transparent():
     """A palette's and a grey's: the ground becomes white behind dark ink."""
     for mode in ("L", "P"):
@@ -201,22 +193,18 @@ def digits(images):
     return images[0][..., 0].astype(np.float32)
 
 
-def test_mnist_is_left_as_it_is(digits, tmp_path):
+def test_mnist_is_left_as_it_is_and_dark_ink_inverted(digits, tmp_path):
     for image in digits:
         seen, remarks = pictures.digit(image)
         np.testing.assert_array_equal(seen[..., 0], image)
         assert remarks == []
+        seen, remarks = pictures.digit(255 - image)
+        np.testing.assert_array_equal(seen[..., 0], image)
+        assert remarks == ["dark ink on a light ground: inverted"]
     Image.fromarray(digits[0].astype(np.uint8)).save(tmp_path / "7.png")
     seen, remarks = pictures.read(tmp_path / "7.png", (28, 28, 1), fit="ink")
     np.testing.assert_array_equal(seen[..., 0], digits[0])
     assert seen.dtype == np.uint8 and remarks == []
-
-
-def test_dark_ink_is_inverted_and_that_is_said(digits):
-    for image in digits:
-        seen, remarks = pictures.digit(255 - image)
-        np.testing.assert_array_equal(seen[..., 0], image)
-        assert remarks == ["dark ink on a light ground: inverted"]
 
 
 def test_whether_to_invert_can_be_told(digits):
@@ -224,11 +212,10 @@ def test_whether_to_invert_can_be_told(digits):
     seen, remarks = pictures.digit(255 - image, invert=True)
     np.testing.assert_array_equal(seen[..., 0], image)
     assert remarks == []
-    seen, remarks = pictures.digit(255 - image, invert=False)
-    np.testing.assert_array_equal(seen[..., 0], 255 - image)
-    assert remarks == ["no ink that is lighter than its ground"]
-    seen, _ = pictures.digit(image, invert=True)
-    np.testing.assert_array_equal(seen[..., 0], 255 - image)
+    for light, invert in ((255 - image, False), (image, True)):
+        seen, remarks = pictures.digit(light, invert=invert)
+        assert remarks == ["no ink that is lighter than its ground"]
+        assert not seen.any() and seen.shape == (28, 28, 1)
 
 
 def test_ten_times_as_large_is_nearly_the_same(digits):
@@ -239,17 +226,21 @@ def test_ten_times_as_large_is_nearly_the_same(digits):
 
 
 def test_the_box_and_the_centre_of_mass_are_mnists():
-    """A bar of 80×20 pixels in a corner: 20×5, its middle at pixel 14."""
+    """A bar of 80×20 pixels in a corner: 20×5, its middle at pixel 14; specks beside
+    it do not count."""
     grey = np.zeros((300, 400), np.float32)
     grey[10:90, 370:390] = 255
-    seen, remarks = pictures.digit(grey)
     expected = np.zeros((28, 28), np.uint8)
     expected[4:24, 12:17] = 255
     # The mean of rows 4 … 23 is 13.5, of columns 12 … 16 it is 14.
-    np.testing.assert_array_equal(seen[..., 0], expected)
-    assert remarks == [
+    scaled = (
         "scaled from 400×300 to 28×28: the ink's 20×80 to 5×20, centred by its mass"
-    ]
+    )
+    for speck, more in ((0, []), (255, ["specks beside the ink left out"])):
+        grey[200:202, 50:52] = speck
+        seen, remarks = pictures.digit(grey)
+        np.testing.assert_array_equal(seen[..., 0], expected)
+        assert remarks == [*more, scaled]
 
 
 def test_low_contrast_is_stretched(digits):
@@ -267,23 +258,6 @@ def test_uneven_light_is_evened_out(digits, rng):
         seen, remarks = pictures.digit(light * (1 - 0.75 * big(image) / 255) + noise)
         assert "uneven light evened out" in remarks
         assert apart(seen, image) < 10
-
-
-def test_specks_do_not_count():
-    grey = np.zeros((300, 400), np.float32)
-    grey[10:90, 370:390] = 255
-    clean, _ = pictures.digit(grey)
-    grey[200:202, 50:52] = 255
-    seen, remarks = pictures.digit(grey)
-    np.testing.assert_array_equal(seen, clean)
-    assert "specks beside the ink left out" in remarks
-
-
-@pytest.mark.parametrize("tone", [0, 90, 255])
-def test_a_blank_sheet_has_no_ink(tone):
-    seen, remarks = pictures.digit(np.full((50, 70), tone, np.float32))
-    assert not seen.any() and seen.shape == (28, 28, 1)
-    assert remarks == ["all of one tone: there is no ink"]
 
 
 # Other networks
@@ -313,22 +287,14 @@ def test_other_pictures_are_means_of_their_pixels():
     assert seen.tolist() == [[[80]]] and remarks == ["scaled from 2×2 to 1×1"]
 
 
-def test_other_pictures_are_inverted_on_request_only():
-    light = Image.fromarray(255 - GREY)
-    seen, remarks = pictures.scaled(light, (2, 4, 1))
-    np.testing.assert_array_equal(seen[..., 0], 255 - GREY)
-    seen, _ = pictures.scaled(light, (2, 4, 1), invert=True)
-    np.testing.assert_array_equal(seen[..., 0], GREY)
-    assert remarks == []
-
-
-def test_colours_for_a_grey_network():
-    seen, remarks = pictures.scaled(Image.fromarray(COLOUR), (2, 2, 1))
+def test_colours_for_a_grey_network(tmp_path):
+    Image.fromarray(COLOUR).save(tmp_path / "x.png")
+    seen, remarks = pictures.read(tmp_path / "x.png", (2, 2, 1))
     # ITU-R 601: 0.299, 0.587, 0.114
     np.testing.assert_array_equal(seen[..., 0], [[76, 150], [29, 255]])
     assert remarks == ["colours as grey"]
-    grey = Image.fromarray(GREY).convert("RGB")
-    assert pictures.scaled(grey, (2, 4, 1))[1] == []
+    Image.fromarray(GREY).convert("RGB").save(tmp_path / "x.png")
+    assert pictures.read(tmp_path / "x.png", (2, 4, 1))[1] == []
 
 
 # Files that cannot be read
@@ -347,7 +313,7 @@ NAN = saved(Image.fromarray(np.array([[0, np.nan]], np.float32)), "TIFF")
             b"GIF89a`\xea`\xea\0\0\0,\0\0\0\0`\xea`\xea\0\2\0;",
             "larger than 64 megapixels",
         ),
-        (b"P5 30000 30000 255 ", "larger than 64 megapixels"),
+        (b"P5 9000 9000 255 ", "larger than 64 megapixels"),
     ],
     ids="empty text cut nan gif pgm".split(),
 )
@@ -358,21 +324,10 @@ def test_refuses(tmp_path, content, why):
     assert "\n" not in str(caught.value)
 
 
-def test_refuses_what_is_no_file(tmp_path):
-    with pytest.raises(_pictures.PictureError, match="No such file"):
-        pictures.read(tmp_path / "absent.png", (28, 28, 1))
-    with pytest.raises(_pictures.PictureError, match="a folder, not a picture"):
-        pictures.read(tmp_path, (28, 28, 1))
+def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(_pictures.PictureError, match="not a file"):
         pictures.read(tmp_path / "pipe", (28, 28, 1))
-
-
-def test_pillow_is_left_as_it_was(tmp_path):
-    limit = Image.MAX_IMAGE_PIXELS
-    with pytest.raises(_pictures.PictureError):
-        pictures.read(tmp_path, (28, 28, 1))
-    assert limit == Image.MAX_IMAGE_PIXELS
 
 
 LARGE = Image.fromarray(np.arange(16 * 16, dtype=np.uint8).reshape(16, 16))
@@ -392,7 +347,7 @@ WHOLE = [
 
 
 @settings(
-    max_examples=300,
+    max_examples=150,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

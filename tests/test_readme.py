@@ -37,7 +37,3 @@ def test_links_work_on_a_package_index():
     links = re.findall(r"\]\(([^)]+)\)|(?:src|href)=\"([^\"]+)\"", README)
     assert len(links) > 10
     assert all("".join(link).startswith("https://") for link in links)
-
-
-def test_fits_two_screens():
-    assert README.count("\n") <= 120

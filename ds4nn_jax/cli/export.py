@@ -1,10 +1,8 @@
 """`ds4nn export`: a trained network as C sources, as arrays for scripts, or as NIR."""
 
 import argparse
-import contextlib
 import json
-import secrets
-import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +29,7 @@ def add_parser(commands: Any) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Writes what was asked for into a new folder, whole or not at all.
+    """Writes the network into a new folder, whole or not at all.
 
     Raises:
       SystemExit: with a message for what cannot be written.
@@ -41,58 +39,44 @@ def main(args: argparse.Namespace) -> None:
         progress.check_platform()
         if args.out_dir.exists():
             raise ValueError(f"{args.out_dir} is there already")
-        with _new_folder(args.out_dir) as folder:
-            write(args, _weights(args), folder)
+        weights = pretrained.find(args.weights)
+        if args.bits is not None:
+            network, params = ds.quantize(*weights[:2], bits=args.bits)
+            weights = ds.Weights(network, params, weights.notes)
+        args.out_dir.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=args.out_dir.parent) as parent:
+            folder = Path(parent, "new")
+            folder.mkdir()
+            write(args, weights, folder)
+            folder.rename(args.out_dir)
     except (ImportError, ValueError, TypeError, OSError) as error:
         raise SystemExit(f"ds4nn export: {error}") from error
     for path in sorted(args.out_dir.iterdir()):
         print(f"{path}  {path.stat().st_size:,} bytes")
 
 
-def _weights(args: argparse.Namespace) -> ds.Weights:
-    weights = pretrained.find(args.weights)
-    if args.bits is None:
-        return weights
-    network, params, notes = weights
-    return ds.Weights(*ds.quantize(network, params, bits=args.bits), notes)
-
-
-@contextlib.contextmanager
-def _new_folder(path: Path):
-    """A folder that takes its name once it is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{secrets.token_hex(8)}.{path.name}")
-    unfinished.mkdir()
-    try:
-        yield unfinished
-        unfinished.rename(path)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-
-
 def _write_c(args: argparse.Namespace, weights: ds.Weights, folder: Path) -> None:
-    export.check_whole(weights.params)  # before any data are looked for
-    images = _pictures(args, weights.notes)
-    network, params, _ = weights
+    network, params, notes = weights
+    export.check_whole(params)  # before any data are looked for
+    if args.images is not None:
+        images = np.load(args.images, allow_pickle=False)
+    elif "dataset" in notes:
+        dataset = ds.data.load(notes["dataset"], args.data_dir)
+        images = dataset.test_images[:_PICTURES]
+    else:
+        raise ValueError(
+            "the weights do not say which data they are for: --images=FILE.npy gives "
+            "pictures for main.c"
+        )
     files = export.to_c(network, params, images, stop=args.stop == "decision")
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8")
 
 
-def _pictures(args: argparse.Namespace, notes: dict) -> np.ndarray:
-    if args.images is not None:
-        return np.load(args.images, allow_pickle=False)
-    if "dataset" not in notes:
-        raise ValueError(
-            "the weights do not say which data they are for: --images=FILE.npy gives "
-            "pictures for main.c"
-        )
-    return ds.data.load(notes["dataset"], args.data_dir).test_images[:_PICTURES]
-
-
 def _write_npz(args: argparse.Namespace, weights: ds.Weights, folder: Path) -> None:
     structure, arrays = export.to_arrays(weights.network, weights.params)
-    np.savez(folder / "weights.npz", **arrays)
+    contents: dict[str, Any] = arrays
+    np.savez(folder / "weights.npz", **contents)
     text = json.dumps(structure, indent=1) + "\n"
     (folder / "network.json").write_text(text, encoding="utf-8")
 
@@ -101,9 +85,8 @@ def _write_nir(args: argparse.Namespace, weights: ds.Weights, folder: Path) -> N
     from ds4nn_jax import nir as graphs
 
     network, params, notes = weights
-    shape = notes.get("input_shape") or [network.input_size]
-    if shape == [None]:
+    size = network.input_size
+    shape = notes.get("input_shape") if size is None else [size]
+    if shape is None:
         raise ValueError("the weights do not say of which shape their images are")
-    if network.input_size is not None:
-        shape = [network.input_size]
     graphs.nir.write(folder / "network.nir", graphs.to_nir(network, params, shape))

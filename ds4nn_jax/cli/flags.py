@@ -4,6 +4,10 @@ Each field of `Options` and `TrainConfig` is a flag. A choice is named by its fl
 `--output_rule=softmax`, and has its parameters under it, `--output_rule.offset=10`.
 Docstrings are the help. Flags are parsed into a value of their own, not into absl's
 global one, so that several experiments, tests and notebooks can live in one process.
+
+Not by tyro (choices are words between the flags), simple-parsing (no choice within a
+preset, unknown flags may pass) or ml_collections (one class for each field): none of
+them reads a flagfile.
 """
 
 import dataclasses
@@ -11,8 +15,8 @@ import os
 import re
 import textwrap
 import typing
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from absl import flags
 
@@ -87,24 +91,21 @@ class Options:
 
     def __post_init__(self):
         for name in ("data_dir", "out_dir", "init_from", "soft_labels", "evaluate"):
-            if given := getattr(self, name):
-                object.__setattr__(self, name, os.path.expanduser(given))
-            if given and "\n" in given:
-                raise ValueError(f"{name} must be one line, got {given!r}")
+            if path := getattr(self, name):
+                object.__setattr__(self, name, os.path.expanduser(path))
+            if path and "\n" in path:
+                raise ValueError(f"{name} must be one line, got {path!r}")
         for name in ("train_limit", "test_limit", "checkpoint_minutes", "num_devices"):
             require(self, name, getattr(self, name) >= 0, "≥ 0")
-        for one, other in (("resume", "overwrite"), ("resume", "evaluate")):
+        for pair in ("resume overwrite", "resume evaluate", "distributed evaluate"):
+            one, other = pair.split()
             if getattr(self, one) and getattr(self, other):
                 raise ValueError(f"--{one} and --{other} contradict each other")
-        if self.distributed and self.evaluate is not None:
-            raise ValueError("--distributed and --evaluate contradict each other")
         for name in ("coordinator", "num_processes", "process_id"):
             if getattr(self, name) is not None and not self.distributed:
                 raise ValueError(f"--{name} needs --distributed")
 
 
-_RUN = [f for f in dataclasses.fields(Options) if f.default is not dataclasses.MISSING]
-_ONCE = ("resume", "overwrite")  # not for who repeats a run
 _SMOKE_IMAGES = 4000  # of the preset "smoke"
 _HELP = {
     "train": (
@@ -141,54 +142,115 @@ def parse(argv: Sequence[str], *, dataset: str, command: str | None = None) -> O
             raise ValueError(f"which data set? As in: {program} mnist")
         if words:
             raise ValueError(f"unexpected argument {words[0]!r}: flags begin with --")
-        given = {f.name: values[f.name].value for f in _RUN}
-        run = {"dataset": dataset} | {k: v for k, v in given.items() if v is not None}
-        if command and run["dataset"] != dataset:
-            raise ValueError(f"--dataset={run['dataset']} says another")
-        if command == "evaluate":
-            run.setdefault("evaluate", "pretrained")
-        own = data.local_path(run["dataset"])
-        run.setdefault("out_dir", f"runs/{own.stem if own else run['dataset']}")
-        run.setdefault("preset", _preset(run["dataset"]))
-        if run["preset"] == "smoke":
-            run.setdefault("train_limit", _SMOKE_IMAGES)
-        base = presets.load(run["preset"])
-        config = TrainConfig(**_changed(values, "", TrainConfig, base))
-        urgency = values["urgency"].value
-        asked = Options(config=config, urgency=urgency, resolved="", **run)
+        return _options(values, dataset, command)
     except (flags.Error, ValueError, TypeError, OSError) as error:
         raise SystemExit(f"{program}: {error}") from error
-    return resolved(asked)
 
 
-def resolved(asked: Options) -> Options:
+def _options(values: flags.FlagValues, dataset: str, command: str | None) -> Options:
+    """What the flags say, completed by the data set and its preset."""
+    run = {f.path: values[f.path].value for f in _RUN}
+    run = {"dataset": dataset} | {k: v for k, v in run.items() if v is not None}
+    if command and run["dataset"] != dataset:
+        raise ValueError(f"--dataset={run['dataset']} says another")
+    if command == "evaluate":
+        run.setdefault("evaluate", "pretrained")
+    path = data.local_path(run["dataset"])
+    run.setdefault("out_dir", f"runs/{path.stem if path else run['dataset']}")
+    run.setdefault("preset", _preset(run["dataset"]))
+    if run["preset"] == "smoke":
+        run.setdefault("train_limit", _SMOKE_IMAGES)
+    config = dataclasses.asdict(presets.load(run["preset"]))
+    for flag in _TRAINING:
+        if (value := values[flag.path].value) is not None:
+            _put(config, flag, value)
+    urgency = values["urgency"].value
+    return resolved(
+        Options(config=TrainConfig(**config), urgency=urgency, resolved="", **run)
+    )
+
+
+def resolved(options: Options) -> Options:
     """The same, with the flagfile that gives it."""
-    kept = [field for field in _RUN if field.name not in _ONCE]
-    config = asked.config
-    lines = *_lines("", asked, kept), *_lines("", config, _parameters(TrainConfig))
-    return dataclasses.replace(asked, resolved="\n".join(lines) + "\n")
+    once = ("resume", "overwrite")  # not for who repeats a run
+    run = {f.path: getattr(options, f.path) for f in _RUN if f.path not in once}
+    config = dataclasses.asdict(options.config)
+    lines = *_lines(run, _RUN), *_lines(config, _TRAINING)
+    return dataclasses.replace(options, resolved="\n".join(lines) + "\n")
 
 
 def _preset(dataset: str) -> str:
     return dataset if dataset in presets.names() else "default"
 
 
+class _Flag(NamedTuple):
+    path: str  # "optimizer.learning_rate"
+    kind: Any  # its field's annotation; choices: names, or classes by their names
+    help: str
+
+
+def _flags_of(classes: Mapping[str, type], path: str = "") -> Iterator[_Flag]:
+    """A flag for each field that one of the classes has; of a choice, also those of its
+    parameters."""
+    fields = {f.name: f for kind in classes.values() for f in dataclasses.fields(kind)}
+    for name, field in fields.items():
+        if not field.init or field.default is dataclasses.MISSING:
+            continue
+        helps = {
+            k: _helps(c).get(name, "") for k, c in classes.items() if hasattr(c, name)
+        }
+        text = f"({', '.join(helps)}) " if len(helps) < len(classes) else ""
+        text += " / ".join(dict.fromkeys(helps.values()))
+        default = getattr(field.default, "name", field.default)
+        text += "" if default in ("", None, ()) else f" (default: {default})"
+        if isinstance(field.type, type) and issubclass(field.type, Value):
+            choices = kinds(field.type)
+            if len(choices) > 1:
+                yield _Flag(path + name, choices, text)
+            yield from _flags_of(choices, f"{path}{name}.")
+        else:
+            literal = typing.get_origin(field.type) is typing.Literal
+            kind = typing.get_args(field.type) if literal else field.type
+            yield _Flag(path + name, kind, text)
+
+
+def _helps(kind: type) -> dict[str, str]:
+    """Help of each field, from the Attributes of its class and of those it extends."""
+    docs = (each.__doc__ or "" for each in reversed(kind.__mro__))
+    section = "".join(doc.partition("Attributes:")[2] for doc in docs)
+    entries = re.findall(r"^ {6}(\w+): (.*(?:\n {8}.*)*)", section, re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in entries}
+
+
+_RUN = tuple(_flags_of({"": Options}))
+_TRAINING = tuple(_flags_of({"": TrainConfig}))
+
+
 def _flag_values(command: str | None) -> flags.FlagValues:
     """The flags of a run, without values."""
     values = flags.FlagValues()
     values.set_gnu_getopt(command is not None)  # flags in front of words, and behind
-    here = dict(flag_values=values, module_name="run")
-    flags.DEFINE_bool(
-        "help", False, "Show the most used flags.", short_name="h", **here
-    )
+    here: dict[str, Any] = dict(flag_values=values, module_name="run")
+    text = "Show the most used flags."
+    flags.DEFINE_bool("help", False, text, short_name="h", **here)
     flags.DEFINE_bool("helpfull", False, "Show all flags.", **here)
-    for group, kind, fields in (
-        ("run", Options, _RUN),
-        ("training", TrainConfig, dataclasses.fields(TrainConfig)),
-    ):
-        for field in fields:
-            text = _helps(kind).get(field.name, "")
-            _define(values, group, field.name, field, text)
+    define: dict[Any, Any] = {
+        bool: flags.DEFINE_bool,
+        int: flags.DEFINE_integer,
+        float: flags.DEFINE_float,
+        str: flags.DEFINE_string,
+        tuple: flags.DEFINE_list,
+    }
+    for group, several in (("run", _RUN), ("training", _TRAINING)):
+        for path, kind, text in several:
+            deep = isinstance(kind, dict) or "." in path
+            here["module_name"] = path.split(".")[0] if deep else group
+            if isinstance(kind, dict | tuple):
+                flags.DEFINE_enum(path, None, list(kind), text, **here)
+            else:
+                types = kind, typing.get_origin(kind), *typing.get_args(kind)[:1]
+                known = next(t for t in types if t in define)  # int of int | None
+                define[known](path, None, text, **here)
     return values
 
 
@@ -224,107 +286,47 @@ def _help(
     return "\n".join([*lines, "All flags: --helpfull"])
 
 
-def _define(values: flags.FlagValues, group: str, path: str, field, text: str) -> None:
-    """The flag of a field; of a choice, also those of its parameters."""
-    kind, several = field.type, typing.get_origin(field.type)
-    default = getattr(field.default, "name", field.default)
-    text += "" if default in ("", None, ()) else f" (default: {default})"
-    if isinstance(kind, type) and issubclass(kind, Value):
-        named, group = kinds(kind), path.split(".")[0]
-        here = dict(flag_values=values, module_name=group)
-        if len(named) > 1:
-            flags.DEFINE_enum(path, None, list(named), text, **here)
-        inner = {f.name: f for each in named.values() for f in _parameters(each)}
-        for name, each in inner.items():
-            told = {
-                n: _helps(k).get(name, "") for n, k in named.items() if hasattr(k, name)
-            }
-            which = f"({', '.join(told)}) " if len(told) < len(named) else ""
-            help = which + " / ".join(dict.fromkeys(told.values()))
-            _define(values, group, f"{path}.{name}", each, help)
-        return
-    here = dict(flag_values=values, module_name=group)
-    if several is typing.Literal:
-        flags.DEFINE_enum(path, None, typing.get_args(kind), text, **here)
-        return
-    define = {
-        bool: flags.DEFINE_bool,
-        int: flags.DEFINE_integer,
-        float: flags.DEFINE_float,
-        str: flags.DEFINE_string,
-        tuple: flags.DEFINE_list,
-    }
-    kind = kind if kind in define else several
-    kind = kind if kind in define else typing.get_args(field.type)[0]  # of X | None
-    define[kind](path, None, text, **here)
+def _put(config: dict, flag: _Flag, value: Any) -> None:
+    """Sets what the flag stands for in a configuration as `asdict` gives it."""
+    outer, inner, name = config, config, ""
+    for name in flag.path.split("."):
+        if name not in inner:
+            parameters = ", ".join(sorted(inner.keys() - {"name"})) or "no parameters"
+            raise ValueError(f"--{flag.path}: {inner['name']} has {parameters}")
+        outer, inner = inner, inner[name]
+    if isinstance(value, list):
+        value = _numbers(flag.path, value)
+    if isinstance(flag.kind, dict):  # another choice comes with its own defaults
+        kept = value == inner["name"]
+        value = inner if kept else dataclasses.asdict(flag.kind[value]())
+    outer[name] = value
 
 
-def _parameters(kind: type) -> list:
-    return [f for f in dataclasses.fields(kind) if f.init]
-
-
-def _helps(kind: type) -> dict[str, str]:
-    """Help of each field, from the Attributes of its class and of those it extends."""
-    docs = (each.__doc__ or "" for each in reversed(kind.__mro__))
-    section = "".join(doc.partition("Attributes:")[2] for doc in docs)
-    entries = re.findall(r"^ {6}(\w+): (.*(?:\n {8}.*)*)", section, re.MULTILINE)
-    return {name: " ".join(text.split()) for name, text in entries}
-
-
-def _changed(values: flags.FlagValues, path: str, kind: type, base: Any) -> dict:
-    """The fields of a `kind`: those of `base`, if it is one, changed by flags."""
-    fields = {}
-    for field in _parameters(kind):
-        name = f"{path}{field.name}"
-        now = getattr(base, field.name) if type(base) is kind else field.default
-        if isinstance(field.type, type) and issubclass(field.type, Value):
-            fields[field.name] = _choice(values, name, field.type, now)
-        elif (given := values[name].value) is None:
-            fields[field.name] = now
-        else:
-            inner = typing.get_args(field.type)[:1]
-            several = typing.get_origin(field.type) is tuple
-            fields[field.name] = _several(name, inner[0], given) if several else given
-    return fields
-
-
-def _choice(values: flags.FlagValues, path: str, choice: type, base: Value) -> Value:
-    named = kinds(choice)
-    asked = values[path].value if len(named) > 1 else None
-    kind = named[asked] if asked else type(base)
-    has = {f.name for f in _parameters(kind)}
-    for other in {f.name for k in named.values() for f in _parameters(k)} - has:
-        if values[f"{path}.{other}"].value is not None:
-            has_what = ", ".join(sorted(has)) or "no parameters"
-            raise ValueError(f"--{path}.{other}: {kind.name} has {has_what}")
-    return kind(**_changed(values, f"{path}.", kind, base))
-
-
-def _several(name: str, kind: Any, given: list[str]) -> tuple:
-    """Numbers, or ranges low:high, as `kind` says."""
+def _numbers(path: str, texts: list[str]) -> list:
+    """Numbers, or ranges low:high as pairs."""
     try:
-        if kind in (int, float):
-            return tuple(map(kind, given))
-        pairs = (text.split(":") for text in given)
-        return tuple((float(low), float(high)) for low, high in pairs)
+        entries = [list(map(float, text.split(":"))) for text in texts]
+        if len({len(numbers) for numbers in entries}) > 1:
+            raise ValueError
     except ValueError:
-        kinds = {int: "whole numbers", float: "numbers"}
-        told = kinds.get(kind, "ranges low:high, as in -15:30")
-        raise ValueError(f"--{name}={','.join(given)}: not {told}") from None
+        raise ValueError(
+            f"--{path}={','.join(texts)}: not numbers, or ranges low:high as in -15:30"
+        ) from None
+    return [numbers if len(numbers) > 1 else numbers[0] for numbers in entries]
 
 
-def _lines(path: str, value: Any, fields: list) -> Iterator[str]:
-    """A line of a flagfile for each of the fields of a value."""
-    for field in fields:
-        flag, given = f"{path}{field.name}", getattr(value, field.name)
-        if isinstance(given, Value):
-            if len(kinds(field.type)) > 1:
-                yield f"--{flag}={given.name}"
-            yield from _lines(f"{flag}.", given, _parameters(type(given)))
-        elif isinstance(given, bool):
-            yield f"--{'' if given else 'no'}{flag}"
-        elif isinstance(given, tuple):
-            parts = (x if isinstance(x, tuple) else (x,) for x in given)
-            yield f"--{flag}={','.join(':'.join(map(str, part)) for part in parts)}"
-        elif given is not None:
-            yield f"--{flag}={given}"
+def _lines(config: dict, several: Sequence[_Flag]) -> Iterator[str]:
+    """The flagfile: a line for each flag that stands for something."""
+    for flag in several:
+        value: Any = config
+        for name in flag.path.split("."):
+            value = value.get(name) if isinstance(value, dict) else None
+        if isinstance(value, dict):
+            value = value["name"]
+        if isinstance(value, bool):
+            yield f"--{'' if value else 'no'}{flag.path}"
+        elif isinstance(value, tuple):
+            parts = (x if isinstance(x, tuple) else (x,) for x in value)
+            yield f"--{flag.path}={','.join(':'.join(map(str, x)) for x in parts)}"
+        elif value is not None:
+            yield f"--{flag.path}={value}"

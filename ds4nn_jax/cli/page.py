@@ -13,7 +13,7 @@ import jinja2
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from ds4nn_jax.networks.weights import write_atomically
+from ds4nn_jax._files import write_atomically
 
 
 def code(text: str) -> Markup:

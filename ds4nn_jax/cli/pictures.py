@@ -1,6 +1,5 @@
 """Picture files as networks see them: what a viewer shows, fitted as MNIST was made."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ _BOX, _DIGIT, _CENTRE = 20, 28, 14  # pixels: MNIST's box, image and centre of m
 
 def read(
     path: Path,
-    shape: Sequence[int],
+    shape: tuple[int, int, int],
     *,
     fit: str = "whole",
     ground: str | None = "mixed",
@@ -26,7 +25,7 @@ def read(
 
     Args:
       path: any format that Pillow reads; the first frame of several.
-      shape: [H, W, C] with C = 1 or 3.
+      shape: [H, W, C] with C = 1 or 3; of "ink" [28, 28, 1].
       fit: "whole": see `scaled`; "ink": as MNIST was made, see `digit`.
       ground: of the images that the network learned from, "dark", "light" or "mixed";
         None: unknown.
@@ -40,30 +39,31 @@ def read(
       PictureError: no file, no picture, a damaged one, more than 64 megapixels, or
         values that are not finite.
     """
-    least = (_DIGIT, _DIGIT) if fit == "ink" else (shape[0], shape[1])
-    picture, remarks = _pictures.read(path, least=least)
+    picture, remarks = _pictures.read(path, least=shape[:2])
+    if picture.mode == "RGB" and shape[2] == 1:
+        pixels = np.asarray(picture)
+        if (pixels != pixels[..., :1]).any():
+            remarks.append("colours as grey")
+        picture = picture.convert("L")
     if fit == "ink":
-        grey, remarks = _converted(picture, 1, remarks)
-        pixels, more = digit(np.asarray(grey, np.float32), invert)
-    else:
-        if invert is None:
-            invert, more = _on_other_ground(picture, ground)
-            remarks = remarks + more
-        pixels, more = scaled(picture, shape, invert=invert)
-    return pixels, remarks + more
-
-
-def _on_other_ground(
-    picture: Image.Image, ground: str | None
-) -> tuple[bool, list[str]]:
-    """Whether dark and light are to change places, and why."""
-    tone = data.border_tone(np.asarray(_converted(picture, 1, [])[0], np.float32))
-    here = "light" if tone >= 128 else "dark"
-    if ground is None and here == "light":
-        return False, ["a light ground; the network's is not noted: --invert if dark"]
-    if ground in (None, "mixed", here):
-        return False, []
-    return True, [f"a {here} ground, and the network learned {ground} ones: inverted"]
+        image, more = digit(np.asarray(picture, np.float32), invert)
+        return image, remarks + more
+    picture = Image.fromarray(_bytes(np.asarray(picture)))
+    if invert is None:
+        tone = data.border_tone(np.asarray(picture.convert("L")))
+        here = "light" if tone >= 128 else "dark"
+        invert = ground not in (None, "mixed", here)
+        if invert:
+            remarks.append(
+                f"a {here} ground, and the network learned {ground} ones: inverted"
+            )
+        elif ground is None and here == "light":
+            remarks.append(
+                "a light ground; the network's is not noted: --invert if dark"
+            )
+    picture = ImageOps.invert(picture) if invert else picture
+    image, more = scaled(picture.convert("L" if shape[2] == 1 else "RGB"), shape)
+    return image, remarks + more
 
 
 def digit(grey: np.ndarray, invert: bool | None = None) -> tuple[np.ndarray, list[str]]:
@@ -91,13 +91,9 @@ def digit(grey: np.ndarray, invert: bool | None = None) -> tuple[np.ndarray, lis
         grey, light, away = 255 - grey, 255 - light, -away
     low, lower = np.percentile(_border(away), (25, 5))
     floor = low + 3.4 * (low - lower)  # 2.7 σ of noise above the ground
-    if np.ptp(grey) < _LEAST_CONTRAST:
-        remarks.append("all of one tone: there is no ink")
-        return np.zeros((_DIGIT, _DIGIT, 1), np.uint8), remarks
     if away.max() - floor < _LEAST_CONTRAST:
         remarks.append("no ink that is lighter than its ground")
-        pixels, more = scaled(Image.fromarray(grey), (_DIGIT, _DIGIT, 1))
-        return pixels, remarks + more
+        return np.zeros((_DIGIT, _DIGIT, 1), np.uint8), remarks
     top = np.percentile(away[away > (floor + away.max()) / 2], 95)
     ink = np.clip((away - floor) / (top - floor), 0, 1)
     uneven, ground = np.ptp(light) > 16, np.median(light)
@@ -113,70 +109,48 @@ def digit(grey: np.ndarray, invert: bool | None = None) -> tuple[np.ndarray, lis
     if ink[specks].max(initial=0) > 0.5:  # fainter ones, as JPEG makes, are invisible
         remarks.append("specks beside the ink left out")
     grey, ink = np.where(specks, 0, grey), np.where(specks, 0, ink)
-    return _centred(grey[_box(ink)], grey.shape, remarks), remarks
-
-
-def _centred(box: np.ndarray, shape: Sequence[int], remarks: list[str]) -> np.ndarray:
-    """The ink's box, cut from a picture of this shape, in MNIST's place and size."""
-    size = _fitting(box.shape, (_BOX, _BOX))
-    small = np.asarray(_resized(Image.fromarray(box), size))
-    small = small * max(1, 255 / small.max())  # thin strokes fade as they are scaled
+    box = Image.fromarray(grey[_box(ink)])
+    small = _fitted(box, _BOX, _BOX)
     remarks.append(
-        f"scaled from {shape[1]}×{shape[0]} to {_DIGIT}×{_DIGIT}: the ink's "
-        f"{box.shape[1]}×{box.shape[0]} to {size[1]}×{size[0]}, centred by its mass"
+        f"scaled from {grey.shape[1]}×{grey.shape[0]} to {_DIGIT}×{_DIGIT}: the ink's "
+        f"{box.width}×{box.height} to {small.width}×{small.height}, centred by its mass"
     )
-    pixels = np.zeros((_DIGIT, _DIGIT))
+    return _centred(np.asarray(small)), remarks
+
+
+def _centred(small: np.ndarray) -> np.ndarray:
+    """Ink at MNIST's place."""
+    small = small * max(1, 255 / small.max())  # thin strokes fade as they are scaled
     start = np.rint(_CENTRE - np.array(ndimage.center_of_mass(small)))
-    y, x = np.clip(start, 0, _DIGIT - np.array(size)).astype(int)
-    pixels[y : y + size[0], x : x + size[1]] = small
+    y, x = np.clip(start, 0, _DIGIT - np.array(small.shape)).astype(int)
+    pixels = np.zeros((_DIGIT, _DIGIT))
+    pixels[y : y + len(small), x : x + small.shape[1]] = small
     return _bytes(pixels)[..., None]
 
 
 def scaled(
-    picture: Image.Image, shape: Sequence[int], *, invert: bool = False
+    picture: Image.Image, shape: tuple[int, int, int]
 ) -> tuple[np.ndarray, list[str]]:
     """A picture scaled to fit, its aspect kept, in the middle of its ground's colour.
 
     Args:
-      picture: of mode L, RGB or F, as `_pictures.shown` gives it.
+      picture: of mode L or RGB, as C says.
       shape: [H, W, C] with C = 1 or 3.
-      invert: whether dark and light change places.
 
     Returns:
       uint8 [H, W, C], and remarks.
     """
-    height, width, channels = shape
-    picture, remarks = _converted(picture, channels, [])
-    pixels = _bytes(np.asarray(picture))
-    if invert:
-        pixels = 255 - pixels
-    if pixels.shape[:2] != (height, width):
-        size = _fitting(pixels.shape[:2], (height, width))
-        remarks.append(
-            f"scaled from {pixels.shape[1]}×{pixels.shape[0]} to {size[1]}×{size[0]}"
-        )
-        if size != (height, width):
-            remarks[-1] += f", in the middle of {width}×{height}"
-        tones = np.rint(np.median(_border(pixels), axis=0)).reshape(-1)
-        small = _resized(Image.fromarray(pixels), size)
-        color = tuple(map(int, tones))
-        pixels = np.asarray(ImageOps.pad(small, (width, height), color=color))
-    return pixels.reshape(shape), remarks
-
-
-def _converted(
-    picture: Image.Image, channels: int, remarks: list[str]
-) -> tuple[Image.Image, list[str]]:
-    if channels == 3:
-        if picture.mode == "F":
-            picture = Image.fromarray(_bytes(np.asarray(picture)))
-        return picture.convert("RGB"), remarks
-    if picture.mode != "RGB":
-        return picture, remarks
-    pixels = np.asarray(picture)
-    if (pixels != pixels[..., :1]).any():
-        remarks = [*remarks, "colours as grey"]
-    return picture.convert("L"), remarks
+    remarks, size = [], (shape[1], shape[0])
+    if picture.size != size:
+        small = _fitted(picture, *shape[:2])
+        remark = f"scaled from {picture.width}×{picture.height} to "
+        remarks.append(f"{remark}{small.width}×{small.height}")
+        if small.size != size:
+            remarks[0] += f", in the middle of {shape[1]}×{shape[0]}"
+        tones = np.rint(np.median(_border(np.asarray(picture)), axis=0))
+        color = tuple(tones.astype(int).reshape(-1).tolist())
+        picture = ImageOps.pad(small, size, color=color)
+    return np.asarray(picture).reshape(shape), remarks
 
 
 def _border(values: np.ndarray) -> np.ndarray:
@@ -189,14 +163,14 @@ def _light(grey: np.ndarray) -> np.ndarray:
     A border on which one tone is exactly repeated is level, whatever ink crosses it.
     """
     border = _border(grey)
-    percentiles = np.percentile(border, (5, 25, 50, 75, 95))
-    if min(percentiles[1] - percentiles[0], percentiles[4] - percentiles[3]) < 2:
-        return np.full_like(grey, percentiles[2])
+    low, first, median, third, high = np.percentile(border, (5, 25, 50, 75, 95))
+    if min(first - low, high - third) < 2:
+        return np.full_like(grey, median)
     y, x = (np.linspace(-1, 1, n, dtype=np.float32) for n in grey.shape)
     y, x = np.broadcast_arrays(y[:, None], x)
     terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y])
     basis = np.stack([_border(term) for term in terms], axis=1)
-    away = border - percentiles[2]
+    away = border - median
     for _ in range(4):  # without the ink that crosses the border
         near = np.abs(away) <= 4 * np.median(np.abs(away))
         factors = np.linalg.lstsq(basis[near], border[near])[0]
@@ -227,17 +201,13 @@ def _in_place(ink: np.ndarray) -> bool:
     return away.max() < 1.5 and any(abs(size - _BOX) <= 3 for size in sizes)
 
 
-def _fitting(shape: Sequence[int], into: Sequence[int]) -> tuple[int, int]:
-    factor = min(b / a for a, b in zip(shape, into, strict=True))
-    height, width = (max(1, round(factor * a)) for a in shape)
-    return height, width
-
-
-def _resized(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """To (height, width): the mean of the pixels, or between them."""
-    smaller = size[0] <= picture.height
+def _fitted(picture: Image.Image, height: int, width: int) -> Image.Image:
+    """Scaled to fit, its aspect kept: means of pixels, or between them."""
+    factor = min(height / picture.height, width / picture.width)
+    size = max(1, round(factor * picture.width)), max(1, round(factor * picture.height))
+    smaller = size[1] <= picture.height
     by = Image.Resampling.BOX if smaller else Image.Resampling.BICUBIC
-    return picture.resize(size[::-1], by)
+    return picture.resize(size, by)
 
 
 def _bytes(values: np.ndarray) -> np.ndarray:

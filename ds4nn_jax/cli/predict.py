@@ -1,32 +1,31 @@
 """`ds4nn predict`: what is in a picture, and when that was clear."""
 
 import argparse
-import contextlib
 import functools
 import importlib
-import io
 import json
-import math
-import os
 import sys
-import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
 
 import ds4nn_jax as ds
-from ds4nn_jax import data
+from ds4nn_jax import _files, data
 from ds4nn_jax.cli import measures, progress
 from ds4nn_jax.networks import evaluation, pretrained
-from ds4nn_jax.networks.weights import write_atomically
 
-_AT_A_TIME = 64  # pictures
-_AT_ONCE = 2**25  # spike times of all layers together
-_PATIENCE = 2.0  # seconds without a word
+_AT_A_TIME = 16  # pictures
+_UNLIKE = 1.25  # times as light, or as dark, as the images of the training
+
+# Of weights that note their data set only, as the shipped ones do.
+_PICTURES = {
+    "mnist": data.Pictures("ink", "dark", (0.041, 0.255)),
+    "fashion_mnist": data.Pictures("whole", "dark", (0.013, 0.699)),
+}
 
 
 class Model(NamedTuple):
@@ -35,21 +34,36 @@ class Model(NamedTuple):
     network: ds.SpikingNetwork
     params: dict
     shape: tuple[int, int, int]
-    names: tuple[str, ...]
+    names: list[str]
     pictures: data.Pictures | None  # None: not noted
     dataset: object  # a name, as far as it is noted
 
 
-# What older weights files, which name their data set only, do not note.
-_PICTURES = {
-    "mnist": data.Pictures("ink", "dark", (0.041, 0.255)),
-    "fashion_mnist": data.Pictures("whole", "dark", (0.013, 0.699)),
-}
-_UNLIKE = 1.25  # times as light, or as dark, as what was learned
+class Answer(NamedTuple):
+    """What a network made of one image: its label, its outputs, its spikes."""
 
+    image: np.ndarray  # [H, W, C] uint8
+    remarks: list[str]  # on how the picture became the image
+    label: int
+    step: int  # T if no output fired
+    times: np.ndarray  # [C]
+    potentials: np.ndarray  # [C] mV
 
-class Refused(ValueError):
-    """Why nothing, or one picture, cannot be answered."""
+    def ranked(self) -> list[int]:
+        """Classes, best first, by the rule of the strict decision."""
+        return np.lexsort((-self.potentials, self.times)).tolist()
+
+    def best(self) -> list[int]:
+        """The class ahead of all others, or those between which nothing decides."""
+        first = self.ranked()[0]
+        same = (self.times == self.times[first]) & (
+            self.potentials == self.potentials[first]
+        )
+        return np.flatnonzero(same).tolist()
+
+    def is_one(self) -> bool:
+        """Whether there is an image to classify, and one class ahead of all others."""
+        return bool(self.image.any()) and len(self.best()) == 1
 
 
 def add_parser(commands: Any) -> None:
@@ -73,8 +87,8 @@ def add_parser(commands: Any) -> None:
     add("--figure", type=Path, metavar="FOLDER", help="draw what the network did")
 
 
-def main(asked: argparse.Namespace) -> None:
-    """Answers the pictures that were asked about.
+def main(args: argparse.Namespace) -> None:
+    """Classifies the pictures, a line each.
 
     Raises:
       SystemExit: with a message if there is no network to ask, or no place for figures;
@@ -82,100 +96,139 @@ def main(asked: argparse.Namespace) -> None:
     """
     try:
         progress.check_platform()
-        model = _model(asked.weights, asked.urgency)
-        _need("PIL", "pillow", "pictures")
-        if asked.figure is not None:
-            _need("matplotlib", "matplotlib", "figures")
-            asked.figure.mkdir(parents=True, exist_ok=True)
-    except (ValueError, OSError) as error:  # also settings that stop matplotlib
-        raise SystemExit(f"ds4nn predict: {_printable(error)}") from error
-    try:
-        failed = _answer(asked, model)
-    except BrokenPipeError:  # whoever reads has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        failed = True
+        model = _model(args.weights, args.urgency)
+        if args.figure is not None:
+            importlib.import_module("matplotlib")  # whose settings may be wrong
+            args.figure.mkdir(parents=True, exist_ok=True)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"ds4nn predict: {_why(error)}") from error
+    failed = False
+    for number, answer in enumerate(_answers(model, args.images, args.invert)):
+        path = args.images[number]
+        if isinstance(answer, Answer) and args.figure is not None:
+            figure = _figure_path(args.figure, args.images[: number + 1])
+            try:
+                _draw(figure, model, answer)
+                answer.remarks.append(f"drawn in {figure}")
+            except OSError as error:
+                answer = error
+        if isinstance(answer, Exception):
+            failed = True
+            print(
+                f"ds4nn predict: {_printable(path)}: {_why(answer)}",
+                file=sys.stderr,
+                flush=True,
+            )
+            record = {"file": path, "error": _why(answer)}
+        else:
+            record = _record(model, path, answer, args.top)
+        if args.json:
+            print(json.dumps(record), flush=True)
+        elif isinstance(answer, Answer):
+            print(_text(model, record, answer, args.top), flush=True)
     if failed:
         raise SystemExit(1)
 
 
-def _answer(asked: argparse.Namespace, model: Model) -> bool:
-    """Prints everything; whether a picture failed."""
-    size = min(_AT_A_TIME, _fits_at_once(model), len(asked.images))
-    failed = False
-    for start in range(0, len(asked.images), size):
-        paths = asked.images[start : start + size]
-        read = [_read(path, model, asked.invert) for path in paths]
-        seen = [each[0] for each in read if not isinstance(each, Refused)]
-        answers = iter(_asked_of(model, seen, size))
-        for number, (path, each) in enumerate(zip(paths, read, strict=True), start):
-            try:
-                if isinstance(each, Refused):
-                    raise each
-                image, remarks = each
-                answer = next(answers)
-                remarks = [*remarks, *_unlike(model, image)]
-                if asked.figure is not None:
-                    figure = _figure_path(asked, number)
-                    with _told("drawing"), _style():
-                        _draw(figure, model, image, answer)
-                    remarks = [*remarks, f"drawn in {figure}"]
-                _show(asked, model, path, answer, remarks)
-            except BrokenPipeError:
-                raise
-            except (Refused, OSError) as error:
-                failed = True
-                _fail(path, error, asked.json)
-    return failed
-
-
 def _model(weights: str, urgency: float | None) -> Model:
-    """The network that was asked for, checked as far as a picture could tell.
+    """The network of the weights, checked as far as it can be without a picture.
 
     Raises:
-      Refused: no such network, or one that cannot be asked about pictures.
+      ValueError: no such network, or one that cannot be asked about pictures.
     """
+    if weights not in pretrained.names() and not Path(weights).exists():
+        shipped = ", ".join(pretrained.names())
+        raise ValueError(f"no file {weights}, and no shipped network: {shipped}")
     try:
-        if weights not in pretrained.names() and not Path(weights).exists():
-            shipped = ", ".join(pretrained.names())
-            raise Refused(f"no file {weights}, and no shipped network: {shipped}")
         network, params, notes = pretrained.find(weights)
         network = measures.urged(network, params, urgency)
-        notes = notes if isinstance(notes, dict) else {}
-        shape = _shape(notes.get("input_shape"), weights)
+        shape = _shape(notes.get("input_shape"))
+        names = _names(notes.get("class_names"), network.num_classes)
+        dataset = notes.get("dataset")
+        pictures = _pictures(notes.get("pictures"), shape, dataset)
+        model = Model(network, params, shape, names, pictures, dataset)
         blank = np.broadcast_to(np.uint8(0), (1, *shape))
         evaluation.check_params(network, params, blank)
         jax.eval_shape(functools.partial(_run, network), params, blank)
-    except Refused:
-        raise
     except Exception as error:  # what is written in a file can go wrong anywhere
-        raise Refused(f"{weights} cannot be used: {_why(error)}") from error
-    names, classes = notes.get("class_names"), network.num_classes
-    if names is not None and not (
-        isinstance(names, list | tuple)
-        and len(names) == classes
-        and all(isinstance(name, str) for name in names)
-    ):
-        _say(f"{weights}: class_names are not {classes} names: numbers instead")
-        names = None
-    names = tuple(names or map(str, range(classes)))
-    dataset = notes.get("dataset")
-    return Model(network, params, shape, names, _pictures(notes, weights), dataset)
+        raise ValueError(f"{weights} cannot be used: {_why(error)}") from error
+    return model
 
 
-def _pictures(notes: dict, weights: str) -> data.Pictures | None:
-    noted = notes.get("pictures")
+def _shape(noted: Any) -> tuple[int, int, int]:
     if noted is None:
-        dataset = notes.get("dataset")
-        return _PICTURES.get(dataset) if isinstance(dataset, str) else None
-    try:
-        fit, ground, (low, high) = data.Pictures(**noted)
-        sensible = fit in ("ink", "whole") and ground in ("dark", "light", "mixed")
-        if sensible and 0 <= low <= high <= 1:
-            return data.Pictures(fit, ground, (low, high))
-    except (TypeError, ValueError):
-        pass
-    _say(f"{weights}: its note on pictures makes no sense: left out")
-    return None
+        raise ValueError("it does not tell the shape of its images (input_shape)")
+    whole = isinstance(noted, list) and [type(n) for n in noted] == [int] * 3
+    if not whole or not all(0 < n <= 4096 for n in noted) or noted[2] not in (1, 3):
+        raise ValueError(
+            "input_shape must be [H, W, C] of grey or RGB images, C = 1 or 3, H and W "
+            f"at most 4096, got {noted!r:.99}"
+        )
+    return noted[0], noted[1], noted[2]
+
+
+def _names(noted: object, classes: int) -> list[str]:
+    if noted is None:
+        return list(map(str, range(classes)))
+    if isinstance(noted, list) and [type(name) for name in noted] == classes * [str]:
+        return noted
+    raise ValueError(f"class_names must be {classes} names, got {noted!r:.99}")
+
+
+def _pictures(
+    noted: Any, shape: tuple[int, int, int], dataset: object
+) -> data.Pictures | None:
+    if noted is None:
+        known = shape == (28, 28, 1) and isinstance(dataset, str)
+        return _PICTURES.get(str(dataset)) if known else None
+    fit, ground, (low, high) = data.Pictures(**noted)
+    fits = fit == "whole" or (fit == "ink" and shape == (28, 28, 1))
+    if fits and ground in ("dark", "light", "mixed") and 0 <= low <= high <= 1:
+        return data.Pictures(fit, ground, (low, high))
+    raise ValueError(
+        'pictures must be what ds4nn_jax.data.pictures notes, fit "ink" for images of '
+        f"28×28 pixels alone, got {noted!r:.199}"
+    )
+
+
+def _answers(
+    model: Model, paths: list[str], invert: bool | None
+) -> Iterator[Answer | Exception]:
+    """What the network makes of each picture, or why it cannot be read."""
+    # Here: `ds4nn --help` does without Pillow and SciPy.
+    from ds4nn_jax import _pictures
+    from ds4nn_jax.cli import pictures
+
+    fit, ground, _ = model.pictures or ("whole", None, None)
+    size = min(_AT_A_TIME, len(paths))
+    for start in range(0, len(paths), size):
+        images = np.zeros((size, *model.shape), np.uint8)  # one size is one compilation
+        remarks: list[list[str] | Exception] = []
+        with progress.working("reading pictures, asking the network"):
+            for image, path in zip(images, paths[start:], strict=False):
+                try:
+                    image[:], more = pictures.read(
+                        Path(path), model.shape, fit=fit, ground=ground, invert=invert
+                    )
+                    remarks.append([*more, *_unlike(model, image)])
+                except _pictures.PictureError as error:
+                    remarks.append(error)
+            outputs = jax.device_get(_run(model.network, model.params, images))
+        for image, remark, label, step, times, potentials in zip(
+            images, remarks, *outputs, strict=False
+        ):
+            if isinstance(remark, Exception):
+                yield remark
+            else:
+                yield Answer(image, remark, int(label), int(step), times, potentials)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _run(network: ds.SpikingNetwork, params: dict, images: jax.Array) -> tuple:
+    times = network.encode(images)
+    trace = cast(ds.Trace, network.apply(params, times, method="trace"))
+    decisions = ds.decide(trace)
+    return decisions.label, decisions.step, decisions.times, trace.potentials
 
 
 def _unlike(model: Model, image: np.ndarray) -> list[str]:
@@ -185,178 +238,75 @@ def _unlike(model: Model, image: np.ndarray) -> list[str]:
     (low, high), share = model.pictures.light, float(np.mean(image >= 128))
     if low / _UNLIKE <= share <= high * _UNLIKE:
         return []
-    others = _of_other_data(model.dataset)
+    others = [
+        name
+        for name in pretrained.names()
+        if pretrained.load(name).notes.get("dataset") != model.dataset
+    ]
     return [
         f"unlike the images of the training: {share:.0%} of it is light, of these "
         f"{low:.0%} … {high:.0%}; other networks: {', '.join(others) or 'none'}"
     ]
 
 
-@functools.cache
-def _of_other_data(dataset: object) -> list[str]:
-    """The shipped networks that learned from something else."""
-    notes = {name: pretrained.load(name).notes for name in pretrained.names()}
-    return [name for name, n in notes.items() if n.get("dataset") != dataset]
-
-
-def _shape(noted: object, weights: str) -> tuple[int, int, int]:
-    if noted is None:
-        raise Refused(f"{weights} does not tell the shape of its images (input_shape)")
-    if (
-        isinstance(noted, list | tuple)
-        and len(noted) == 3
-        and all(type(n) is int and 0 < n <= 4096 for n in noted)
-        and noted[2] in (1, 3)
-    ):
-        return noted[0], noted[1], noted[2]
-    raise Refused(
-        f"{weights}: input_shape must be [H, W, C] of grey or RGB images, C = 1 or 3, "
-        f"H and W at most 4096, got {noted!r:.99}"
-    )
-
-
-def _read(
-    path: str, model: Model, invert: bool | None
-) -> tuple[np.ndarray, list[str]] | Refused:
-    from ds4nn_jax import _pictures
-    from ds4nn_jax.cli import pictures
-
-    try:
-        with _told(f"reading {path}"):
-            fit, ground, _ = model.pictures or ("whole", None, None)
-            return pictures.read(
-                Path(path), model.shape, fit=fit, ground=ground, invert=invert
-            )
-    except _pictures.PictureError as error:
-        return Refused(str(error))
-
-
-class Answer(NamedTuple):
-    """What a network made of one image: its label, its outputs, its spikes."""
-
-    label: int
-    step: int  # T if no output fired
-    times: np.ndarray  # [C]
-    potentials: np.ndarray  # [C] mV
-    blank: bool  # the image: nothing in it spikes
-
-    def ranked(self) -> list[int]:
-        """Classes, best first, by the rule of the strict decision."""
-        return np.lexsort((-self.potentials, self.times)).tolist()
-
-    def best(self) -> list[int]:
-        """The class that is ahead of all others, or those between which nothing
-        decides."""
-        first = self.ranked()[0]
-        same = (self.times == self.times[first]) & (
-            self.potentials == self.potentials[first]
-        )
-        return np.flatnonzero(same).tolist()
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _run(network: ds.SpikingNetwork, params: dict, images: jax.Array) -> tuple:
-    trace = network.apply(params, network.encode(images), method="trace")
-    decided = ds.decide(trace)
-    return decided.label, decided.step, decided.times, trace.potentials
-
-
-def _asked_of(model: Model, images: list[np.ndarray], size: int) -> list[Answer]:
-    if not images:
-        return []
-    few = np.stack(images + [images[-1]] * (size - len(images)))  # one compilation
-    try:
-        with _told("compiling, and asking the network"):
-            found = jax.device_get(_run(model.network, model.params, few))
-    except (RuntimeError, MemoryError) as error:
-        raise SystemExit(f"ds4nn predict: {_why(error)}") from error
-    rows = list(zip(*found, strict=True))[: len(images)]
-    return [
-        Answer(int(label), int(step), *outputs, blank=not image.any())
-        for image, (label, step, *outputs) in zip(images, rows, strict=True)
-    ]
-
-
-def _fits_at_once(model: Model) -> int:
-    """How many images' traces may be in memory together."""
-
-    def trace(images):
-        times = model.network.encode(images)
-        return model.network.apply(model.params, times, method="trace").times
-
-    one = jax.eval_shape(trace, np.broadcast_to(np.uint8(0), (1, *model.shape)))
-    return max(1, _AT_ONCE // sum(math.prod(layer.shape) for layer in one))
-
-
-def _show(
-    asked: argparse.Namespace,
-    model: Model,
-    path: str,
-    answer: Answer,
-    remarks: list[str],
-) -> None:
-    steps = model.network.num_steps
-    ranked, fired, best = answer.ranked(), answer.step < steps, answer.best()
-    answered = not answer.blank and len(best) == 1
-    if asked.json:
-        classes = [
+def _record(model: Model, path: str, answer: Answer, top: int | None) -> dict:
+    """What --json prints of a picture."""
+    steps, one = model.network.num_steps, answer.is_one()
+    fired = answer.step < steps
+    return {
+        "file": path,
+        "label": model.names[answer.label] if one else None,
+        "class": answer.label if one else None,
+        "step": answer.step if one and fired else None,
+        "decided_by": ("spike" if fired else "potential") if one else None,
+        "classes": [
             {
                 "name": model.names[k],
                 "spike_time": int(answer.times[k]) if answer.times[k] < steps else None,
                 "potential": round(float(answer.potentials[k]), 4),
             }
-            for k in ranked[: asked.top]
-        ]
-        record = {
-            "file": path,
-            "label": model.names[answer.label] if answered else None,
-            "class": answer.label if answered else None,
-            "step": answer.step if answered and fired else None,
-            "decided_by": ("spike" if fired else "potential") if answered else None,
-            "classes": classes,
-            "remarks": remarks,
-        }
-        print(json.dumps(record), flush=True)
-        return
-    label = model.names[answer.label] if answered else "no answer"
-    when = f"decided at step {answer.step} of {steps}"
-    if answer.blank:
+            for k in answer.ranked()[:top]
+        ],
+        "remarks": answer.remarks,
+    }
+
+
+def _text(model: Model, record: dict, answer: Answer, top: int | None) -> str:
+    """The same for people, the best classes on request."""
+    if not answer.image.any():
         when = "the network sees nothing in it"
-    elif not answered:
-        when = f"{' and '.join(model.names[k] for k in best)} are tied"
-    elif not fired:
+    elif not answer.is_one():
+        when = f"{' and '.join(model.names[k] for k in answer.best())} are tied"
+    elif record["step"] is None:
         when = "no output fired: the highest potential"
-    _say(f"{path}: {label} ({when})", sys.stdout)
-    for place, k in enumerate(ranked[: asked.top or 0], 1):
-        time = answer.times[k]
-        spike = f"spike at step {time:g}" if time < steps else "silent"
-        _say(
-            f"  {place}. {model.names[k]}, {spike}, {answer.potentials[k]:.1f} mV",
-            sys.stdout,
+    else:
+        when = f"decided at step {answer.step} of {model.network.num_steps}"
+    label = "no answer" if record["label"] is None else record["label"]
+    lines = [f"{record['file']}: {label} ({when})"]
+    for place, output in enumerate(record["classes"] if top else [], 1):
+        step = output["spike_time"]
+        spike = "silent" if step is None else f"spike at step {step}"
+        lines.append(
+            f"  {place}. {output['name']}, {spike}, {output['potential']:.1f} mV"
         )
-    for remark in remarks:
-        _say(f"  {remark}", sys.stdout)
+    lines += [f"  {remark}" for remark in answer.remarks]
+    return "\n".join(map(_printable, lines))
 
 
-def _fail(path: str, error: Exception, as_json: bool) -> None:
-    _say(f"{path}: {_why(error)}")
-    if as_json:
-        print(json.dumps({"file": path, "error": _why(error)}), flush=True)
+def _figure_path(folder: Path, paths: list[str]) -> Path:
+    """A name of its own for the last of the pictures, whatever folders they lie in."""
+    *others, stem = (Path(path).stem for path in paths)
+    again = others.count(stem)
+    return folder / f"{stem}.predict{f'-{again + 1}' if again else ''}.png"
 
 
-def _figure_path(asked: argparse.Namespace, number: int) -> Path:
-    """A name of its own for each picture, whatever folders they lie in."""
-    stems = [Path(path).stem for path in asked.images[: number + 1]]
-    again = stems[:-1].count(stems[-1])
-    return asked.figure / f"{stems[-1]}.predict{f'-{again + 1}' if again else ''}.png"
-
-
-def _draw(path: Path, model: Model, image: np.ndarray, answer: Answer) -> None:
+def _draw(path: Path, model: Model, answer: Answer) -> None:
     """What the network saw, its spikes, and its outputs' potentials, one below another.
 
     Raises:
       OSError: the file cannot be written.
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from PIL import Image
 
@@ -364,89 +314,40 @@ def _draw(path: Path, model: Model, image: np.ndarray, answer: Answer) -> None:
     from ds4nn_jax.cli import figures
 
     network = model.network
-    trace = figures.trace(network, model.params, image)
-    potentials = measures.output_potentials(network, model.params, trace)
-    seen = Figure(figsize=(8, 3), layout="constrained")
-    axes = seen.subplots()
-    axes.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
-    axes.set_title("What the network saw")
-    raster = figures.raster(network, trace)
-    outputs = plots.output_potentials(
-        np.asarray(potentials)[:, 0],
-        answer.times,
-        threshold=network.threshold,
-        label=None,
-        class_names=figures.literal(tuple(map(_printable, model.names))),
-        decision_step=answer.step,
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # names in letters that the font lacks
-        pages = [_page(figure) for figure in (seen, raster, outputs)]
-    height, at = sum(page.height for page in pages), 0
-    whole = Image.new("RGB", (max(page.width for page in pages), height), "white")
-    for page in pages:
-        whole.paste(page, (0, at))
-        at += page.height
-    content = io.BytesIO()
-    whole.save(content, "PNG")
-    write_atomically(path, content.getvalue())
+    # Names may have letters that the font lacks.
+    with figures.style(), warnings.catch_warnings(action="ignore"):
+        trace = figures.trace(network, model.params, answer.image)
+        seen = Figure(figsize=(8, 3), layout="constrained")
+        axes = seen.subplots()
+        axes.imshow(answer.image.squeeze(), cmap="gray", vmin=0, vmax=255)
+        axes.set_title("What the network saw")
+        raster = figures.raster(network, trace)
+        potentials = plots.output_potentials(
+            np.asarray(measures.output_potentials(network, model.params, trace))[:, 0],
+            answer.times,
+            threshold=network.threshold,
+            label=None,
+            class_names=figures.literal(tuple(map(_printable, model.names))),
+            decision_step=answer.step,
+        )
+        canvases = [FigureCanvasAgg(figure) for figure in (seen, raster, potentials)]
+        for canvas in canvases:
+            canvas.draw()
+    pixels = np.concatenate([np.asarray(canvas.buffer_rgba()) for canvas in canvases])
+    with _files.whole(path) as unfinished:
+        Image.fromarray(pixels).save(unfinished, "PNG")
 
 
-def _style() -> contextlib.AbstractContextManager:
-    from ds4nn_jax.cli import figures
-
-    return figures.style()
-
-
-def _page(figure: Any) -> Any:
-    from PIL import Image
-
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=100)
-    return Image.open(content).convert("RGB")
-
-
-@contextlib.contextmanager
-def _told(what: str) -> Iterator[None]:
-    """Says what is being done once that has taken a while."""
-    timer = threading.Timer(_PATIENCE, _say, (f"{what} …",))
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
-def _say(text: str, file: TextIO | None = None) -> None:
-    """One line: on stderr by the command's name, or on the file as it is."""
-    text = text if file else f"ds4nn predict: {text}"
-    file = file or sys.stderr
-    encoding = file.encoding or "utf-8"
-    text = _printable(text).encode(encoding, "ds4nn").decode(encoding)
-    print(text, file=file, flush=True)
-
-
-def _printable(text: object) -> str:
+def _printable(text: str) -> str:
     """Without what a terminal would obey; \\x1b for an escape."""
     return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text)
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in text
     )
 
 
 def _why(error: Exception) -> str:
     """An error in one line."""
-    lines = str(error).split() or [type(error).__name__]
-    return _printable(" ".join(lines))
-
-
-def _need(module: str, package: str, what: str) -> None:
-    try:
-        importlib.import_module(module)
-    except ImportError as error:
-        raise Refused(
-            f"{what} need {package}: pip install ds4nn_jax[experiments]"
-        ) from error
+    return _printable(" ".join(str(error).split()) or type(error).__name__)
 
 
 def _positive(text: str) -> int:

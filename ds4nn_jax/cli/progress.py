@@ -1,7 +1,8 @@
-"""What a person sees while a network trains: a bar on a terminal, lines in a pipe."""
+"""What a person sees while a command works: a bar on a terminal, lines in a pipe."""
 
 import codecs
 import contextlib
+import io
 import math
 import os
 import signal
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 import jax
+import numpy as np
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -20,12 +22,14 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from ds4nn_jax.networks.evaluation import Report
 from ds4nn_jax.training.loop import EpochResult, Step, StepMetrics
 
 _SECONDS_BETWEEN = 5.0  # before the first line in a pipe; then twice as long each time
 _SECONDS_IN_EPOCH = 30.0  # the same, within an epoch
 _SECONDS_BETWEEN_REDRAWS = 0.2  # of the bar
 _SMOOTHING = 0.9  # of the running means beside the bar
+_PLAIN = dict(zip("…≥≤–−×θ", "... >= <= - - x theta".split(), strict=True))
 
 
 def program(name: str, main: Callable[[], object]) -> None:
@@ -40,7 +44,8 @@ def program(name: str, main: Callable[[], object]) -> None:
 
     signal.signal(signal.SIGINT, leave)
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="ds4nn")
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="ds4nn")
     try:
         main()
         sys.stdout.flush()
@@ -52,19 +57,10 @@ def _spelled(error: UnicodeError) -> tuple[str, int]:
     """What a terminal gets for characters that its encoding lacks."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    plain = {
-        "…": "...",
-        "≥": ">=",
-        "≤": "<=",
-        "–": "-",
-        "−": "-",
-        "×": "x",
-        "θ": "theta",
-    }
     text = error.object[error.start : error.end]
-    spelled = [
-        plain.get(c) or c.encode("ascii", "backslashreplace").decode() for c in text
-    ]
+    spelled = (
+        _PLAIN.get(c) or c.encode("ascii", "backslashreplace").decode() for c in text
+    )
     return "".join(spelled), error.end
 
 
@@ -80,7 +76,7 @@ def check_platform() -> None:
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:
-        platforms = os.environ.get("JAX_PLATFORMS") or jax.config.jax_platforms
+        platforms = jax.config.jax_platforms  # type: ignore[attr-defined]
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
             f"JAX_PLATFORMS={platforms} is not on this machine: unset it, or say cpu"
@@ -104,7 +100,8 @@ def leave_at_once(number: int, message: str) -> NoReturn:
     """Ends the process with one line and the exit status of shells for a signal."""
     with contextlib.suppress(RuntimeError, OSError):  # in the middle of a write
         sys.stdout.flush()
-    cursor = "\x1b[?25h\n" if sys.stdout.isatty() else ""  # that a bar has hidden
+    terminal = sys.stdout.isatty() or sys.stderr.isatty()
+    cursor = "\x1b[?25h\n" if terminal else ""  # that a bar has hidden
     os.write(2, f"{cursor}{message}\n".encode())
     os._exit(128 + number)
 
@@ -128,21 +125,8 @@ class Display:
     """Shows steps and epochs; use `on_step` and `on_epoch` inside `showing`."""
 
     def __init__(self, epochs: int, *, first: int = 1):
-        self._epochs = epochs
+        self._epochs, self._epoch = epochs, first
         self._console = Console(highlight=False, soft_wrap=True)
-        self._bar: Progress | None = None
-        self._task = None
-        self._epoch = first
-        self._means: StepMetrics | None = None
-        self._drawn = -math.inf
-        self._lines = Lines(_SECONDS_IN_EPOCH)
-        self._last: StepMetrics | None = None
-
-    @contextlib.contextmanager
-    def showing(self) -> Iterator["Display"]:
-        if not self._console.is_terminal:
-            yield self
-            return
         columns = (
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(bar_width=24),
@@ -150,58 +134,51 @@ class Display:
             TextColumn("{task.fields[metrics]}"),
             TimeRemainingColumn(),
         )
-        with Progress(*columns, console=self._console) as self._bar:
-            self._task = self._bar.add_task(
-                "",
-                total=None,
-                epoch=f"{self._epoch}/{self._epochs}",
-                metrics="compiling …",
-            )
-            yield self
+        self._bar = Progress(*columns, console=self._console)
+        self._task = self._bar.add_task(
+            "", total=None, epoch=f"{first}/{epochs}", metrics="compiling …"
+        )
+        self._means: list[float] = []
+        self._last: StepMetrics | None = None
+        self._drawn = -math.inf
+        self._lines = Lines(_SECONDS_IN_EPOCH)
+
+    def showing(self) -> contextlib.AbstractContextManager:
+        return self._bar if self._console.is_terminal else contextlib.nullcontext()
 
     def on_step(self, step: Step) -> None:
-        if self._bar is None:
-            if step.number < step.steps and self._lines.due():
+        within = step.number < step.steps
+        if not self._console.is_terminal:
+            if within and self._lines.due():
                 self._console.print(
                     f"epoch {self._epoch:3d}/{self._epochs}  step {step.number} of "
                     f"{step.steps}"
                 )
             return
-        now = time.monotonic()
-        soon = now - self._drawn < _SECONDS_BETWEEN_REDRAWS
-        if soon and step.number < step.steps:
+        if within and time.monotonic() - self._drawn < _SECONDS_BETWEEN_REDRAWS:
             return
+        epoch = f"{self._epoch}/{self._epochs}"
         self._bar.update(
-            self._task,
-            completed=step.number,
-            total=step.steps,
-            epoch=f"{self._epoch}/{self._epochs}",
-            **self._running(),
+            self._task, completed=step.number, total=step.steps, epoch=epoch
         )
-        self._drawn, self._last = now, step.metrics
-
-    def _running(self) -> dict[str, str]:
-        """Means of the steps that were drawn, but for the latest: the device may still
-        be at it, and should not wait for who waits for it."""
-        if self._last is None:
-            return {}
-        last = StepMetrics(*map(float, self._last))
-        self._means = StepMetrics(
-            *(
-                _SMOOTHING * mean + (1 - _SMOOTHING) * new
-                for mean, new in zip(self._means or last, last, strict=True)
-            )
-        )
-        means = self._means
-        return {"metrics": _cost(means.accuracy, means.decision_step, means.spikes)}
+        # Of the latest but one: the device may still be at the latest, and should not
+        # wait for who waits for it.
+        if self._last is not None:
+            values = _three(self._last)
+            self._means = [
+                _SMOOTHING * mean + (1 - _SMOOTHING) * value
+                for mean, value in zip(self._means or values, values, strict=True)
+            ]
+            self._bar.update(self._task, metrics=_cost(*self._means))
+        self._drawn, self._last = time.monotonic(), step.metrics
 
     def on_epoch(self, result: EpochResult, seconds: float) -> None:
         train, held = result.train, result.validation
         text = f"epoch {result.epoch:3d}/{self._epochs}  train "
-        text += _cost(train.accuracy, train.decision_step, train.spikes)
+        text += _cost(*_three(train))
         if held is not None:
             text += "  |  validation "
-            text += _cost(held.accuracy, held.decision_step, held.spikes)
+            text += _cost(*_three(held))
             text += f", {held.silent:.1%} silent"
         text += f"  |  {seconds:.1f} s" + ("  best" if result.best else "")
         self._console.print(text)
@@ -222,7 +199,22 @@ def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
         return
     console.print(f"{what}: compiling …")
     lines = Lines()
-    yield lambda done: lines.due() and console.print(f"{what}: {done} of {total}")
+
+    def show(done: int) -> None:
+        if lines.due():
+            console.print(f"{what}: {done} of {total}")
+
+    yield show
+
+
+def working(what: str) -> contextlib.AbstractContextManager:
+    """Says on a terminal what goes on, beside output that is for programs."""
+    return Console(stderr=True).status(f"{what} …", spinner="line")
+
+
+def _three(metrics: StepMetrics | Report) -> list[float]:
+    numbers = metrics.accuracy, metrics.decision_step, metrics.spikes
+    return [float(np.asarray(number)) for number in numbers]
 
 
 def _cost(accuracy: float, step: float, spikes: float) -> str:

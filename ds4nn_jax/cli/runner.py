@@ -3,7 +3,7 @@
 Under `out_dir`:
   flags.cfg          every flag as it was resolved; a flagfile to run the same again
   metrics.jsonl      a line an epoch, and one for the test set at the end
-  checkpoints          with which --resume goes on
+  checkpoints        with which --resume goes on
   best.safetensors   weights of the best epoch on the validation images
   *.png              figures
 """
@@ -24,6 +24,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import filelock
 import jax
@@ -32,9 +33,9 @@ from jax.experimental import multihost_utils
 
 import ds4nn_jax as ds
 from ds4nn_jax import data
+from ds4nn_jax._files import write_atomically
 from ds4nn_jax.cli import flags, measures, progress
 from ds4nn_jax.networks import pretrained
-from ds4nn_jax.networks.weights import write_atomically
 from ds4nn_jax.training import parallel
 from ds4nn_jax.training.checkpoints import Checkpoints
 
@@ -59,36 +60,137 @@ def main(
         that already holds a run or cannot be written.
     """
     argv = sys.argv if argv is None else argv
-    asked = flags.parse(argv, dataset=dataset, command=command)
-    if asked.compilation_cache:
-        jax.config.update("jax_compilation_cache_dir", asked.compilation_cache)
+    options = flags.parse(argv, dataset=dataset, command=command)
+    if options.compilation_cache:
+        jax.config.update("jax_compilation_cache_dir", options.compilation_cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     try:
-        if asked.distributed:
+        if options.distributed:
             jax.distributed.initialize(
-                asked.coordinator, asked.num_processes, asked.process_id
+                options.coordinator, options.num_processes, options.process_id
             )
         progress.check_platform()
-        if asked.evaluate is None:
-            _check_figures()
-            asked = _begun(asked)
-        weights = _weights(asked)
-        print(f"loading {asked.dataset} …", flush=True)
-        images = _limited(asked, data.load(asked.dataset, asked.data_dir))
-        print(f"{asked.dataset}: {images.source}", flush=True)
-        if asked.evaluate is not None:
-            return _evaluate(asked, images, weights)
-        asked = _for_classes(asked, len(images.class_names))
-        return _train(asked, images, weights and weights.params)
+        if options.evaluate is not None:
+            return _evaluate(options)
+        return _train(options)
     except (data.DataError, ValueError, TypeError, OSError) as error:
         program = f"experiments.{dataset}"
         if command:
-            program = f"ds4nn {command} {asked.dataset}"
+            program = f"ds4nn {command} {options.dataset}"
         raise SystemExit(f"{program}: {error}") from error
 
 
-def _limited(asked: flags.Options, images: data.Dataset) -> data.Dataset:
-    train, test = asked.train_limit or None, asked.test_limit or None
+def _evaluate(options: flags.Options) -> ds.Report:
+    name = options.evaluate or ""
+    network, params, notes = (
+        pretrained.load(options.dataset)
+        if name == "pretrained"
+        else pretrained.find(name)
+    )
+    images = _images(options)
+    if notes.get("dataset", images.name) != images.name:
+        print(f"note: these weights were trained on {notes['dataset']!r}")
+    network = measures.urged(network, params, options.urgency)
+    test = _tested(network, params, images)
+    _print_report(test, name, network, params)
+    return test
+
+
+def _train(options: flags.Options) -> ds.Report | None:
+    try:
+        importlib.import_module("matplotlib")  # missing, it is missed before any work
+    except ImportError as error:
+        what = "figures need matplotlib: pip install 'ds4nn_jax[experiments]'"
+        raise ValueError(what) from error
+    out = Path(options.out_dir)
+    _check_out(out, options)
+    options = _with_first_weights(out, options)
+    checkpoints = (out / "checkpoints").glob("*")
+    resume = options.resume and any(path.name.isdigit() for path in checkpoints)
+    params = None if resume else _first_weights(options)
+    images = _images(options)
+    options = _for_classes(options, len(images.class_names))
+    config = options.config
+    mesh = None
+    if options.num_devices or options.distributed:
+        mesh = parallel.data_mesh(options.num_devices or None)
+    lead = jax.process_index() == 0  # of several processes, the one that writes
+    first = functools.partial(
+        ds.initial_checkpoint,
+        config,
+        images.train_images,
+        images.train_labels,
+        soft_labels=_soft_labels(options),
+        params=params,
+    )
+    start = run = None
+    if lead:
+        print(f"{config.spec}, from the preset {options.preset}", flush=True)
+        if resume:
+            run = _Run(out, options, images)
+            start = run.latest(first(shapes=True))
+            if run.is_finished(start):
+                run.close()
+                print(f"all {config.epochs} epochs are done; results in {out}")
+                return None
+        # Where kernels are compiled, too, the library tells so, and for how long.
+        print("compiling, and scaling the first weights …", flush=True)
+    start = first() if start is None else start
+    if lead:
+        run = run or _Run(out, options, images)
+        run.begin(start)
+    if jax.process_count() > 1:
+        start = parallel.from_first(start)
+    _train_epochs(options, images, params, start, mesh, run)
+    return None if run is None else run.finish()
+
+
+def _train_epochs(
+    options: flags.Options,
+    images: data.Dataset,
+    params: dict | None,
+    start: ds.Checkpoint,
+    mesh: jax.sharding.Mesh | None,
+    run: "_Run | None",
+) -> None:
+    """All epochs that are left, recorded and shown; signals stop them."""
+    config = options.config
+    display = progress.Display(config.epochs, first=int(start.epoch) + 1)
+    stopping = _Stopping(run, options.checkpoint_minutes)
+
+    def on_step(step: ds.Step) -> None:
+        if run is not None:
+            display.on_step(step)
+        stopping.on_step(step)
+
+    epochs = ds.train(
+        config,
+        images.train_images,
+        images.train_labels,
+        soft_labels=_soft_labels(options),
+        params=params,
+        start=start,
+        on_step=on_step,
+        mesh=mesh,
+    )
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(stopping.listening())
+        if run is not None:
+            stack.callback(run.close)
+            stack.enter_context(display.showing())
+        clock = time.monotonic()
+        for result in epochs:
+            seconds, clock = time.monotonic() - clock, time.monotonic()
+            if run is not None:
+                run.add(result, seconds)
+                display.on_epoch(result, seconds)
+
+
+def _images(options: flags.Options) -> data.Dataset:
+    print(f"loading {options.dataset} …", flush=True)
+    images = data.load(options.dataset, options.data_dir)
+    print(f"{options.dataset}: {images.source}", flush=True)
+    train, test = options.train_limit or None, options.test_limit or None
     return images._replace(
         train_images=images.train_images[:train],
         train_labels=images.train_labels[:train],
@@ -97,160 +199,85 @@ def _limited(asked: flags.Options, images: data.Dataset) -> data.Dataset:
     )
 
 
-def _for_classes(asked: flags.Options, classes: int) -> flags.Options:
+def _soft_labels(options: flags.Options) -> np.ndarray | None:
+    if options.soft_labels is None:
+        return None
+    # Those of every epoch may be large: each is read when its images are.
+    labels = np.load(options.soft_labels, mmap_mode="r", allow_pickle=False)
+    return labels[..., : options.train_limit or None, :]
+
+
+def _for_classes(options: flags.Options, classes: int) -> flags.Options:
     """With as many outputs as the data set has classes, where the preset's network has
     another number."""
-    config = asked.config
+    config = options.config
     outputs = config.network().num_classes
     if outputs == classes:
-        return asked
+        return options
     spec = f"{config.spec.rpartition('-')[0]}-{classes}"
-    if config.spec != ds.presets.load(asked.preset).spec or asked.init_from:
+    if config.spec != ds.presets.load(options.preset).spec or options.init_from:
         raise ValueError(
-            f"{asked.dataset} has {classes} classes, the network {config.spec} has "
+            f"{options.dataset} has {classes} classes, the network {config.spec} has "
             f"{outputs} outputs: --spec={spec}"
         )
     fitting = dataclasses.replace(config, spec=spec)
-    return flags.resolved(dataclasses.replace(asked, config=fitting))
+    return flags.resolved(dataclasses.replace(options, config=fitting))
 
 
-def _weights(asked: flags.Options) -> ds.Weights | None:
-    """Those to evaluate, or to begin with."""
-    if asked.resume and _has_checkpoints(asked):
+def _first_weights(options: flags.Options) -> dict | None:
+    """The parameters of --init_from."""
+    if options.init_from is None:
         return None
-    if (given := asked.evaluate or asked.init_from) is None:
-        return None
-    if given == "pretrained":
-        return pretrained.load(asked.dataset)
-    weights = pretrained.find(given)
-    network = asked.config.network()
-    if asked.evaluate is None and weights.network.spec != network.spec:
+    weights, spec = pretrained.find(options.init_from), options.config.network().spec
+    if weights.network.spec != spec:
         raise ValueError(
-            f"--init_from={given} is {weights.network.spec}, the run {network.spec}"
+            f"--init_from={options.init_from} is {weights.network.spec}, the run {spec}"
         )
-    return weights
+    return weights.params
 
 
-def _begun(asked: flags.Options) -> flags.Options:
+def _with_first_weights(out: Path, options: flags.Options) -> flags.Options:
     """The run, with the initial weights that it began with if it goes on.
 
     Raises:
-      ValueError: it cannot write to its out_dir, or began with other weights.
+      ValueError: it began with others.
     """
-    _check_out(asked)
-    flags = Path(asked.out_dir) / "flags.cfg"
-    if not asked.resume or not flags.exists():
-        return asked
-    text = flags.read_text("utf-8", "surrogateescape")
-    found = re.search(r"^--init_from=(.+)$", text, re.MULTILINE)
-    first = found and found[1]
-    if asked.init_from not in (None, first):
+    text = _flagfile(out)
+    if not options.resume or not text:
+        return options
+    match = re.search(r"^--init_from=(.+)$", text, re.MULTILINE)
+    first = match and match[1]
+    if options.init_from not in (None, first):
         raise ValueError(
-            f"{asked.out_dir} began with {first or 'weights drawn by itself'}, "
-            f"--init_from={asked.init_from} says another"
+            f"{out} began with {first or 'weights drawn by itself'}, "
+            f"--init_from={options.init_from} says another"
         )
-    return flags.resolved(dataclasses.replace(asked, init_from=first))
+    return flags.resolved(dataclasses.replace(options, init_from=first))
 
 
-def _has_checkpoints(asked: flags.Options) -> bool:
-    folder = Path(asked.out_dir) / "checkpoints"
-    return folder.is_dir() and any(f.name.isdigit() for f in folder.iterdir())
+def _flagfile(out: Path) -> str:
+    """Text of the run's flags.cfg; empty without one."""
+    path = out / "flags.cfg"
+    return path.read_text("utf-8", "surrogateescape") if path.exists() else ""
 
 
-def _check_out(asked: flags.Options) -> None:
+def _check_out(out: Path, options: flags.Options) -> None:
     """Refuses, before any work, an out_dir that cannot take the run."""
-    out = Path(asked.out_dir)
-    if (out / "metrics.jsonl").exists() and not (asked.overwrite or asked.resume):
+    if (out / "metrics.jsonl").exists() and not (options.overwrite or options.resume):
         raise ValueError(
             f"{out} already holds a run: choose another --out_dir, --resume it, or "
             "--overwrite it"
         )
     nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if not nearest.is_dir():
-        raise ValueError(f"out_dir {out} cannot be made: {nearest} is no directory")
-    if not os.access(nearest, os.W_OK):
-        raise ValueError(f"out_dir {out} cannot be written: no permission in {nearest}")
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise ValueError(f"out_dir {out} cannot be made or written in {nearest}")
 
 
-def _check_figures() -> None:
-    """Refuses, before any work, to go without matplotlib, or with settings of it that
-    stop it."""
-    try:
-        importlib.import_module("matplotlib")
-    except ImportError as error:
-        raise ValueError(
-            "figures need matplotlib: pip install 'ds4nn_jax[experiments]'"
-        ) from error
-
-
-def _train(
-    asked: flags.Options, images: data.Dataset, params: dict | None
-) -> ds.Report | None:
-    config, out = asked.config, Path(asked.out_dir)
-    lead = jax.process_index() == 0  # of several processes, the one that writes
-    mesh = None
-    if asked.num_devices or asked.distributed:
-        mesh = parallel.data_mesh(asked.num_devices or None)
-    training = images.train_images, images.train_labels
-    given = dict(soft_labels=_soft_labels(asked), params=params)
-    first = functools.partial(ds.initial_checkpoint, config, *training, **given)
-    start = record = None
-    if lead:
-        print(f"{config.spec}, from the preset {asked.preset}", flush=True)
-        if asked.resume and _has_checkpoints(asked):
-            record = _Record(out, asked, images)
-            start = record.latest(first(shapes=True))
-            if record.finished(start):
-                record.close()
-                print(f"all {config.epochs} epochs are done; results in {out}")
-                return None
-        # Where kernels are compiled, too, the library tells so, and for how long.
-        print("compiling, and scaling the initial weights …", flush=True)
-    start = first() if start is None else start
-    if lead:
-        record = record or _Record(out, asked, images)
-        record.begin(start)
-    if jax.process_count() > 1:
-        start = parallel.from_first(start)
-
-    display = progress.Display(config.epochs, first=int(start.epoch) + 1)
-    stopping = _Stopping(record, asked.checkpoint_minutes)
-
-    def on_step(step: ds.Step) -> None:
-        if lead:
-            display.on_step(step)
-        stopping.on_step(step)
-
-    epochs = ds.train(
-        config, *training, **given, start=start, on_step=on_step, mesh=mesh
-    )
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(stopping.listening())
-        if record is not None:
-            stack.callback(record.close)
-            stack.enter_context(display.showing())
-        clock = time.monotonic()
-        for result in epochs:
-            seconds, clock = time.monotonic() - clock, time.monotonic()
-            if record is not None:
-                record.add(result, seconds)
-                display.on_epoch(result, seconds)
-    return None if record is None else record.finish()
-
-
-def _soft_labels(asked: flags.Options) -> np.ndarray | None:
-    if asked.soft_labels is None:
-        return None
-    # Those of every epoch may be large: each is read when its images are.
-    shares = np.load(asked.soft_labels, mmap_mode="r", allow_pickle=False)
-    return shares[..., : asked.train_limit or None, :]
-
-
-class _Record:
+class _Run:
     """The files of a run under its out_dir."""
 
-    def __init__(self, out: Path, asked: flags.Options, images: data.Dataset):
-        self._out, self._asked, self._images = out, asked, images
+    def __init__(self, out: Path, options: flags.Options, images: data.Dataset):
+        self._out, self._options, self._images = out, options, images
         self._metrics, self._weights = out / "metrics.jsonl", out / "best.safetensors"
         self._history: list[dict] = []
         fit = "ink" if images.known == "mnist" else "whole"
@@ -261,25 +288,24 @@ class _Record:
             self._lock.acquire(timeout=0)
         except filelock.Timeout:
             raise ValueError(f"another run is writing to {out}") from None
-        if not asked.resume:
+        if not options.resume:
             shutil.rmtree(out / "checkpoints", ignore_errors=True)
-        self._store = Checkpoints(
+        self._checkpoints = Checkpoints(
             out / "checkpoints",
-            asked.config,
+            options.config,
             dataset=images.name,
             images=len(images.train_images),
         )
+        self.save = self._checkpoints.save
+        self.close = self._lock.release
 
     def latest(self, like: ds.Checkpoint) -> ds.Checkpoint | None:
         """Where the run goes on."""
-        start = self._store.latest(like)
+        start = self._checkpoints.latest(like)
         if start is None:
             return None
-        step, epoch, config = (
-            int(start.state.step),
-            int(start.epoch),
-            self._asked.config,
-        )
+        config = self._options.config
+        step, epoch = int(start.state.step), int(start.epoch)
         if epoch > config.epochs:
             raise ValueError(
                 f"{self._out} has trained for {epoch} epochs already, "
@@ -294,80 +320,67 @@ class _Record:
             )
         return start
 
-    def finished(self, start: ds.Checkpoint | None) -> bool:
-        """Whether nothing is left to do."""
-        if start is None or int(start.epoch) < self._asked.config.epochs:
+    def is_finished(self, start: ds.Checkpoint | None) -> bool:
+        if start is None or int(start.epoch) < self._options.config.epochs:
             return False
-        rows = _rows(self._metrics)
         drawn = (self._out / f"{_LAST_FIGURE}.png").exists()
-        return drawn and "test_accuracy" in rows[-1]
+        return drawn and "test_accuracy" in _rows(self._metrics)[-1]
 
     def begin(self, start: ds.Checkpoint) -> None:
         """Notes what the run is; keeps its beginning."""
         if not int(start.state.step):
-            self._store.save(start)
-        about = "".join(f"# {name}: {told}\n" for name, told in _made_by().items())
-        flags = about + self._other_epochs(start) + self._asked.resolved
-        write_atomically(
-            self._out / "flags.cfg", flags.encode("utf-8", "surrogateescape")
-        )
+            self.save(start)
+        text = "".join(f"# {name}: {value}\n" for name, value in _made_by().items())
+        if int(start.state.step):
+            text += self._other_epochs(int(start.epoch))
+        content = (text + self._options.resolved).encode("utf-8", "surrogateescape")
+        write_atomically(self._out / "flags.cfg", content)
         _write_rows(self._metrics, self._history)
 
-    def _other_epochs(self, start: ds.Checkpoint) -> str:
+    def _other_epochs(self, epoch: int) -> str:
         """Comments that say until when --epochs, and so the schedule, was another."""
-        path = self._out / "flags.cfg"
-        if not int(start.state.step) or not path.exists():
-            return ""
-        text = path.read_text("utf-8", "surrogateescape")
-        told = re.findall(r"^# .*, then --resume.*\n", text, re.MULTILINE)
-        found = re.search(r"^--epochs=(\d+)$", text, re.MULTILINE)
-        if found and int(found[1]) != self._asked.config.epochs:
-            until, now = int(start.epoch), self._asked.config.epochs
-            told.append(
-                f"# to repeat it: --epochs={found[1]} until epoch {until}, then "
+        text, now = _flagfile(self._out), self._options.config.epochs
+        comments = "".join(re.findall(r"^# .*, then --resume.*\n", text, re.MULTILINE))
+        match = re.search(r"^--epochs=(\d+)$", text, re.MULTILINE)
+        if match and int(match[1]) != now:
+            comments += (
+                f"# to repeat it: --epochs={match[1]} until epoch {epoch}, then "
                 f"--resume with --epochs={now}\n"
             )
-        return "".join(told)
-
-    def save(self, checkpoint: ds.Checkpoint) -> None:
-        self._store.save(checkpoint)
+        return comments
 
     def add(self, result: ds.EpochResult, seconds: float) -> None:
         """Weights and metrics of an epoch first: a run that goes on from its checkpoint
         has them."""
-        row, network = _row(result), result.network
+        row = {"epoch": result.epoch, **_prefixed("train", result.train._asdict())}
+        if result.validation is not None:
+            row |= _prefixed("val", result.validation.summary())
         if result.best:
             notes = {
                 "dataset": self._images.name,
                 "class_names": list(self._images.class_names),
                 "input_shape": list(self._images.train_images.shape[1:]),
                 "pictures": self._pictures,
-                "seed": self._asked.config.seed,
+                "seed": self._options.config.seed,
                 "made_by": _made_by(),
                 **row,
             }
-            ds.save_weights(self._weights, network, result.params, notes=notes)
-        row |= {"seconds": round(seconds, 2)}
-        self._history.append(row)
+            ds.save_weights(self._weights, result.network, result.params, notes=notes)
+        self._history.append(row | {"seconds": round(seconds, 2)})
         _write_rows(self._metrics, self._history)
-        self._store.save(result.checkpoint)
-
-    def close(self) -> None:
-        self._lock.release()
+        self.save(result.checkpoint)
 
     def finish(self) -> ds.Report:
         """The best epoch on the test images, and figures."""
-        images = self._images
         network, params, notes = ds.load_weights(self._weights)
-        network = network.clone(engine=self._asked.config.engine)
-        test = _tested(network, params, images)
-        last = {"best_epoch": notes["epoch"], **_prefixed("test", test.summary())}
+        network = network.clone(engine=self._options.config.engine)
+        epoch = notes["epoch"]
+        test = _tested(network, params, self._images)
+        last = {"best_epoch": epoch, **_prefixed("test", test.summary())}
         last["test_layer_spikes"] = list(test.layer_spikes)
         _write_rows(self._metrics, [*self._history, last])
-        _print_report(test, f"best epoch {notes['epoch']}", network, params)
-        _figures(
-            self._out, network, params, images, test, self._history, notes["epoch"]
-        )
+        _print_report(test, f"best epoch {epoch}", network, params)
+        _figures(self._out, self._history, epoch, network, params, self._images, test)
         print(f"results in {self._out}")
         return test
 
@@ -378,10 +391,10 @@ class _Stopping:
     A second signal ends it at once, with what is on disk.
     """
 
-    def __init__(self, record: _Record | None, minutes: float):
-        self._record, self._seconds = record, 60 * minutes
+    def __init__(self, run: _Run | None, minutes: float):
+        self._run, self._seconds = run, 60 * minutes
         self._last = time.monotonic()
-        self._asked: signal.Signals | None = None
+        self._signal: signal.Signals | None = None
         self._alone = jax.process_count() == 1
         self._steps = 0
 
@@ -402,41 +415,23 @@ class _Stopping:
                 signal.signal(number, handler)
 
     def _ask(self, number: int, _) -> None:
-        if self._asked is not None:
+        if self._signal is not None:
             progress.leave_at_once(number, "stopped at once")
-        self._asked = signal.Signals(number)
+        self._signal = signal.Signals(number)
 
     def on_step(self, step: ds.Step) -> None:
         if not self._alone:  # all processes stop after the same step
             self._steps += 1
             if multihost_utils.reached_preemption_sync_point(self._steps):
-                self._asked = signal.SIGTERM
+                self._signal = signal.SIGTERM
         due = self._seconds and time.monotonic() - self._last > self._seconds
-        if (due or self._asked is not None) and self._record is not None:
-            self._record.save(step.checkpoint())
+        if (due or self._signal is not None) and self._run is not None:
+            self._run.save(step.checkpoint())
             self._last = time.monotonic()
-        if self._asked is not None:
-            name = self._asked.name
+        if self._signal is not None:
+            name = self._signal.name
             print(f"stopped by {name}; --resume goes on from here", flush=True)
-            raise SystemExit(128 + self._asked)
-
-
-def _evaluate(
-    asked: flags.Options, images: data.Dataset, weights: ds.Weights
-) -> ds.Report:
-    network, params, notes = weights
-    if notes.get("dataset", images.name) != images.name:
-        print(f"note: these weights were trained on {notes['dataset']!r}")
-    network = measures.urged(network, params, asked.urgency)
-    test = _tested(network, params, images)
-    _print_report(test, asked.evaluate, network, params)
-    return test
-
-
-def _tested(network, params, images: data.Dataset) -> ds.Report:
-    arrays = images.test_images, images.test_labels
-    with progress.counting("evaluating test images", len(arrays[0])) as on_images:
-        return ds.evaluate(network, params, *arrays, on_images=on_images)
+            raise SystemExit(128 + self._signal)
 
 
 def _made_by() -> dict[str, str]:
@@ -460,20 +455,13 @@ def commit() -> dict[str, str]:
         return {}
     command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
     try:
-        told = subprocess.run(command, check=True, capture_output=True, text=True)
+        result = subprocess.run(command, check=True, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError):
         return {}
-    return {"commit": told.stdout.strip()}
+    return {"commit": result.stdout.strip()}
 
 
-def _row(result: ds.EpochResult) -> dict:
-    row = {"epoch": result.epoch, **_prefixed("train", result.train._asdict())}
-    if result.validation is not None:
-        row |= _prefixed("val", result.validation.summary())
-    return row
-
-
-def _prefixed(prefix: str, numbers: dict) -> dict:
+def _prefixed(prefix: str, numbers: dict[str, Any]) -> dict[str, Any]:
     return {f"{prefix}_{name}": value for name, value in numbers.items()}
 
 
@@ -487,6 +475,14 @@ def _write_rows(path: Path, rows: list[dict]) -> None:
     write_atomically(path, text.encode())
 
 
+def _tested(
+    network: ds.SpikingNetwork, params: dict, images: data.Dataset
+) -> ds.Report:
+    arrays = images.test_images, images.test_labels
+    with progress.counting("evaluating test images", len(arrays[0])) as on_images:
+        return ds.evaluate(network, params, *arrays, on_images=on_images)
+
+
 def _print_report(
     test: ds.Report, which: str, network: ds.SpikingNetwork, params: dict
 ) -> None:
@@ -494,7 +490,7 @@ def _print_report(
     if any(network.reference_neurons):
         name = measures.reference(network, params)
         apart.append(f"{test.reference_spikes:.0f} {name}")
-    own = measures.without_pooling(network, test.layer_spikes)
+    unpooled = measures.without_pooling(network, test.layer_spikes)
     layers = zip(network.names, test.layer_spikes[1:], strict=True)
     by_layer = ", ".join(f"{name} {spikes:.0f}" for name, spikes in layers)
     print(
@@ -505,7 +501,7 @@ def _print_report(
         f"  decision step     {test.decision_step:.1f}\n"
         f"  spikes            {test.spikes:.0f} an image up to the decision"
         f" (and {', '.join(apart)})\n"
-        f"  without pooling   {own:.0f}    of all layers: {by_layer}\n"
+        f"  without pooling   {unpooled:.0f}    of all layers: {by_layer}\n"
         f"  dead neurons      {test.dead:.1%}",
         flush=True,
     )
@@ -513,12 +509,12 @@ def _print_report(
 
 def _figures(
     out: Path,
+    history: list[dict],
+    best_epoch: int,
     network: ds.SpikingNetwork,
     params: dict,
     images: data.Dataset,
     test: ds.Report,
-    history: list[dict],
-    best_epoch: int,
 ) -> None:
     # Here: matplotlib takes a second to import, and evaluating does without.
     from ds4nn_jax import plots

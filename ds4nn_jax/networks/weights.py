@@ -13,7 +13,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from ds4nn_jax._files import whole
+from ds4nn_jax._files import write_atomically
 from ds4nn_jax._values import plain
 from ds4nn_jax.networks.network import SpikingNetwork
 
@@ -200,19 +200,6 @@ def _for_json(value: Any) -> Any:
     if (known := plain(value)) is value:
         raise TypeError(f"{type(value).__name__} {value!r:.40} is none of its types")
     return known
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """The file appears whole under its name, or an older one stays.
-
-    Raises:
-      OSError: the directory is missing or not writable, or the disk is full.
-    """
-    # With the permissions that umask leaves.
-    with whole(path) as unfinished, unfinished.open("xb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def digest(header: str, arrays: Iterable[tuple[str, np.ndarray]]) -> str:
