@@ -224,7 +224,7 @@ def _images(
         # Of several data sets each needs its own folder.
         folder = home if one and not (home / name).is_dir() else home / name
     try:
-        bare = name == "digits" or not trained.data_dir and data.own(name)
+        bare = name == "digits" or not trained.data_dir and data.local_path(name)
         return load(name, None if bare else folder)
     except data.DataNotFoundError as error:
         where = f" in {folder}" if folder else ""

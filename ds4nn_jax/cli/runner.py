@@ -104,10 +104,10 @@ def _train(options: flags.Options) -> ds.Report | None:
         raise ValueError(what) from error
     out = Path(options.out_dir)
     _check_out(out, options)
-    options = _with_first_weights(out, options)
+    options = _with_initial_weights(out, options)
     checkpoints = (out / "checkpoints").glob("*")
     resume = options.resume and any(path.name.isdigit() for path in checkpoints)
-    params = None if resume else _first_weights(options)
+    params = None if resume else _initial_weights(options)
     images = _images(options)
     options = _for_classes(options, len(images.class_names))
     config = options.config
@@ -224,7 +224,7 @@ def _for_classes(options: flags.Options, classes: int) -> flags.Options:
     return flags.resolved(dataclasses.replace(options, config=fitting))
 
 
-def _first_weights(options: flags.Options) -> dict | None:
+def _initial_weights(options: flags.Options) -> dict | None:
     """The parameters of --init_from."""
     if options.init_from is None:
         return None
@@ -236,7 +236,7 @@ def _first_weights(options: flags.Options) -> dict | None:
     return weights.params
 
 
-def _with_first_weights(out: Path, options: flags.Options) -> flags.Options:
+def _with_initial_weights(out: Path, options: flags.Options) -> flags.Options:
     """The run, with the initial weights that it began with if it goes on.
 
     Raises:
