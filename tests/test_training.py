@@ -10,7 +10,7 @@ import pytest
 import ds4nn_jax as ds
 from ds4nn_jax import data
 from ds4nn_jax._values import Value
-from ds4nn_jax.training import loop, optimizers, step
+from ds4nn_jax.training import batching, loop, optimizers, step
 from ds4nn_jax.training.augmentation import Augmentation
 from ds4nn_jax.training.initial_weights import FiringRates
 from ds4nn_jax.training.optimizers import Adam, Muon
@@ -748,7 +748,7 @@ def test_batches_as_they_come(digits):
 def test_a_loader_may_fill_its_arrays_anew():
     """Steps that wait for the device have batches of their own."""
     images, labels = np.zeros((4, 8, 8, 1), np.uint8), np.zeros(4, np.int32)
-    batch = loop._pair((images, labels), 10)
+    batch = batching._pair((images, labels), 10)
     images[:], labels[:] = 1, 1
     assert not batch[0].any() and not batch[1].any()
 
