@@ -122,9 +122,9 @@ def test_another_run_is_refused(tmp_path, taken):
 
 def test_a_newer_format_is_refused(tmp_path, taken, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "VERSION", 3)
+        patch.setattr(checkpoints, "FORMAT", "ds4nn_jax checkpoint 4")
         Checkpoints(tmp_path, CONFIG).save(taken[0])
-    with pytest.raises(CheckpointError, match="format version 3, this library reads 2"):
+    with pytest.raises(CheckpointError, match="format is '.* 4', expected '.* 3'"):
         Checkpoints(tmp_path, CONFIG).latest(taken[0])
 
 

@@ -138,10 +138,10 @@ def _begun(asked: flags.Options) -> flags.Options:
       ValueError: it cannot write to its out_dir, or began with other weights.
     """
     _check_out(asked)
-    flags = Path(asked.out_dir) / "flags.cfg"
-    if not asked.resume or not flags.exists():
+    path = Path(asked.out_dir) / "flags.cfg"
+    if not asked.resume or not path.exists():
         return asked
-    text = flags.read_text("utf-8", "surrogateescape")
+    text = path.read_text("utf-8", "surrogateescape")
     found = re.search(r"^--init_from=(.+)$", text, re.MULTILINE)
     first = found and found[1]
     if asked.init_from not in (None, first):

@@ -195,9 +195,7 @@ def train(
         raise ValueError(
             "batches that do not know how many there are need steps_per_epoch"
         )
-    batches = _batches(
-        config, images, labels, soft_labels, steps_per_epoch, validation
-    )
+    batches = _batches(config, images, labels, soft_labels, steps_per_epoch, validation)
     beginning = _beginning(config, batches, params)
     if mesh is not None and config.batch_size % mesh.size:
         raise ValueError(

@@ -33,7 +33,9 @@ class OutputRule(Value):
     """
 
     normalization: Normalization = dataclasses.field(default="l2", kw_only=True)
-    takes_soft_labels: ClassVar[bool] = False  # soft labels [B, C] as well as classes [B]
+    takes_soft_labels: ClassVar[bool] = (
+        False  # soft labels [B, C] as well as classes [B]
+    )
 
     def target(
         self,
