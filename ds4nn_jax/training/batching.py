@@ -49,11 +49,7 @@ class Arrays:
         self.digest = _digest(self._arrays)
 
     def epoch(self, number: int, skip: int) -> Iterator[tuple]:
-        """The batches of an epoch, from 1, without the first `skip`.
-
-        Raises:
-          ValueError: the arrays have changed since the run began.
-        """
+        """The batches of an epoch, from 1, without the first `skip`."""
         if not np.array_equal(_digest(self._arrays), self.digest):
             raise ValueError(
                 "the training images, labels or soft labels have changed since the "
@@ -98,11 +94,7 @@ class Loader:
             self._loader = itertools.chain(ahead, source)
 
     def epoch(self, number: int, skip: int) -> Iterator[tuple]:
-        """The batches of an epoch, from 1.
-
-        Raises:
-          ValueError: the loader gives fewer than `steps`, or `skip` is not 0.
-        """
+        """The batches of an epoch, from 1."""
         if skip:
             raise ValueError("a run on batches goes on between two epochs only")
         count = 0
