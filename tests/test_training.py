@@ -10,7 +10,7 @@ import pytest
 import ds4nn_jax as ds
 from ds4nn_jax import data
 from ds4nn_jax._values import Value
-from ds4nn_jax.training import loop, optimizers, step
+from ds4nn_jax.training import batching, loop, optimizers, step
 from ds4nn_jax.training.augmentation import Augmentation
 from ds4nn_jax.training.initial_weights import FiringRates
 from ds4nn_jax.training.optimizers import Adam, Muon
@@ -633,15 +633,11 @@ class Loader:
 
 
 def batches_of(config, images, labels, epochs):
-    """What `train` draws from arrays, as one iterator of mappings, whose arrays are
-    filled anew for every batch."""
-    size = config.batch_size
-    batch = {"image": images[:size].copy(), "label": labels[:size].copy()}
+    """What `train` draws from arrays, as one iterator of mappings."""
     for epoch in range(1, epochs + 1):
         order = data.epoch_permutation(len(labels), seed=config.seed, epoch=epoch)
-        for rows in order.reshape(-1, size):
-            batch["image"][:], batch["label"][:] = images[rows], labels[rows]
-            yield batch
+        for rows in order.reshape(-1, config.batch_size):
+            yield {"image": images[rows], "label": labels[rows]}
 
 
 def test_batches_as_they_come(digits):
@@ -664,6 +660,11 @@ def test_batches_as_they_come(digits):
         jax.tree.map(np.testing.assert_array_equal, a.params, b.params)
         assert a.train == b.train and a.validation.images == 300
     assert next(once, None) is None
+    images, labels = np.zeros((20, 64), np.uint8), np.zeros(20, np.int32)
+    loader = batching.Loader(config, iter([(images, labels)]), 1, None)
+    images[:], labels[:] = 1, 1  # while it is ahead
+    batch = next(loader.epoch(1, 0))
+    assert not batch[0].any() and not batch[1].any()
 
 
 def test_only_so_many_steps_wait_for_the_device(digits, monkeypatch):
