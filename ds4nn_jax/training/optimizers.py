@@ -55,21 +55,53 @@ class FreeNorms(Norms, name="free"):
 
 @dataclasses.dataclass(frozen=True)
 class HeldNorms(Norms, name="held"):
-    """Fixed norms: hidden neurons keep the norm of their initial weights, so learning
-    turns weight vectors without growing them, see `hold_norms`. The output layer's are
-    free."""
+    """Fixed norms of hidden neurons: w + u ← (w + u)·‖w‖/‖w + u‖.
+
+    Learning turns weight vectors without growing them. The output layer's are free.
+    """
 
     def transformation(self, layers: tuple[str, ...]) -> optax.GradientTransformation:
+        def held(update: jax.Array, weights: jax.Array) -> jax.Array:
+            return _step_to_norms(update, weights, _norms(weights))
+
         hidden = {name: name != layers[-1] for name in layers}
-        return optax.masked(hold_norms(), {"params": hidden})
+        return optax.masked(optax.stateless_with_tree_map(held), {"params": hidden})
 
 
 @dataclasses.dataclass(frozen=True)
 class LearnedNorms(Norms, name="learned"):
-    """Norms follow their gradient, but do not grow by turning, see `learn_norms`."""
+    """Norms follow their own gradient: ‖w + u‖ becomes ‖w‖ + w·u/‖w‖.
+
+    A step across a weight vector makes it longer by ‖u‖²/2‖w‖, whatever its sign. With
+    steps on the scale of the weights norms grow without end, and larger weights fire
+    earlier. This removes that growth and keeps the part of the step along the vector.
+    """
 
     def transformation(self, layers: tuple[str, ...]) -> optax.GradientTransformation:
-        return learn_norms()
+        def learned(update: jax.Array, weights: jax.Array) -> jax.Array:
+            before = _norms(weights)
+            along = jnp.sum(weights * update, _inputs(weights), keepdims=True)
+            after = before + along / jnp.where(before == 0, 1, before)
+            step = _step_to_norms(update, weights, jnp.maximum(after, 0))
+            return jnp.where(before == 0, update, step)
+
+        return optax.stateless_with_tree_map(learned)
+
+
+def _inputs(weights: jax.Array) -> tuple[int, ...]:
+    """The axes of one neuron's weights."""
+    return tuple(range(weights.ndim - 1))
+
+
+def _norms(weights: jax.Array) -> jax.Array:
+    return jnp.linalg.vector_norm(weights, axis=_inputs(weights), keepdims=True)
+
+
+def _step_to_norms(update: jax.Array, weights: jax.Array, norms: jax.Array):
+    """The step in the direction of w + u after which neurons have these norms."""
+    moved = weights + update
+    length = _norms(moved)
+    return moved * (norms / jnp.where(length == 0, 1, length)) - weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -309,53 +341,6 @@ def limit_sums(most: float) -> optax.GradientTransformation:
         return update - jnp.maximum(total - most, 0) / inputs
 
     return optax.stateless_with_tree_map(limited)
-
-
-def hold_norms() -> optax.GradientTransformation:
-    """Every neuron keeps the norm of its weights: w + u ← (w + u)·‖w‖/‖w + u‖.
-
-    Place it behind all transformations that change the step.
-    """
-
-    def held(update: jax.Array, weights: jax.Array) -> jax.Array:
-        return _step_to_norms(update, weights, _norms(weights))
-
-    return optax.stateless_with_tree_map(held)
-
-
-def learn_norms() -> optax.GradientTransformation:
-    """Norms follow their own gradient: ‖w + u‖ becomes ‖w‖ + w·u/‖w‖.
-
-    A step across a weight vector makes it longer by ‖u‖²/2‖w‖, whatever its sign. With
-    steps on the scale of the weights norms grow without end, and larger weights fire
-    earlier. This removes that growth and keeps the part of the step along the vector.
-    Place it behind all transformations that change the step.
-    """
-
-    def learned(update: jax.Array, weights: jax.Array) -> jax.Array:
-        before = _norms(weights)
-        along = jnp.sum(weights * update, _inputs(weights), keepdims=True)
-        after = before + along / jnp.where(before == 0, 1, before)
-        step = _step_to_norms(update, weights, jnp.maximum(after, 0))
-        return jnp.where(before == 0, update, step)
-
-    return optax.stateless_with_tree_map(learned)
-
-
-def _inputs(weights: jax.Array) -> tuple[int, ...]:
-    """The axes of one neuron's weights."""
-    return tuple(range(weights.ndim - 1))
-
-
-def _norms(weights: jax.Array) -> jax.Array:
-    return jnp.linalg.vector_norm(weights, axis=_inputs(weights), keepdims=True)
-
-
-def _step_to_norms(update: jax.Array, weights: jax.Array, norms: jax.Array):
-    """The step in the direction of w + u after which neurons have these norms."""
-    moved = weights + update
-    length = _norms(moved)
-    return moved * (norms / jnp.where(length == 0, 1, length)) - weights
 
 
 class AverageState(NamedTuple):
