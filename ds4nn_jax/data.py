@@ -319,8 +319,8 @@ def from_file(path: str | os.PathLike, *, test: float = 0.2) -> Dataset:
         raise DataError(f"{path}: {' '.join(str(error).split())}") from error
     if images.ndim == 3:
         images = images[..., None]
-    names, labels = np.unique(classes, return_inverse=True)
-    names, part = tuple(map(str, names.tolist())), test if count is None else count
+    values, labels = np.unique(classes, return_inverse=True)
+    names, part = tuple(map(str, values.tolist())), test if count is None else count
     return _parted(path, images, labels.astype(np.int32), names, part)
 
 
@@ -599,7 +599,8 @@ def _from_idx(name: str, folder: Path) -> Dataset:
         arrays.append(array.astype(np.int32) if ranks == (1,) else channels_last)
     classes = max(int(labels.max()) for labels in arrays[1::2]) + 1
     names = _CLASS_NAMES.get(name, tuple(map(str, range(classes))))
-    return _checked(Dataset(name, *arrays, names, f"IDX files in {folder}"))
+    source = f"IDX files in {folder}"
+    return _checked(Dataset._make((name, *arrays, names, source, None)))
 
 
 def _idx_path(folder: Path, file: str) -> Path:
@@ -641,7 +642,8 @@ def _from_tfds(name: str, root: Path) -> Dataset:
             "test with an image, of one shape, and a class label, prepared by TFDS as "
             "array_record (tfrecord can only be read with TensorFlow)"
         ) from error
-    return _checked(Dataset(name, *arrays, names, f"TFDS directory {folder}"))
+    source = f"TFDS directory {folder}"
+    return _checked(Dataset._make((name, *arrays, names, source, None)))
 
 
 def _from_download(name: str) -> Dataset:

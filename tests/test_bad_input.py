@@ -22,7 +22,7 @@ from ds4nn_jax.networks import pretrained
 from ds4nn_jax.networks.spec import parse_spec
 from ds4nn_jax.training import augmentation, parallel
 from ds4nn_jax.training.augmentation import Augmentation
-from ds4nn_jax.training.checkpoints import Checkpoints
+from ds4nn_jax.training.checkpoints import CheckpointError, Checkpoints
 from experiments import digits
 
 KEY = jax.random.key(0)
@@ -487,7 +487,7 @@ TABLE = [
     (
         "a file for checkpoints",
         lambda f: ((f / "s").write_text(""), Checkpoints(f / "s", ds.TrainConfig())),
-        C,
+        CheckpointError,
         "cannot hold checkpoints",
     ),
     # Commands

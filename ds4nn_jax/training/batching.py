@@ -56,7 +56,7 @@ class Arrays:
                 "run began: give it arrays that nothing writes to, such as copies"
             )
         images, labels, soft = self._arrays
-        if np.ndim(soft) == 3:
+        if soft is not None and soft.ndim == 3:
             soft = soft[number - 1]
         for batch in epoch_batches(self._config, self._kept, number)[skip:]:
             rows = None if soft is None else np.asarray(soft[batch], np.float32)
@@ -101,7 +101,7 @@ class Loader:
         for batch in itertools.islice(self._loader, self.steps):
             yield *_pair(batch, self._classes), None
             count += 1
-        if count < self.steps:
+        if self.steps and count < self.steps:
             raise ValueError(f"epoch {number} has {count} batches of {self.steps}")
 
 

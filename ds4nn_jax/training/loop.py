@@ -206,7 +206,7 @@ def train(
         start = beginning()
     else:
         if not len(start.metrics):
-            start = start._replace(metrics=_no_metrics(batches.steps))
+            start = start._replace(metrics=_no_metrics(batches.steps or 0))
         _check_checkpoint(start, jax.eval_shape(beginning), batches.digest)
     return _epochs(config, batches, start, on_step, mesh)
 
