@@ -11,35 +11,26 @@ import os
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-DIGITS_TEST_FRACTION = 0.2
-DIGITS_SPLIT_SEED = 0
-
 _DIGIT_NAMES = tuple("0123456789")
+_FASHION_NAMES = (
+    "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot"
+)
 _CLASS_NAMES = {
     "mnist": _DIGIT_NAMES,
-    "fashion_mnist": (
-        "T-shirt/top",
-        "Trouser",
-        "Pullover",
-        "Dress",
-        "Coat",
-        "Sandal",
-        "Shirt",
-        "Sneaker",
-        "Bag",
-        "Ankle boot",
-    ),
+    "fashion_mnist": tuple(_FASHION_NAMES.split(",")),
 }
-_IDX_STEMS = ("train-images", "train-labels", "t10k-images", "t10k-labels")
-_IDX_GZ = tuple(
-    f"{stem}-idx{3 if stem.endswith('images') else 1}-ubyte.gz" for stem in _IDX_STEMS
+_IDX_FILES = (
+    "train-images-idx3-ubyte.gz",
+    "train-labels-idx1-ubyte.gz",
+    "t10k-images-idx3-ubyte.gz",
+    "t10k-labels-idx1-ubyte.gz",
 )
 # Where the official files are, and their SHA-256 in this order.
 _OFFICIAL = {
@@ -72,8 +63,7 @@ _OFFICIAL = {
     ),
 }
 _SYSTEM_DATASETS = Path("/usr/share/datasets")  # Debian's dataset-* packages
-_MAX_RANK = 4
-_DEFLATE_LIMIT = 1032  # no deflate stream expands further than this
+_MOST_BYTES = 1 << 30  # of an IDX file's array
 _OWN = (
     "the path of your own images: a folder with a folder for each class, a .npz or a "
     ".csv file (ds4nn_jax.data.from_folders, from_file)"
@@ -212,10 +202,10 @@ def load(name: str, data_dir: str | os.PathLike | None = None) -> Dataset:
     if (path := local_path(name)) and not (is_name and data_dir is not None):
         if data_dir is not None:
             raise ValueError(f"{name} is a path already and takes no data_dir")
-        return _itself(from_folders(path) if path.is_dir() else from_file(path))
+        return _identified(from_folders(path) if path.is_dir() else from_file(path))
     names = "digits", *_OFFICIAL
-    meant = difflib.get_close_matches(name.lower().replace("-", "_"), names, 1)
-    hint = f": did you mean {meant[0]}?" if meant and name not in names else ""
+    close = difflib.get_close_matches(name.lower().replace("-", "_"), names, 1)
+    hint = f": did you mean {close[0]}?" if close and name not in names else ""
     if not is_name:
         raise ValueError(
             f"{name!r} is no data set name{hint or ':'} Say digits, mnist, "
@@ -228,29 +218,23 @@ def load(name: str, data_dir: str | os.PathLike | None = None) -> Dataset:
                 "digits comes with scikit-learn: leave data_dir (--data_dir) out"
             )
         return _load_digits()
-    looked = []
+    message = [f"no data set {name!r} found{hint or '.'} Looked at:"]
     for source in _sources(name, data_dir):
         try:
-            return _itself(source())
+            return _identified(source())
         except DataNotFoundError as missing:
-            looked.append(f"  - {missing}")
-    nowhere = f"no data set {name!r} found{hint or '.'} Looked at:"
-    raise DataNotFoundError("\n".join([nowhere, *looked, *_how_to_fetch(name)]))
+            message.append(f"  - {missing}")
+    raise DataNotFoundError("\n".join([*message, *_how_to_fetch(name)]))
 
 
-def _itself(dataset: Dataset) -> Dataset:
-    """The data set and what it is known as; `source` says if nobody knows it.
-
-    Raises:
-      DataError: the name is that of other images.
-    """
-    digest = 0
-    for images, labels in (
-        (dataset.train_images, dataset.train_labels),
-        (dataset.test_images, dataset.test_labels),
-    ):
-        for image, label in zip(np.ascontiguousarray(images), labels, strict=True):
-            digest += zlib.crc32(image, int(label))
+def _identified(dataset: Dataset) -> Dataset:
+    """The data set with the name that its images are known by; `source` says if these
+    are not the ones that everybody has under its name."""
+    digest = sum(
+        zlib.crc32(image, int(label))
+        for images, labels in (dataset[1:3], dataset[3:5])
+        for image, label in zip(np.ascontiguousarray(images), labels, strict=True)
+    )
     known, source = _DIGESTS.get(digest), dataset.source
     if dataset.name in _DIGESTS.values():
         if known is None:
@@ -290,19 +274,18 @@ def from_folders(directory: str | os.PathLike, *, test: float = 0.2) -> Dataset:
       DataError: no classes, a file that is no picture, or pictures of several sizes.
     """
     directory = Path(directory)
-    parts = {folder.name: folder for folder in _folders(directory)}
-    split = {"train", "test"} <= parts.keys()
-    classes = [f.name for f in _folders(parts["train"] if split else directory)]
+    split = {"train", "test"} <= {folder.name for folder in _folders(directory)}
+    roots = [directory / "train", directory / "test"] if split else [directory]
+    classes = [folder.name for folder in _folders(roots[0])]
     if len(classes) < 2:
         raise DataError(
             f"{directory}: {len(classes)} folders, needed is one for each class (or "
             "train and test, with one for each class)"
         )
-    where = [parts["train"], parts["test"]] if split else [directory]
     paths: list[Path] = []
     labels: list[int] = []
     counts = []
-    for root in where:
+    for root in roots:
         for folder in _folders(root):
             if folder.name not in classes:
                 raise DataError(f"{folder}: train has no class {folder.name!r}")
@@ -310,14 +293,9 @@ def from_folders(directory: str | os.PathLike, *, test: float = 0.2) -> Dataset:
             paths += files
             labels += [classes.index(folder.name)] * len(files)
         counts.append(len(paths))
-    images = _pictures(paths)
-    return _own_dataset(
-        directory,
-        images,
-        np.array(labels, np.int32),
-        tuple(classes),
-        counts[0] if split else test,
-    )
+    images, numbers = _pictures(paths), np.array(labels, np.int32)
+    names, part = tuple(classes), counts[0] if split else test
+    return _parted(directory, images, numbers, names, part)
 
 
 def from_file(path: str | os.PathLike, *, test: float = 0.2) -> Dataset:
@@ -336,34 +314,25 @@ def from_file(path: str | os.PathLike, *, test: float = 0.2) -> Dataset:
     path = Path(path)
     read = _from_npz if path.suffix == ".npz" else _from_csv
     try:
-        images, named, count = read(path)
+        images, classes, count = read(path)
     except (ValueError, OSError, KeyError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: {' '.join(str(error).split())}") from error
     if images.ndim == 3:
         images = images[..., None]
-    names, labels = np.unique(named, return_inverse=True)
-    return _own_dataset(
-        path,
-        images,
-        labels.astype(np.int32),
-        tuple(map(str, names.tolist())),
-        test if count is None else count,
-    )
+    values, labels = np.unique(classes, return_inverse=True)
+    names, part = tuple(map(str, values.tolist())), test if count is None else count
+    return _parted(path, images, labels.astype(np.int32), names, part)
 
 
-def read_idx(path: str | os.PathLike, *, max_bytes: int = 1 << 30) -> np.ndarray:
+def read_idx(path: str | os.PathLike) -> np.ndarray:
     """Reads an IDX file of unsigned bytes, gzipped when its name ends in .gz.
 
     The header is 0, 0, 8 (unsigned byte), the rank, and the length of each axis as
     four bytes, most significant first. No more than it promises plus one byte is ever
-    decompressed, and nothing is allocated that the file cannot fill.
-
-    Args:
-      path: the file.
-      max_bytes: the largest array accepted.
+    decompressed.
 
     Returns:
-      uint8 array of 1 to 4 axes, none empty, in memory of its own.
+      uint8 array of 1 to 4 axes, none empty, of at most 1 GiB.
 
     Raises:
       DataError: wrong magic number, type, rank or size; bytes missing or left over;
@@ -371,31 +340,25 @@ def read_idx(path: str | os.PathLike, *, max_bytes: int = 1 << 30) -> np.ndarray
       OSError: the file cannot be read.
     """
     path = Path(path)
-    gzipped = path.suffix == ".gz"
-    stored = path.stat().st_size
     try:
-        with gzip.open(path) if gzipped else path.open("rb") as stream:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
             shape = _idx_shape(stream, path)
             size = math.prod(shape)
-            if size > max_bytes:
+            if size > _MOST_BYTES:
                 raise DataError(
                     f"{path}: the header promises {size} bytes, more than the "
-                    f"{max_bytes} allowed"
+                    f"{_MOST_BYTES} allowed"
                 )
-            if size > stored * (_DEFLATE_LIMIT if gzipped else 1):
-                raise DataError(
-                    f"{path}: truncated: the header promises {size} bytes, more than "
-                    f"a file of {stored} can hold"
-                )
-            buffer = np.empty(size + 1, np.uint8)
-            filled = stream.readinto(buffer.data)
+            content = stream.read(size + 1)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path}: not an intact gzip file: {error}") from error
-    if filled < size:
-        raise DataError(f"{path}: truncated: {filled} of {size} bytes of shape {shape}")
-    if filled > size:
+    if len(content) < size:
+        raise DataError(
+            f"{path}: truncated: {len(content)} of {size} bytes of shape {shape}"
+        )
+    if len(content) > size:
         raise DataError(f"{path}: bytes left over after an array of shape {shape}")
-    return buffer[:size].reshape(shape)
+    return np.frombuffer(content, np.uint8).reshape(shape).copy()
 
 
 def stratified_split(
@@ -412,10 +375,6 @@ def stratified_split(
 
     Returns:
       (rest, held_out): indices in ascending order, each index in exactly one.
-
-    Raises:
-      ValueError: labels are not a list of whole numbers, the fraction or seed is out
-        of range, or a class would have no image on one side.
     """
     labels = np.asarray(labels)
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
@@ -443,34 +402,28 @@ def epoch_permutation(n: int, *, seed: int, epoch: int) -> np.ndarray:
     """The order of an epoch: a permutation [n] int64 fixed by (seed, epoch).
 
     The generator is counter-based, so a resumed run needs no iterator state. Seed and
-    epoch lie in 0 … 2⁶⁴ − 1; anything else is a ValueError.
+    epoch lie in 0 … 2⁶⁴ − 1.
     """
     return _generator(seed, epoch).permutation(n)
 
 
 def _generator(seed: int, stream: int) -> np.random.Generator:
-    for value in (seed, stream):
-        if not 0 <= value < 2**64:
-            raise ValueError(f"seeds and epochs must lie in 0 … 2⁶⁴ − 1, got {value}")
     key = np.array([seed, stream], np.uint64)
     return np.random.Generator(np.random.Philox(key=key))
 
 
 def _idx_shape(stream, path: Path) -> tuple[int, ...]:
     magic = stream.read(4)
-    if len(magic) < 4:
-        raise DataError(f"{path}: truncated: no IDX header")
     if magic[:2] == b"\x1f\x8b":
         raise DataError(f"{path}: a gzip file, but its name does not end in .gz")
-    if magic[:2] != b"\0\0":
-        raise DataError(f"{path}: not an IDX file: it begins with {magic.hex(' ')}")
-    if magic[2] != 8:
-        raise DataError(
-            f"{path}: IDX type 0x{magic[2]:02x}, expected unsigned bytes (0x08)"
-        )
+    if len(magic) < 4:
+        raise DataError(f"{path}: truncated: no IDX header")
     rank = magic[3]
-    if not 1 <= rank <= _MAX_RANK:
-        raise DataError(f"{path}: {rank} axes, expected 1 to {_MAX_RANK}")
+    if magic[:3] != b"\0\0\x08" or not 1 <= rank <= 4:
+        raise DataError(
+            f"{path}: not an IDX file of unsigned bytes with 1 to 4 axes: it begins "
+            f"with {magic.hex(' ')}"
+        )
     lengths = stream.read(4 * rank)
     if len(lengths) < 4 * rank:
         raise DataError(f"{path}: truncated: {rank} axes promised in the header")
@@ -490,24 +443,18 @@ def _load_digits() -> Dataset:
     digits = load_digits()
     images = np.rint(digits.images[..., None] * (255 / 16)).astype(np.uint8)
     labels = digits.target.astype(np.int32)
-    train, test = stratified_split(labels, DIGITS_TEST_FRACTION, seed=DIGITS_SPLIT_SEED)
-    return Dataset(
-        name="digits",
-        train_images=images[train],
-        train_labels=labels[train],
-        test_images=images[test],
-        test_labels=labels[test],
-        class_names=_DIGIT_NAMES,
-        source="scikit-learn's copy of the UCI digits",
-    )
+    train, test = stratified_split(labels, 0.2, seed=0)
+    arrays = images[train], labels[train], images[test], labels[test]
+    source = "scikit-learn's copy of the UCI digits"
+    return Dataset("digits", *arrays, _DIGIT_NAMES, source)
 
 
 def _folders(directory: Path) -> list[Path]:
     try:
-        found = [f for f in directory.iterdir() if f.is_dir()]
+        folders = [path for path in directory.iterdir() if path.is_dir()]
     except OSError as error:
         raise DataNotFoundError(f"{directory}: no such directory") from error
-    return sorted(f for f in found if not f.name.startswith((".", "_")))
+    return sorted(f for f in folders if not f.name.startswith((".", "_")))
 
 
 def _pictures(paths: list[Path]) -> np.ndarray:
@@ -550,7 +497,7 @@ def _from_npz(path: Path) -> tuple[np.ndarray, np.ndarray, int | None]:
                 f"holds {', '.join(file.files) or 'nothing'}; needed are "
                 + ", or ".join(" and ".join(names) for names in _ARRAYS)
             )
-    images, labels = arrays[::2], [np.ravel(each) for each in arrays[1::2]]
+    images, labels = arrays[::2], [np.ravel(array) for array in arrays[1::2]]
     count = len(images[0]) if len(images) > 1 else None
     return np.concatenate(images), np.concatenate(labels), count
 
@@ -575,67 +522,63 @@ def _from_csv(path: Path) -> tuple[np.ndarray, np.ndarray, None]:
     return images, labels.astype(int) if whole else labels, None
 
 
-def _own_dataset(
+def _parted(
     path: Path,
     images: np.ndarray,
     labels: np.ndarray,
     names: tuple[str, ...],
-    split: int | float,
+    part: int | float,
 ) -> Dataset:
-    """The first so many images train, if `split` is a number; a share of each class is
-    for testing otherwise."""
-    if isinstance(split, int):
-        train, test = np.arange(split), np.arange(split, len(labels))
+    """A number: so many images, the first, are for training; a share: so much of each
+    class is for testing."""
+    if len(images) != len(labels):
+        raise DataError(f"{path}: {len(images)} images, {len(labels)} labels")
+    if isinstance(part, int):
+        train, test = np.arange(part), np.arange(part, len(labels))
         source = f"{path}, which says what is for testing"
     else:
         try:
-            train, test = stratified_split(labels, split, seed=DIGITS_SPLIT_SEED)
+            train, test = stratified_split(labels, part, seed=0)
         except ValueError as error:
             raise DataError(f"{path}: {error}") from error
-        source = f"{path}, {split:.0%} of each class for testing"
-    if len(images) != len(labels):
-        raise DataError(f"{path}: {len(images)} images, {len(labels)} labels")
+        source = f"{path}, {part:.0%} of each class for testing"
     arrays = images[train], labels[train], images[test], labels[test]
     return _checked(Dataset(os.path.normpath(path), *arrays, names, source))
 
 
 def _sources(
     name: str, data_dir: str | os.PathLike | None
-) -> Iterator[Callable[[], Dataset]]:
+) -> list[Callable[[], Dataset]]:
     """The places to look at, nearest first; each raises DataNotFoundError if bare."""
     if data_dir is not None:
         home = Path(data_dir).expanduser()
-        yield partial(_from_idx, name, home)
-        yield partial(_from_idx, name, home / name)
-        yield partial(_from_prepared, name, home)
-        return
-    if ours := os.environ.get("DS4NN_DATA_DIR"):
-        yield partial(_from_idx, name, Path(ours).expanduser() / name)
-    else:
-        yield partial(_absent, "$DS4NN_DATA_DIR is not set")
-    yield partial(_from_idx, name, _SYSTEM_DATASETS / name.replace("_", "-"))
-    prepared = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    root = Path(prepared).expanduser()
-    yield partial(_from_prepared, name, root)
-    yield partial(_from_download, name)
-
-
-def _absent(why: str) -> Dataset:
-    raise DataNotFoundError(why)
+        return [
+            partial(_from_idx, name, home),
+            partial(_from_idx, name, home / name),
+            partial(_from_tfds, name, home),
+        ]
+    home = Path(os.environ.get("DS4NN_DATA_DIR") or "$DS4NN_DATA_DIR").expanduser()
+    prepared = Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+    return [
+        partial(_from_idx, name, home / name),
+        partial(_from_idx, name, _SYSTEM_DATASETS / name.replace("_", "-")),
+        partial(_from_tfds, name, prepared.expanduser()),
+        partial(_from_download, name),
+    ]
 
 
 def _how_to_fetch(name: str) -> list[str]:
+    command = (
+        "import tensorflow_datasets as tfds; "
+        f"tfds.builder('{name}', file_format='array_record').download_and_prepare()"
+    )
     if name in _OFFICIAL:
         command = f"import ds4nn_jax.data as d; d.load('{name}')"
-    else:
-        command = (
-            "import tensorflow_datasets as tfds; "
-            f"tfds.builder('{name}', file_format='array_record').download_and_prepare()"
-        )
+    debian = ["or: apt install dataset-fashion-mnist"] * (name == "fashion_mnist")
     return [
         f'To fetch it, with network: python -c "{command}"',
-        *(["or: apt install dataset-fashion-mnist"] if name == "fashion_mnist" else []),
-        f"or put {', '.join(_IDX_GZ)} into a directory DIR and say data_dir=DIR "
+        *debian,
+        f"or put {', '.join(_IDX_FILES)} into a directory DIR and say data_dir=DIR "
         "(--data_dir=DIR on the command line)",
         f"or give {_OWN}",
     ]
@@ -644,55 +587,39 @@ def _how_to_fetch(name: str) -> list[str]:
 def _from_idx(name: str, folder: Path) -> Dataset:
     if not folder.is_dir():
         raise DataNotFoundError(f"{folder}: no such directory")
-    paths = [_idx_path(folder, stem) for stem in _IDX_STEMS]
-    arrays = [read_idx(path) for path in paths]
-    for path, array in zip(paths, arrays, strict=True):
-        ranks = _idx_ranks(path.name)
+    arrays = []
+    for path in [_idx_path(folder, file) for file in _IDX_FILES]:
+        array, ranks = read_idx(path), (3, 4) if "images" in path.name else (1,)
         if array.ndim not in ranks:
             raise DataError(
                 f"{path}: shape {array.shape}, expected {' or '.join(map(str, ranks))} "
                 "axes"
             )
-    train_images, train_labels, test_images, test_labels = arrays
-    classes = int(max(train_labels.max(), test_labels.max())) + 1
-    return _checked(
-        Dataset(
-            name=name,
-            train_images=train_images.reshape(*train_images.shape[:3], -1),
-            train_labels=train_labels.astype(np.int32),
-            test_images=test_images.reshape(*test_images.shape[:3], -1),
-            test_labels=test_labels.astype(np.int32),
-            class_names=_CLASS_NAMES.get(name, tuple(map(str, range(classes)))),
-            source=f"IDX files in {folder}",
-        )
-    )
+        channels_last = array.reshape(*array.shape[:3], -1)
+        arrays.append(array.astype(np.int32) if ranks == (1,) else channels_last)
+    classes = max(int(labels.max()) for labels in arrays[1::2]) + 1
+    names = _CLASS_NAMES.get(name, tuple(map(str, range(classes))))
+    source = f"IDX files in {folder}"
+    return _checked(Dataset._make((name, *arrays, names, source, None)))
 
 
-def _idx_ranks(name: str) -> tuple[int, ...]:
-    return (3, 4) if "images" in name else (1,)
+def _idx_path(folder: Path, file: str) -> Path:
+    """Of the file, gzipped or not, also as train-images.idx3-ubyte or of 4 axes."""
+    stem = file.partition("-idx")[0]
+    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    for name in names:
+        if re.fullmatch(rf"{stem}[-.]idx[134]-ubyte(\.gz)?", name):
+            return folder / name
+    raise DataNotFoundError(f"{folder}: holds no {file.removesuffix('.gz')}[.gz]")
 
 
-def _idx_path(folder: Path, stem: str) -> Path:
-    for rank in _idx_ranks(stem):
-        for separator in "-.":
-            for ending in ("", ".gz"):
-                path = folder / f"{stem}{separator}idx{rank}-ubyte{ending}"
-                if path.is_file():
-                    return path
-    wanted = f"{stem}-idx{_idx_ranks(stem)[0]}-ubyte[.gz]"
-    raise DataNotFoundError(f"{folder}: holds no {wanted}")
-
-
-def _from_prepared(name: str, root: Path) -> Dataset:
+def _from_tfds(name: str, root: Path) -> Dataset:
     """Reads the newest version of a data set that TFDS prepared under `root`."""
-    versions = [
-        folder
-        for folder in (root / name).glob("[0-9]*.*.*")
-        if (folder / "dataset_info.json").is_file()
-    ]
-    if not versions:
+    infos = (root / name).glob("[0-9]*.*.*/dataset_info.json")
+    folders = {tuple(map(int, re.findall(r"\d+", p.parent.name))): p for p in infos}
+    if not folders:
         raise DataNotFoundError(f"{root / name}: no data set prepared by TFDS")
-    folder = max(versions, key=lambda f: [int(n) for n in re.findall(r"\d+", f.name)])
+    folder = folders[max(folders)].parent
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
@@ -701,36 +628,22 @@ def _from_prepared(name: str, root: Path) -> Dataset:
             "'ds4nn_jax[experiments]')"
         ) from error
     builder = tfds.builder_from_directory(folder)
-    features, splits = dict(builder.info.features.items()), builder.info.splits
-    if not (
-        "image" in features
-        and isinstance(features.get("label"), tfds.features.ClassLabel)
-        and {"train", "test"} <= set(splits)
-    ):
-        raise DataError(
-            f"{folder}: features {sorted(features)}, splits {sorted(splits)}; needed "
-            "are an image and a class label, splits train and test"
-        )
     try:
+        names = tuple(builder.info.features["label"].names)
         rows = builder.as_data_source()
-    except NotImplementedError as error:
+        arrays: list[np.ndarray] = []
+        for split in ("train", "test"):
+            pairs = [(row["image"], row["label"]) for row in rows[split]]
+            images, labels = zip(*pairs, strict=True)
+            arrays += np.stack(images), np.array(labels, np.int32)
+    except (KeyError, AttributeError, ValueError, NotImplementedError) as error:
         raise DataError(
-            f"{folder}: prepared as {builder.info.file_format.value}, which only "
-            "TensorFlow reads: prepare it as array_record under another "
-            "$TFDS_DATA_DIR, or pass IDX files by data_dir"
+            f"{folder}: {' '.join(str(error).split())}; needed are splits train and "
+            "test with an image, of one shape, and a class label, prepared by TFDS as "
+            "array_record (tfrecord can only be read with TensorFlow)"
         ) from error
-    arrays = *_stack(rows["train"]), *_stack(rows["test"])
-    names = tuple(features["label"].names)
-    return _checked(Dataset(name, *arrays, names, f"TFDS directory {folder}"))
-
-
-def _stack(rows) -> tuple[np.ndarray, np.ndarray]:
-    pairs = [(row["image"], row["label"]) for row in rows]
-    shapes = {image.shape for image, _ in pairs}
-    if len(shapes) != 1:
-        raise DataError(f"images must share one shape, got {len(shapes)} shapes")
-    images, labels = zip(*pairs, strict=True)
-    return np.stack(images), np.array(labels, np.int32)
+    source = f"TFDS directory {folder}"
+    return _checked(Dataset._make((name, *arrays, names, source, None)))
 
 
 def _from_download(name: str) -> Dataset:
@@ -746,7 +659,7 @@ def _from_download(name: str) -> Dataset:
     url, digests = _OFFICIAL[name]
     folder = pooch.os_cache("ds4nn_jax") / name
     try:
-        for file, digest in zip(_IDX_GZ, digests, strict=True):
+        for file, digest in zip(_IDX_FILES, digests, strict=True):
             pooch.retrieve(url + file, f"sha256:{digest}", file, folder)
     except ValueError as error:
         raise DataError(f"download: damaged or changed: {error}") from error

@@ -35,7 +35,7 @@ from ds4nn_jax import data
 from ds4nn_jax._files import whole, write_atomically
 from ds4nn_jax.cli import flags, progress
 from ds4nn_jax.networks.weights import digest
-from ds4nn_jax.training import loop
+from ds4nn_jax.training import batching
 from ds4nn_jax.training.augmentation import Augmentation
 from ds4nn_jax.training.config import TrainConfig
 from experiments import cnn
@@ -225,7 +225,7 @@ def _write_labels(
             unfinished, "w+", np.float16, (config.epochs, *plain.shape)
         )
         for epoch in range(1, config.epochs + 1):
-            batches = loop.epoch_batches(config, kept, epoch)
+            batches = batching.epoch_batches(config, kept, epoch)
             at, first = batches.ravel(), (epoch - 1) * len(batches)
             rows[epoch - 1] = plain  # what the epoch leaves out
             changed = see(on_device, batches, first)
@@ -277,8 +277,8 @@ def _run(args: argparse.Namespace, student: flags.Options) -> dict[str, Any]:
     dataset = data.load(name, student.data_dir)
     limit = student.train_limit or None
     images, labels = dataset.train_images[:limit], dataset.train_labels[:limit]
-    kept, held = loop.split(config, labels)
-    batches = loop.epoch_batches(config, kept, 1)  # refused before any work
+    kept, held = batching.split(config, labels)
+    batches = batching.epoch_batches(config, kept, 1)  # refused before any work
     print(
         f"{name}: {dataset.source}\n{len(kept)} images to learn from, {len(held)} held "
         f"out; {config.epochs} epochs of {len(batches)} batches",

@@ -94,9 +94,9 @@ def test_links_into_the_repository_lead_to_files():
 def test_names_and_flags_exist(capsys):
     """`module.name` in pages, docstrings and comments; --flag in pages."""
     sources = {path: path.read_text("utf-8") for path in ROOT.glob("ds4nn_jax/**/*.py")}
-    name_of_module = r"`(?:ds\.)?(?!nir|report)(\w+)\.(?!json|html)([a-z_]{4,}|[A-Z]\w+)`"
+    named = r"`(?:ds\.)?(?!nir|report)(\w+)\.(?!json|html)([a-z_]{4,}|[A-Z]\w+)`"
     for where, content in (TEXTS | sources).items():
-        for module, name in re.findall(name_of_module, content):
+        for module, name in re.findall(named, content):
             code = "".join(sources[path] for path in sources if path.stem == module)
             exists = re.search(rf"(?m)^(?:def |class |){name}\b", code)
             assert exists or not code, f"{where}: {module}.{name}"

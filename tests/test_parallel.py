@@ -20,7 +20,8 @@ RUN = """
 import json, sys
 import jax, numpy as np
 import ds4nn_jax as ds
-from ds4nn_jax import data, parallel
+from ds4nn_jax import data
+from ds4nn_jax.training import parallel
 
 config = ds.TrainConfig(
     spec="8C3-P2-10", initial_weights=ds.initial_weights.FiringRates(conv=0.3),

@@ -8,7 +8,7 @@ import pytest
 
 import ds4nn_jax as ds
 from ds4nn_jax import data
-from ds4nn_jax.training import loop
+from ds4nn_jax.training import batching
 from ds4nn_jax.training.augmentation import Augmentation
 from experiments import teacher
 
@@ -46,11 +46,11 @@ def test_the_images_of_a_run_are_those_that_its_steps_see():
     list(ds.train(config, images, labels))
     plain = Augmentation(spy.shift, spy.flip, spy.rotation)
     config = dataclasses.replace(config, augmentation=plain)
-    kept, held = loop.split(config, labels)
+    kept, held = batching.split(config, labels)
     assert len(held) == 20 and len(spy.notes) == 2 * 4
     steps = iter(spy.notes)
     for epoch in (1, 2):
-        batches = loop.epoch_batches(config, kept, epoch)
+        batches = batching.epoch_batches(config, kept, epoch)
         seen = teacher.seen_in(config, images, batches, (epoch - 1) * len(batches))
         for part in np.split(np.asarray(seen), len(batches)):
             np.testing.assert_array_equal(part, next(steps))
@@ -78,7 +78,7 @@ def test_soft_labels_are_of_what_each_epoch_sees(taught):
     config = ds.TrainConfig(
         batch_size=40, epochs=2, seed=3, augmentation=Augmentation(1, flip=True)
     )
-    kept, held = loop.split(config, labels)
+    kept, held = batching.split(config, labels)
     training = [("images", images[kept]), ("labels", labels[kept])]
     network, variables = teacher._load(
         out / "weights.safetensors", teacher.digest("teacher", training)
@@ -86,7 +86,7 @@ def test_soft_labels_are_of_what_each_epoch_sees(taught):
     views = images, images[:, :, ::-1]
     alone = [teacher.probabilities(network, variables, v, False) for v in views]
     np.testing.assert_allclose(soft[0, held], np.mean(alone, 0)[held], atol=2e-3)
-    batches = loop.epoch_batches(config, kept, 2)
+    batches = batching.epoch_batches(config, kept, 2)
     seen = teacher.seen_in(config, images, batches, len(batches))
     expected = teacher.probabilities(network, variables, seen, True)
     np.testing.assert_allclose(soft[1, batches.ravel()], expected, atol=2e-3)
@@ -109,7 +109,7 @@ def test_held_out_images_teach_nothing(taught, tmp_path, monkeypatch):
     """Weights are the same bytes whatever they are."""
     digits = data.load("digits")
     labels = digits.train_labels[:200]
-    _, held = loop.split(ds.TrainConfig(seed=3), labels)
+    _, held = batching.split(ds.TrainConfig(seed=3), labels)
     images = digits.train_images.copy()
     images[held] = 255 - images[held]
     other = digits._replace(train_images=images)

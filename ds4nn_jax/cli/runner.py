@@ -134,7 +134,7 @@ def _train(options: flags.Options) -> ds.Report | None:
                 print(f"all {config.epochs} epochs are done; results in {out}")
                 return None
         # Where kernels are compiled, too, the library tells so, and for how long.
-        print("compiling, and scaling the first weights …", flush=True)
+        print("compiling, and scaling the initial weights …", flush=True)
     start = first() if start is None else start
     if lead:
         run = run or _Run(out, options, images)

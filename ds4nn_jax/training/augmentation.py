@@ -15,10 +15,10 @@ class Augmentation(Value):
     """What is done to the images of a training step; extend it for more.
 
     Attributes:
-      shift: images are moved by up to so many pixels in each direction.
+      shift: largest shift of an image in each direction, pixels.
       flip: whether images are mirrored left to right, each with probability ½.
-      rotation: images are turned about their centre, each with probability ½, by up to
-        so many degrees either way, see `rotate`.
+      rotation: largest rotation about the centre either way, degrees, of each image
+        with probability ½, see `rotate`.
     """
 
     shift: int = 0
@@ -52,9 +52,6 @@ def shift(key: jax.Array, images: jax.Array, *, pixels: int) -> jax.Array:
 
     Returns:
       Images of the same shape and type.
-
-    Raises:
-      ValueError: pixels < 0, or images of another rank.
     """
     _checks.rank("images", images, "[B, H, W, C]")
     if pixels < 0:
@@ -72,11 +69,7 @@ def shift(key: jax.Array, images: jax.Array, *, pixels: int) -> jax.Array:
 
 
 def flip(key: jax.Array, images: jax.Array) -> jax.Array:
-    """Mirrors each image with probability ½, left to right: [B, H, W, C].
-
-    Raises:
-      ValueError: images of another rank.
-    """
+    """Mirrors each image with probability ½, left to right: [B, H, W, C]."""
     _checks.rank("images", images, "[B, H, W, C]")
     mirrored = jax.random.bernoulli(key, jnp.float32(0.5), (len(images), 1, 1, 1))
     return jnp.where(mirrored, images[:, :, ::-1], images)
@@ -86,10 +79,9 @@ def rotate(key: jax.Array, images: jax.Array, *, degrees: float) -> jax.Array:
     """Turns each image with probability ½ about its centre, by its own angle, black
     coming in.
 
-    Every pixel takes the value of the one that comes nearest to its place: a mean of
-    neighbours would be darker than the bright one and spike later, and a network that
-    learns of blurred edges decides crisp ones late. For the same reason half of the
-    images stay as they are.
+    Every pixel takes the value of the nearest one: a mean of neighbours would be darker
+    than the bright one and spike later, and a network that learns from blurred edges
+    decides crisp ones late. For the same reason half of the images stay as they are.
 
     Args:
       key: random key.
@@ -98,18 +90,15 @@ def rotate(key: jax.Array, images: jax.Array, *, degrees: float) -> jax.Array:
 
     Returns:
       Images of the same shape and type.
-
-    Raises:
-      ValueError: images of another rank.
     """
     _checks.rank("images", images, "[B, H, W, C]")
     _, height, width, channels = images.shape
     limit = jnp.float32(degrees * math.pi / 180)
     angles = jax.random.uniform(key, (len(images),), jnp.float32, -limit, limit)
-    turned_too = jax.random.bernoulli(
+    half = jax.random.bernoulli(
         jax.random.fold_in(key, 1), jnp.float32(0.5), angles.shape
     )
-    angles = jnp.where(turned_too, angles, 0)
+    angles = jnp.where(half, angles, 0)
     y = jnp.arange(height, dtype=jnp.float32)[:, None] - (height - 1) / 2
     x = jnp.arange(width, dtype=jnp.float32)[None] - (width - 1) / 2
 
@@ -117,11 +106,11 @@ def rotate(key: jax.Array, images: jax.Array, *, degrees: float) -> jax.Array:
         sine, cosine = jnp.sin(angle), jnp.cos(angle)
         rows = cosine * y - sine * x + (height - 1) / 2
         columns = sine * y + cosine * x + (width - 1) / 2
-        each = [
+        nearest = [
             jax.scipy.ndimage.map_coordinates(image[..., c], [rows, columns], order=0)
             for c in range(channels)
         ]
-        return jnp.stack(each, axis=-1)
+        return jnp.stack(nearest, axis=-1)
 
-    made = jax.vmap(turned)(jnp.asarray(images).astype(jnp.float32), angles)
-    return made.astype(images.dtype)
+    rotated = jax.vmap(turned)(jnp.asarray(images).astype(jnp.float32), angles)
+    return rotated.astype(images.dtype)

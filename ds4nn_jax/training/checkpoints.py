@@ -1,11 +1,12 @@
-"""Checkpoints of a training run on disk, with which a run goes on after it was stopped.
+"""Checkpoints of a training run on disk, from which a stopped run goes on.
 
-orbax writes them: each under a name of its own that it only gets once it is whole, so a
-run may be killed at any moment. Nothing that is read is executed.
+orbax writes them: each gets its name only once it is whole, so a run may be killed at
+any moment. Nothing that is read is executed.
 """
 
 import json
 import os
+import re
 import shutil
 import tempfile
 import weakref
@@ -22,9 +23,9 @@ from ds4nn_jax.training import parallel
 from ds4nn_jax.training.config import TrainConfig
 from ds4nn_jax.training.loop import Checkpoint
 
-FORMAT = "ds4nn_jax checkpoint"
-VERSION = 3
+FORMAT = "ds4nn_jax checkpoint 3"
 _KEPT = 2
+_REMEDY = "remove it to go on from an older one"
 
 
 class CheckpointError(ValueError):
@@ -39,24 +40,21 @@ class Checkpoints:
         Args:
           directory: made if it is missing.
           config: of the run. A checkpoint of another one is refused.
-          data: what else determines the run, as values JSON can hold: the data set, how
-            many images of it.
-
-        Raises:
-          CheckpointError: the directory cannot be made or read.
+          data: what else determines the run, as values that JSON can hold: the data
+            set, how many images of it.
         """
         self._directory = Path(directory).absolute()
-        # A choice is what it says that it is, as a class of the user's is, too.
+        # Values by their repr: those of users' own classes have no other name.
         run = {field.name: getattr(config, field.name) for field in fields(config)}
         run = {k: repr(v) if isinstance(v, Value) else v for k, v in run.items()}
         del run["epochs"]  # a run may be gone on with for longer
-        self._run = json.loads(json.dumps(run | data))
+        self._run = json.loads(json.dumps(run | data | {"format": FORMAT}))
         options = ocp.CheckpointManagerOptions(
             max_to_keep=_KEPT,
             enable_async_checkpointing=False,
             create=False,
             cleanup_tmp_directories=True,
-            # Whoever makes this writes alone, also as one of several processes.
+            # This process writes alone, also as one of several.
             multiprocessing_options=ocp.options.MultiprocessingOptions(
                 primary_host=jax.process_index(),
                 active_processes={jax.process_index()},
@@ -72,13 +70,9 @@ class Checkpoints:
             ) from error
 
     def _plain(self) -> Path:
-        """The directory by a name that orbax takes: it reads [ as the beginning of a
-        pattern, tensorstore \\ as /, and neither takes bytes that are not UTF-8."""
-        name = str(self._directory)
-        try:
-            odd = bool({"[", "\\"} & {*name}) or not name.encode()
-        except UnicodeEncodeError:
-            odd = True
+        """The directory by a name that orbax can write to: it reads [ as a pattern,
+        tensorstore reads \\ as /, and neither takes bytes that are not UTF-8."""
+        odd = re.search(r"[\[\\\ud800-\udfff]", str(self._directory))
         if not odd or os.name == "nt":
             return self._directory
         folder = tempfile.mkdtemp(prefix="ds4nn_jax-")
@@ -94,14 +88,8 @@ class Checkpoints:
           CheckpointError: it cannot be written (the disk is full, say).
         """
         host = parallel.to_host(checkpoint)
-        about = {
-            "format": FORMAT,
-            "version": VERSION,
-            "run": self._run,
-            "steps": len(host.metrics),
-            "sha256": _digest(host),
-        }
-        # An epoch may end without a step since the last one: this is still the later.
+        about = dict(run=self._run, steps=len(host.metrics), sha256=_digest(host))
+        # The end of an epoch has the number of its last step, but is the later of both.
         latest = self._manager.latest_step()
         step = max(int(checkpoint.state.step), -1 if latest is None else latest + 1)
         items = dict(
@@ -130,40 +118,37 @@ class Checkpoints:
         if step is None:
             return None
         where = self._directory / str(step)
-        damaged, remedy = f"{where} is damaged", "remove it to go on from an older one"
-        about = self._read(damaged, step, about=ocp.args.JsonRestore())["about"]
-        if not isinstance(about, dict) or about.get("format") != FORMAT:
-            raise CheckpointError(f"{damaged}, or no checkpoint of ds4nn_jax; {remedy}")
-        if about.get("version") != VERSION:
-            raise CheckpointError(
-                f"{where} has format version {about.get('version')}, this library "
-                f"reads {VERSION}"
-            )
-        stored = about.get("run", {})
-        for name in sorted(stored.keys() | self._run.keys()):
-            if stored.get(name) != self._run.get(name):
+        about = self._read(step, about=ocp.args.JsonRestore())
+        run = about.get("run", {})
+        for name in sorted(run.keys() | self._run.keys()):
+            if run.get(name) != self._run.get(name):
                 raise CheckpointError(
-                    f"{where} is of another run: its {name} is {stored.get(name)!r}, "
+                    f"{where} is of another run: its {name} is {run.get(name)!r}, "
                     f"expected {self._run.get(name)!r} (if it cannot be, the "
-                    f"checkpoint is damaged: {remedy})"
+                    f"checkpoint is damaged: {_REMEDY})"
                 )
-        if not len(like.metrics):
-            shape = int(about.get("steps", 0)), *like.metrics.shape[1:]
-            rows = np.zeros(shape, np.float32)
-            like = like._replace(metrics=rows)
-        restore = ocp.args.StandardRestore(jax.tree.map(_blank, like)._asdict())
-        items = self._read(damaged, step, checkpoint=restore)["checkpoint"]
-        host = Checkpoint(**items)
+        # `like` may not know how many steps an epoch has.
+        shape = int(about.get("steps", 0)), *like.metrics.shape[1:]
+        like = like._replace(metrics=np.zeros(shape, np.float32))
+        template = jax.tree.map(_blank, like)._asdict()
+        host = Checkpoint(
+            **self._read(step, checkpoint=ocp.args.StandardRestore(template))
+        )
         if _digest(host) != about.get("sha256"):
-            raise CheckpointError(f"{damaged}: its checksum does not match; {remedy}")
+            raise CheckpointError(
+                f"{where} is damaged: its checksum does not match; {_REMEDY}"
+            )
         return parallel.from_host(host, like)
 
-    def _read(self, damaged: str, step: int, **items):
+    def _read(self, step: int, **item):
+        """One item of a checkpoint."""
+        ((name, _),) = item.items()
         try:
-            return self._manager.restore(step, args=ocp.args.Composite(**items))
+            return self._manager.restore(step, args=ocp.args.Composite(**item))[name]
         except Exception as error:  # orbax and tensorstore raise many kinds
+            where = self._directory / str(step)
             raise CheckpointError(
-                f"{damaged}: {_line(error)}; remove it to go on from an older one"
+                f"{where} is damaged: {_line(error)}; {_REMEDY}"
             ) from error
 
 
@@ -179,6 +164,7 @@ def _line(error: Exception) -> str:
 
 
 def _digest(host: Checkpoint) -> str:
-    """Of a checkpoint as `parallel.to_host` gives it."""
+    """Of a checkpoint as `parallel.to_host` gives it: orbax reads arrays of which a bit
+    has flipped on disk without a word."""
     leaves = jax.tree_util.tree_leaves_with_path(host)
     return digest("", ((jax.tree_util.keystr(path), array) for path, array in leaves))

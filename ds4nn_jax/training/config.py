@@ -18,11 +18,11 @@ from ds4nn_jax.training.schedules import Cosine, Schedule
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """All that a training run is determined by, besides the data.
+    """All that determines a training run, besides the data.
 
-    The defaults are a recipe that holds for small networks and short runs; `presets`
-    has the ones behind our results, and the paper's as "paper". A choice may be given
-    as a value, by its name ("margin"), or as the mapping that JSON makes of it:
+    The defaults are a recipe for small networks and short runs; `presets` has the ones
+    behind our results, and the paper's as "paper". A choice may be a value, its name
+    ("margin"), or the mapping that JSON makes of it:
     `TrainConfig(**json.loads(json.dumps(dataclasses.asdict(config))))` is the same.
 
     Attributes:
@@ -32,10 +32,10 @@ class TrainConfig:
       padding: of the convolutions (the paper does not say; "SAME").
       urgency: u ≥ 0, mV a step into every output neuron (the paper: 0), see
         `functions.dense`.
-      pulses: P, how many reference neurons each layer with weights has, the last number
-        for the layers that are left; (): none (the paper), see `functions.dense`.
-      bits: of whole-number weights, 1 … 8, see `quantize`: the forward pass rounds,
-        gradients go straight through, and what is validated and kept are whole numbers
+      pulses: P, number of reference neurons of each layer with weights, the last one
+        for all further layers; (): none (the paper), see `functions.dense`.
+      bits: of integer weights, 1 … 8, see `quantize`: the forward pass rounds,
+        gradients go straight through, and the integer network is validated and kept
         (`EpochResult.network`); None: weights are real.
       engine: "auto", "scan" or "event".
       surrogate: of the hidden layers, see `surrogates`.
@@ -44,19 +44,15 @@ class TrainConfig:
         (low, high) stand for `Uniform`.
       optimizer: how gradients become steps, see `optimizers`.
       regularizer: target rates, see `regularizers`.
-      centring: how much is taken off the errors of hidden layers of what they have in
-        common, in [0, 1], see `losses.centre_errors`.
+      centring: share of their mean that is subtracted from the errors of hidden layers,
+        in [0, 1], see `losses.centre_errors`.
       schedule: how steps shrink, see `schedules`.
-      augmentation: what is done to the training images.
-      batch_size: images a step; what is left of an epoch is left out.
+      augmentation: random changes of the training images, see `augmentation`.
+      batch_size: images a step; an epoch leaves out an incomplete last batch.
       epochs: passes over the training images.
       validation: share of the training images held out, stratified, to choose the best
         epoch; 0 trains on all and keeps the last.
       seed: of the initial weights, the split, the shuffling and the augmentation.
-
-    Raises:
-      ValueError: a field that means nothing; the message names it.
-      TypeError: a field of another type.
 
     Example:
       >>> import ds4nn_jax as ds
@@ -88,9 +84,9 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self):
-        given = self.initial_weights
-        if not isinstance(given, InitialWeights | str | dict):
-            object.__setattr__(self, "initial_weights", Uniform(given))
+        ranges = self.initial_weights
+        if not isinstance(ranges, InitialWeights | str | dict):
+            object.__setattr__(self, "initial_weights", Uniform(ranges))
         settle(self)
         try:
             hash(self)

@@ -1,4 +1,7 @@
-"""Initial weights: frozen values that give the parameters a run begins with."""
+"""Initial weights: frozen values that draw the parameters with which a run begins.
+
+The initializers of single kernels are those of `layers.modules`.
+"""
 
 import dataclasses
 import functools
@@ -63,15 +66,15 @@ class Uniform(InitialWeights):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FiringRates(InitialWeights):
     """By fan-in, then scaled layer by layer until a set share of the driven neurons
-    fires on training images, see `calibrate`. An urgency comes on top of it.
+    fires on training images, see `calibrate`; without the urgency.
 
     Attributes:
       conv: share of the driven neurons of every convolution, in (0, 1).
       dense: of every hidden fully connected layer: these are small and want more.
       output: of the output layer.
       images: how many training images it is measured on.
-      edges: of a first convolution, whose kernels are then drawn with sums of zero, so
-        that they fire at edges and not where an image is flat; 0: as all others.
+      edges: of a first convolution whose kernels have sums of zero, so that they fire
+        at edges and not in flat regions; 0: as all other convolutions.
     """
 
     conv: float = 0.25
@@ -137,7 +140,7 @@ def calibrate(
       is left as it is.
 
     Raises:
-      ValueError: outside jit, a layer with fewer excitable neurons than are to fire.
+      ValueError: outside jit, a layer has fewer excitable neurons than should fire.
     """
     rates = dict(zip(network.weighted, firing_rates, strict=True))
     scaled: dict[str, Any] = {}
@@ -147,8 +150,8 @@ def calibrate(
             if layer["kernel"].ndim == 2:
                 times = flat(times)
             peaks, driven = _excitation(network, index, times, layer)
-            reached = _quantile(peaks, driven, 1 - rates[name])
-            if not _checks.is_traced(reached) and not reached > 0:
+            quantile = _quantile(peaks, driven, 1 - rates[name])
+            if not _checks.is_traced(quantile) and not quantile > 0:
                 excited = float(jnp.mean(driven & (peaks > 0)))
                 raise ValueError(
                     f"firing_rates: {rates[name]:.0%} of the driven neurons of {name} "
@@ -156,10 +159,10 @@ def calibrate(
                     "ever excited: ask for fewer, or let the initial weights be more "
                     "positive"
                 )
-            scale = jnp.where(reached > 0, network.threshold / reached, 1)
+            scale = jnp.where(quantile > 0, network.threshold / quantile, 1)
             scaled[name] = {key: weights * scale for key, weights in layer.items()}
-        own = {name: scaled[name]} if name in scaled else {}
-        times = _passed(network, index, own, times)
+        layer = {name: scaled[name]} if name in scaled else {}
+        times = _passed(network, index, layer, times)
     return {"params": scaled}
 
 
@@ -212,8 +215,8 @@ def _quantile(values: jax.Array, counted: jax.Array, q: float) -> jax.Array:
     last = jnp.maximum(jnp.sum(counted, dtype=values.dtype) - 1, 0)
     rank = jnp.asarray(q, values.dtype) * last
     ranks = jnp.floor(rank), jnp.minimum(jnp.ceil(rank), last)
-    found = _between(*(ordered[k.astype(jnp.int32)] for k in ranks), rank)
-    return jnp.where(jnp.any(counted), found, 0)
+    quantile = _between(*(ordered[k.astype(jnp.int32)] for k in ranks), rank)
+    return jnp.where(jnp.any(counted), quantile, 0)
 
 
 @jax.jit

@@ -1,26 +1,24 @@
 """From a configuration and a data set to a trained network.
 
-`train` is the loop around `step` for data sets on the host, a generator of epochs;
-`fit` is the same as one pure function.
+`train` is the loop around `step` for data on the host, a generator of epochs; `fit` is
+the same as one pure function.
 """
 
 import collections
 import functools
-import hashlib
-import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ds4nn_jax import _checks, data
 from ds4nn_jax.networks import evaluation
 from ds4nn_jax.networks.network import SpikingNetwork
 from ds4nn_jax.networks.quantization import is_whole, quantize, real_weights
-from ds4nn_jax.training import parallel
+from ds4nn_jax.training import batching, parallel
+from ds4nn_jax.training.batching import Arrays, Loader
 from ds4nn_jax.training.config import TrainConfig
 from ds4nn_jax.training.step import (
     Params,
@@ -42,7 +40,7 @@ class Checkpoint(NamedTuple):
     Attributes:
       state: after `state.step` steps.
       epoch: int32, how many epochs are complete, validation and all.
-      metrics: [steps of an epoch, 4] `StepMetrics` of the epoch under way, a row a step;
+      metrics: [steps of an epoch, 4] `StepMetrics` of the current epoch, a row a step;
         the steps still to come are zero.
       best: float32, highest validation accuracy of the epochs after a regularizer's
         targets had fallen, −1 before the first.
@@ -57,13 +55,13 @@ class Checkpoint(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What `train` tells `on_step`.
+    """What `on_step` gets after a step.
 
     Attributes:
       number: of the step in its epoch, from 1.
       steps: of an epoch.
-      metrics: of the step, on the device: who looks at them waits for it.
-      checkpoint: copies what the run needs to go on after this step, and waits for it.
+      metrics: of the step, on the device: reading them waits for it.
+      checkpoint: gives a copy of where the run stands, and waits for the step.
     """
 
     number: int
@@ -113,18 +111,15 @@ def fit(
       The last parameters, or their average if the configuration asks for it, and the
       metrics of every epoch, each [epochs]. Parameters are in mV also where there are
       `bits`: `quantize` makes them whole.
-
-    Raises:
-      ValueError, TypeError: as `train`.
     """
     images, labels = evaluation.pairs(images, labels, config.network().num_classes)
     images, labels = jnp.asarray(images), jnp.asarray(labels)
-    steps = _steps_per_epoch(len(images), config.batch_size)
+    steps = batching.steps_per_epoch(len(images), config.batch_size)
     optimizer = make_optimizer(config, steps)
     init_key, *epoch_keys = jax.random.split(key, config.epochs + 1)
     count = min(config.initial_weights.sample, len(images))
-    some = jax.random.choice(init_key, len(images), (count,), replace=False)
-    state = init(config, optimizer, init_key, images[some])
+    sample = jax.random.choice(init_key, len(images), (count,), replace=False)
+    state = init(config, optimizer, init_key, images[sample])
 
     def step(state: TrainState, batch: jax.Array):
         return train_step(config, optimizer, state, images[batch], labels[batch])
@@ -167,15 +162,15 @@ def train(
         epoch, anything to iterate over that gives pairs (images, labels) or mappings
         {"image": …, "label": …}: a torch DataLoader, a grain or TFDS pipeline. What can
         be iterated over once only goes on where the last epoch ended. Batch size and
-        shuffling are then its own, and a checkpoint of such a run can only be gone on
-        from between two epochs.
+        shuffling are then its own, and such a run can only go on from a checkpoint
+        between two epochs.
       labels: [n] integers 0 … C−1, or one-hot [n, C].
-      soft_labels: [n, C] shares of the classes, for instance a teacher's, which the
-        output rule gets for the labels; accuracies and the split are the labels'. Or
-        [epochs, n, C], those of image i as epoch e changes it in row [e − 1, i].
-        float16 will do, and a memory-mapped file.
-      validation: held-out (images, labels), for the share that the configuration would
-        hold out; batches have none but these.
+      soft_labels: [n, C] class probabilities, for instance a teacher's, which the
+        output rule gets instead of the labels; accuracies and the split use the labels.
+        Or [epochs, n, C]: those of image i as epoch e augments it in row [e − 1, i].
+        float16 is enough, and a memory-mapped file works.
+      validation: held-out (images, labels), instead of the share that the configuration
+        holds out; batches have none but these.
       steps_per_epoch: of batches that do not know how many there are.
       params: initial weights, to fine-tune a trained network, also one of `quantize`.
       start: a checkpoint of this same run to go on from; None: from the beginning.
@@ -184,9 +179,8 @@ def train(
         default device. Sums are taken in another order, nothing else differs.
 
     Raises:
-      ValueError, TypeError: images or labels do not fit each other, the network or the
-        batch size, soft labels are of fewer epochs than the run, the initial weights
-        cannot be scaled, the checkpoint is of another network, optimizer or data, or
+      ValueError, TypeError: the data do not fit each other, the network or the batch
+        size; the initial weights cannot be scaled; the checkpoint is of another run;
         the batch size is no multiple of the devices.
 
     Example:
@@ -197,21 +191,24 @@ def train(
       >>> last.validation.accuracy > 0.8
       True
     """
-    run = _prepared(
-        config, images, labels, soft_labels, validation, steps_per_epoch, params
-    )
+    if labels is None and steps_per_epoch is None and not hasattr(images, "__len__"):
+        raise ValueError(
+            "batches that do not know how many there are need steps_per_epoch"
+        )
+    batches = _batches(config, images, labels, soft_labels, steps_per_epoch, validation)
+    beginning = _beginning(config, batches, params)
     if mesh is not None and config.batch_size % mesh.size:
         raise ValueError(
             f"batch_size must be a multiple of the {mesh.size} devices, "
             f"got {config.batch_size}"
         )
     if start is None:
-        start = run.beginning()
+        start = beginning()
     else:
         if not len(start.metrics):
-            start = start._replace(metrics=_unseen(run.steps))
-        _check_checkpoint(start, jax.eval_shape(run.beginning), run.digest)
-    return _epochs(config, run, start, on_step, mesh)
+            start = start._replace(metrics=_no_metrics(batches.steps or 0))
+        _check_checkpoint(start, jax.eval_shape(beginning), batches.digest)
+    return _epochs(config, batches, start, on_step, mesh)
 
 
 def initial_checkpoint(
@@ -224,10 +221,10 @@ def initial_checkpoint(
     params: Params | None = None,
     shapes: bool = False,
 ) -> Checkpoint:
-    """What `train` starts from: initial weights, no step taken.
+    """Where `train` starts: initial weights, no step taken.
 
-    Arguments and errors as `train`; without steps_per_epoch, batches that do not know
-    how many there are give a checkpoint with no rows in `metrics`, which `train` fills in.
+    Arguments and errors as `train`. Batches that do not know how many there are need no
+    steps_per_epoch: the checkpoint then has no rows of metrics, and `train` adds them.
 
     Args:
       shapes: compute nothing; every leaf is then a `jax.ShapeDtypeStruct`. This is
@@ -236,21 +233,13 @@ def initial_checkpoint(
     """
     once = labels is None and isinstance(images, Iterator)
     if once:
-        images = _blank(config)
-    counted = steps_per_epoch or labels is not None or hasattr(images, "__len__")
-    run = _prepared(
-        config,
-        images,
-        labels,
-        soft_labels,
-        steps=steps_per_epoch if counted else config.initial_weights.sample,
-        params=params,
-    )
-    start = jax.eval_shape(run.beginning) if once or shapes else run.beginning()
-    return start if counted and not once else start._replace(metrics=_unseen(0))
+        images, shapes = [_blank_batch(config)], True
+    batches = _batches(config, images, labels, soft_labels, steps_per_epoch)
+    beginning = _beginning(config, batches, params)
+    return jax.eval_shape(beginning) if shapes else beginning()
 
 
-def _blank(config: TrainConfig) -> list[tuple]:
+def _blank_batch(config: TrainConfig) -> batching.Pair:
     """A batch of the shape that the network takes."""
     inputs = config.network().input_size
     if inputs is None:
@@ -258,183 +247,56 @@ def _blank(config: TrainConfig) -> list[tuple]:
             "batches that can be iterated over only once do not show their shape: "
             "pass a list of one batch instead, [(images, labels)]"
         )
-    return [(np.zeros((1, inputs), np.uint8), np.zeros(1, np.int32))]
+    return np.zeros((1, inputs), np.uint8), np.zeros(1, np.int32)
 
 
-class _Run(NamedTuple):
-    """A run of which everything has been checked, and nothing computed."""
-
-    steps: int  # of an epoch
-    batches: Callable[[int, int], Iterator[tuple]]  # of an epoch, after so many
-    held: tuple[np.ndarray, np.ndarray] | None
-    digest: np.ndarray
-    beginning: Callable[[], Checkpoint]
-
-
-def _prepared(
+def _batches(
     config: TrainConfig,
     images: Any,
     labels: Any,
-    soft_labels: np.ndarray | None = None,
+    soft_labels: np.ndarray | None,
+    steps: int | None,
     validation: tuple[Any, Any] | None = None,
-    steps: int | None = None,
-    params: Params | None = None,
-) -> _Run:
+) -> Arrays | Loader:
+    """Of arrays, or of a loader if there are no labels."""
+    classes = config.network().num_classes
+    held_out = validation and evaluation.pairs(*validation, classes)
+    if labels is not None:
+        return Arrays(config, images, labels, soft_labels, held_out)
+    if soft_labels is not None:
+        raise ValueError("soft labels go with images and labels as arrays")
+    return Loader(config, images, steps, held_out)
+
+
+def _beginning(
+    config: TrainConfig, batches: Arrays | Loader, params: Params | None
+) -> Callable[[], Checkpoint]:
+    """What computes the first checkpoint; refuses here what does not fit."""
     network = config.network()
-    held = validation and evaluation.pairs(*validation, network.num_classes)
-    if labels is None:
-        if soft_labels is not None:
-            raise ValueError("soft labels go with images and labels as arrays")
-        steps, some, batches = _loader(config, images, steps)
-        digest = np.zeros(32, np.uint8)
-    else:
-        images, labels = evaluation.pairs(images, labels, network.num_classes)
-        if soft_labels is not None:
-            soft_labels = np.asarray(_checks.array(soft_labels))
-            _check_soft_labels(config, soft_labels, len(labels))
-        kept, out = np.arange(len(labels)), np.arange(0)
-        if held is None:
-            kept, out = split(config, labels)
-        if len(out):
-            held = images[out], labels[out]
-        steps = _steps_per_epoch(len(kept), config.batch_size)
-        # Any of them: data sets come sorted by class. No epoch is number 0.
-        order = data.epoch_permutation(len(kept), seed=config.seed, epoch=0)
-        some = images[kept[order[: config.initial_weights.sample]]]
-        arrays = images, labels, soft_labels
-        digest = _digest(arrays)
-
-        def batches(epoch: int, done: int) -> Iterator[tuple]:
-            if not np.array_equal(_digest(arrays), digest):
-                raise ValueError(
-                    "the training images, labels or soft labels have changed since the "
-                    "run began: give it arrays that nothing writes to, such as copies"
-                )
-            return _shuffled(config, kept, arrays, epoch, done)
-
-    evaluation.advise(network, some)
-    optimizer = make_optimizer(config, steps)
+    evaluation.advise(network, batches.sample)
+    optimizer = make_optimizer(config, batches.steps or 1)
     if params is not None:
         if is_whole(params):
             params = real_weights(params, config.threshold)
-        evaluation.check_params(network, params, some)
+        evaluation.check_params(network, params, batches.sample)
         params = jax.tree.map(lambda w: jnp.asarray(w, jnp.float32), dict(params))
 
     def beginning() -> Checkpoint:
         key = jax.random.key(config.seed)
-        state = init(config, optimizer, key, some, params)
-        zero, none = np.array(0, np.int32), np.array(-1, np.float32)
-        return Checkpoint(state, zero, _unseen(steps), none, digest)
+        return Checkpoint(
+            state=init(config, optimizer, key, batches.sample, params),
+            epoch=np.array(0, np.int32),
+            metrics=_no_metrics(batches.steps or 0),
+            best=np.array(-1, np.float32),
+            data=batches.digest,
+        )
 
-    return _Run(steps, batches, held, digest, beginning)
+    return beginning
 
 
-def _unseen(steps: int) -> np.ndarray:
-    """`Checkpoint.metrics` before an epoch; of no steps where their number is unknown."""
+def _no_metrics(steps: int) -> np.ndarray:
+    """`Checkpoint.metrics` before an epoch."""
     return np.zeros((steps, len(StepMetrics._fields)), np.float32)
-
-
-def _check_soft_labels(config: TrainConfig, shares: np.ndarray, images: int) -> None:
-    if not config.output_rule.takes_soft_labels:
-        kind = type(config.output_rule).__name__
-        raise TypeError(f"soft labels: the output rule {kind} takes classes alone")
-    classes = config.network().num_classes
-    if np.ndim(shares) != 3:
-        _checks.soft_labels(shares, images, classes)
-        return
-    if len(shares) < config.epochs:
-        raise ValueError(
-            f"soft labels are of {len(shares)} epochs, the run has {config.epochs}"
-        )
-    for epoch, each in enumerate(shares, 1):
-        try:
-            _checks.soft_labels(each, images, classes)
-        except (ValueError, TypeError) as error:
-            raise type(error)(f"epoch {epoch}: {error}") from error
-
-
-def _digest(arrays: tuple) -> np.ndarray:
-    """Of images, labels and soft labels, in their order."""
-    digest = hashlib.blake2b(digest_size=32)
-    for array in arrays:
-        if array is not None:
-            array = np.ascontiguousarray(array)
-            digest.update(f"{array.dtype} {array.shape}".encode())
-            digest.update(array.data)
-    return np.frombuffer(digest.digest(), np.uint8)
-
-
-def split(config: TrainConfig, labels: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the images [n] that a run learns from, and of those it holds out."""
-    if not config.validation:
-        return np.arange(len(labels)), np.arange(0)
-    labels = np.asarray(labels)
-    return data.stratified_split(labels, config.validation, seed=config.seed)
-
-
-def epoch_batches(config: TrainConfig, kept: np.ndarray, epoch: int) -> np.ndarray:
-    """The batches of an epoch, from 1: [steps, batch size] of the indices `kept`."""
-    steps = _steps_per_epoch(len(kept), config.batch_size)
-    order = data.epoch_permutation(len(kept), seed=config.seed, epoch=epoch)
-    return kept[order[: steps * config.batch_size]].reshape(steps, -1)
-
-
-def _shuffled(config, kept, arrays, epoch: int, done: int) -> Iterator[tuple]:
-    images, labels, soft = arrays
-    if np.ndim(soft) == 3:
-        soft = soft[epoch - 1]
-    for batch in epoch_batches(config, kept, epoch)[done:]:
-        shares = None if soft is None else np.asarray(soft[batch], np.float32)
-        yield np.asarray(images[batch]), np.asarray(labels[batch]), shares
-
-
-def _loader(config: TrainConfig, loader: Any, steps: int | None):
-    """Steps of an epoch, images to begin with, and the batches of an epoch."""
-    if isinstance(loader, np.ndarray | jax.Array):
-        raise TypeError("labels are missing: images alone teach nothing")
-    if steps is None and not hasattr(loader, "__len__"):
-        raise ValueError(
-            "batches that do not know how many there are need steps_per_epoch"
-        )
-    steps = len(loader) if steps is None else steps
-    classes, sample = config.network().num_classes, config.initial_weights.sample
-    ahead: list = []
-    source = iter(loader)
-    while sum(len(pair[0]) for pair in ahead) < sample and len(ahead) < steps:
-        try:
-            ahead.append(_pair(next(source), classes))
-        except StopIteration:
-            break
-    if not ahead:
-        raise ValueError("no batches to train on")
-    # What can be iterated over once has given these away.
-    once = itertools.chain(ahead, source) if source is loader else None
-
-    def batches(epoch: int, done: int) -> Iterator[tuple]:
-        if done:
-            raise ValueError("a run on batches goes on between two epochs only")
-        given, count = iter(loader) if once is None else once, 0
-        for pair in itertools.islice(given, steps):
-            count += 1
-            yield *_pair(pair, classes), None
-        if count < steps:
-            raise ValueError(f"epoch {epoch} has {count} batches of {steps}")
-
-    return steps, np.concatenate([images for images, _ in ahead])[:sample], batches
-
-
-def _pair(batch: Any, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    if isinstance(batch, Mapping) and {"image", "label"} <= batch.keys():
-        batch = batch["image"], batch["label"]
-    if not isinstance(batch, tuple | list) or len(batch) != 2:
-        told = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
-        raise TypeError(
-            'a batch must be a pair (images, labels) or a mapping with "image" and '
-            f'"label", got {told}'
-        )
-    # Copies: a loader may fill its arrays anew while a step still waits for these.
-    images, labels = map(np.array, batch)
-    return evaluation.pairs(images, labels, classes)
 
 
 def _check_checkpoint(
@@ -451,18 +313,19 @@ def _check_checkpoint(
             "this checkpoint has shapes but no weights: use it for "
             "`Checkpoints.latest`, and start=None to begin"
         )
-    steps, per_epoch = len(start.metrics), len(expected.metrics)
-    if steps != per_epoch:
+    another = "the checkpoint is not one of this run: its"
+    steps, expected_steps = len(start.metrics), len(expected.metrics)
+    if steps != expected_steps:
         raise ValueError(
-            f"the checkpoint is not one of this run: its epochs have {steps} steps, "
-            f"expected {per_epoch}: another batch_size, or another number of images"
+            f"{another} epochs have {steps} steps, expected {expected_steps}: another "
+            "batch_size, or another number of images"
         )
-    given, wanted = kinds(start), kinds(expected)
-    for name in sorted(given.keys() | wanted.keys()):
-        if given.get(name) != wanted.get(name):
+    actual, right = kinds(start), kinds(expected)
+    for name in sorted(actual.keys() | right.keys()):
+        if actual.get(name) != right.get(name):
             raise ValueError(
-                f"the checkpoint is not one of this run: its {name} is "
-                f"{given.get(name, 'missing')}, expected {wanted.get(name, 'none')}"
+                f"{another} {name} is {actual.get(name, 'missing')}, expected "
+                f"{right.get(name, 'none')}"
             )
     if not np.array_equal(start.data, digest):
         raise ValueError(
@@ -471,83 +334,81 @@ def _check_checkpoint(
         )
 
 
-def _epochs(config, run, start, on_step, mesh) -> Iterator[EpochResult]:
-    same = mesh and jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    step = functools.partial(_step, config, run.steps, same)
+def _epochs(config, batches, start, on_step, mesh) -> Iterator[EpochResult]:
+    steps = batches.steps
+    everywhere = mesh and jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    step = functools.partial(_step, config, steps, everywhere)
     # Copies, here and in checkpoints: each step writes to the memory of its own state.
     state = _copied(start.state)
-    placed: Callable = np.asarray
-    everywhere: Callable = jnp.array
+    place: Callable = np.asarray
+    replicate: Callable = jnp.array
     if mesh is not None:
-        placed = functools.partial(parallel.shared_out, mesh)
-        everywhere = functools.partial(parallel.replicated, mesh)
-        state = everywhere(state)
-    seen, best = everywhere(start.metrics), np.array(start.best)
-    done = int(state.step) - int(start.epoch) * run.steps
+        place = functools.partial(parallel.shared_out, mesh)
+        replicate = functools.partial(parallel.replicated, mesh)
+        state = replicate(state)
+    rows, best = replicate(start.metrics), np.array(start.best)
+    skip = int(state.step) - int(start.epoch) * steps
     ahead: collections.deque[StepMetrics] = collections.deque()
 
-    def checkpoint(complete: int) -> Checkpoint:
-        at, rows = np.array(complete, np.int32), np.array(seen)
-        return Checkpoint(_copied(state), at, rows, np.array(best), run.digest)
+    def checkpoint(epoch: int) -> Checkpoint:
+        complete = np.array(epoch, np.int32)
+        metrics, score = np.array(rows), np.array(best)
+        return Checkpoint(_copied(state), complete, metrics, score, batches.digest)
 
     for epoch in range(int(start.epoch) + 1, config.epochs + 1):
-        for i, batch in enumerate(run.batches(epoch, done), done):
-            state, seen, metrics = step(
-                state, seen, *(b if b is None else placed(b) for b in batch)
-            )
+        for number, batch in enumerate(batches.epoch(epoch, skip), skip + 1):
+            state, rows, metrics = step(state, rows, *jax.tree.map(place, batch))
             ahead.append(metrics)
             if len(ahead) > _AHEAD:
                 jax.block_until_ready(ahead.popleft())
             if on_step is not None:
                 here = functools.partial(checkpoint, epoch - 1)
-                on_step(Step(i + 1, run.steps, metrics, here))
-        rows = np.array(seen)
-        means = StepMetrics(*(float(np.mean(column)) for column in rows.T.copy()))
-        network, params = config.network(), jax.tree.map(np.array, kept_weights(state))
-        if config.bits is not None:
-            network, params = quantize(network, params, bits=config.bits)
-        report = None
-        if run.held is not None:
-            images, labels = run.held
-            report = evaluation.reported(
-                network, params, images, labels, config.batch_size
-            )
-            if epoch == config.epochs:  # before, it may still be learning
-                evaluation.advise(config.network(), images, report)
-        score = math.inf if report is None else report.accuracy
+                on_step(Step(number, steps, metrics, here))
+        means = StepMetrics(*np.mean(np.array(rows).T.copy(), axis=1).tolist())
+        rows, skip = replicate(_no_metrics(steps)), 0
+        last = epoch == config.epochs
+        network, params, report = _validated(config, batches, state, last)
+        score = np.float32(math.inf if report is None else report.accuracy)
         settled = config.regularizer.settled(int(state.step))
         # The last epoch is kept even so, but a run that goes on must not compete with
         # what it was worth before its targets had fallen.
-        last = epoch == config.epochs
-        better = (settled or last) and bool(np.float32(score) >= best)
+        better = (settled or last) and bool(score >= best)
         if settled:
-            best = np.maximum(best, np.float32(score))
-        seen, done = everywhere(np.zeros_like(rows)), 0
-        end = checkpoint(epoch)
-        yield EpochResult(epoch, params, means, report, better, end, network)
+            best = np.maximum(best, score)
+        yield EpochResult(
+            epoch, params, means, report, better, checkpoint(epoch), network
+        )
+
+
+def _validated(
+    config: TrainConfig, batches: Arrays | Loader, state: TrainState, last: bool
+) -> tuple[SpikingNetwork, Params, evaluation.Report | None]:
+    """The network and weights after an epoch, and their report."""
+    network, params = config.network(), jax.tree.map(np.array, kept_weights(state))
+    if config.bits is not None:
+        network, params = quantize(network, params, bits=config.bits)
+    if batches.held_out is None:
+        return network, params, None
+    images, labels = batches.held_out
+    report = evaluation.reported(network, params, images, labels, config.batch_size)
+    if last:  # before, it may still be learning
+        evaluation.advise(config.network(), images, report)
+    return network, params, report
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(3, 4))
-def _step(config, steps, same, state, seen, images, labels, soft_labels):
+def _step(config, steps, everywhere, state, rows, images, labels, soft_labels):
     """`train_step`, compiled once for all runs of a configuration in a process. Its
-    metrics go into their row of `seen` as well, for the host to fetch all at once.
-    `same` is the sharding of what all devices have, if there are several."""
+    metrics also go into their row, for the host to fetch all at once. `everywhere` is
+    the sharding of state and metrics on several devices."""
     optimizer, row = make_optimizer(config, steps), state.step % steps
     state, metrics = train_step(config, optimizer, state, images, labels, soft_labels)
-    seen = seen.at[row].set(jnp.stack(metrics, dtype=seen.dtype))
-    if same is not None:
-        return jax.lax.with_sharding_constraint((state, seen, metrics), same)
-    return state, seen, metrics
+    rows = rows.at[row].set(jnp.stack(metrics, dtype=rows.dtype))
+    if everywhere is not None:
+        return jax.lax.with_sharding_constraint((state, rows, metrics), everywhere)
+    return state, rows, metrics
 
 
 def _copied(state: TrainState) -> TrainState:
     """On a mesh, what this process has of it: all is everywhere."""
     return jax.tree.map(lambda x: x.addressable_data(0).copy(), state)
-
-
-def _steps_per_epoch(images: int, batch_size: int) -> int:
-    if images < batch_size:
-        raise ValueError(
-            f"batch_size {batch_size} is larger than the {images} training images"
-        )
-    return images // batch_size

@@ -1,9 +1,9 @@
-"""Optimizers as values, and the links of their optax chains for spiking layers.
+"""Optimizers as values, and optax gradient transformations for spiking layers.
 
 A layer's weights are a kernel [..., O]; those of one neuron are all but the last axis.
-Weights of reference neurons, "pulses" [P, O], have steps of their own.
+Weights of reference neurons, "pulses" [P, O], have a learning rate of their own.
 One of your own is a frozen dataclass that extends `Optimizer`; its `chain` may be any
-optax transformation.
+optax gradient transformation.
 """
 
 import dataclasses
@@ -41,39 +41,72 @@ class Optimizer(Value):
 
 @dataclasses.dataclass(frozen=True)
 class Norms(Value):
-    """What becomes of the norms of the neurons' weight vectors."""
+    """What happens to the norms of the neurons' weight vectors."""
 
-    def link(self, layers: tuple[str, ...]) -> optax.GradientTransformation:
-        """The link of an optax chain behind all that change the step."""
+    def transformation(self, layers: tuple[str, ...]) -> optax.GradientTransformation:
+        """The last gradient transformation of those that change the step."""
         return optax.identity()
 
 
 @dataclasses.dataclass(frozen=True)
 class FreeNorms(Norms, name="free"):
-    """They go where the steps lead."""
+    """Steps change them as they may."""
 
 
 @dataclasses.dataclass(frozen=True)
 class HeldNorms(Norms, name="held"):
-    """Hidden neurons keep the norm of their initial weights: learning turns weight
-    vectors without growing them, see `hold_norms`. The output layer is free."""
+    """Fixed norms of hidden neurons: w + u ← (w + u)·‖w‖/‖w + u‖.
 
-    def link(self, layers: tuple[str, ...]) -> optax.GradientTransformation:
-        held = {name: name != layers[-1] for name in layers}
-        return optax.masked(hold_norms(), {"params": held})
+    Learning turns weight vectors without growing them. The output layer's are free.
+    """
+
+    def transformation(self, layers: tuple[str, ...]) -> optax.GradientTransformation:
+        def held(update: jax.Array, weights: jax.Array) -> jax.Array:
+            return _step_to_norms(update, weights, _norms(weights))
+
+        hidden = {name: name != layers[-1] for name in layers}
+        return optax.masked(optax.stateless_with_tree_map(held), {"params": hidden})
 
 
 @dataclasses.dataclass(frozen=True)
 class LearnedNorms(Norms, name="learned"):
-    """Norms follow their gradient, but do not grow by turning, see `learn_norms`."""
+    """Norms follow their own gradient: ‖w + u‖ becomes ‖w‖ + w·u/‖w‖.
 
-    def link(self, layers: tuple[str, ...]) -> optax.GradientTransformation:
-        return learn_norms()
+    A step across a weight vector makes it longer by ‖u‖²/2‖w‖, whatever its sign. With
+    steps on the scale of the weights norms grow without end, and larger weights fire
+    earlier. This removes that growth and keeps the part of the step along the vector.
+    """
+
+    def transformation(self, layers: tuple[str, ...]) -> optax.GradientTransformation:
+        def learned(update: jax.Array, weights: jax.Array) -> jax.Array:
+            before = _norms(weights)
+            along = jnp.sum(weights * update, _inputs(weights), keepdims=True)
+            after = before + along / jnp.where(before == 0, 1, before)
+            step = _step_to_norms(update, weights, jnp.maximum(after, 0))
+            return jnp.where(before == 0, update, step)
+
+        return optax.stateless_with_tree_map(learned)
+
+
+def _inputs(weights: jax.Array) -> tuple[int, ...]:
+    """The axes of one neuron's weights."""
+    return tuple(range(weights.ndim - 1))
+
+
+def _norms(weights: jax.Array) -> jax.Array:
+    return jnp.linalg.vector_norm(weights, axis=_inputs(weights), keepdims=True)
+
+
+def _step_to_norms(update: jax.Array, weights: jax.Array, norms: jax.Array):
+    """The step in the direction of w + u after which neurons have these norms."""
+    moved = weights + update
+    length = _norms(moved)
+    return moved * (norms / jnp.where(length == 0, 1, length)) - weights
 
 
 @dataclasses.dataclass(frozen=True)
-class _Steps(Optimizer):
-    """What our optimizers have in common."""
+class _Optimizer(Optimizer):
+    """What Adam and Muon share: the learning rates, norms, average and pulses."""
 
     learning_rate: float = 0.01
     output_rate: float | None = None
@@ -87,17 +120,17 @@ class _Steps(Optimizer):
             rate = getattr(self, name)
             self.require(name, rate is None or 0 < rate < math.inf, "a number > 0")
         self.require("pulse_rate", 0 <= self.pulse_rate < math.inf, "≥ 0 mV")
-        most = self.first_sum
-        finite = most is None or math.isfinite(most)
+        finite = self.first_sum is None or math.isfinite(self.first_sum)
         self.require("first_sum", finite, "a number of mV")
         self.require("average", 0 <= self.average < 1, "in [0, 1)")
 
     def check_network(self, network: SpikingNetwork) -> None:
         fits = self.first_sum is None or network.weighted[0].startswith("conv")
-        none = f"None for {network.spec}: it begins densely"
-        self.require("first_sum", fits, none)
+        rule = f"None for {network.spec}: it begins densely"
+        self.require("first_sum", fits, rule)
 
     def _chain(self, layers, schedule, *directions) -> optax.GradientTransformation:
+        """Behind the directions of steps: their size, limits, norms and the average."""
         rates = dict.fromkeys(layers, self.learning_rate)
         if self.output_rate is not None:
             rates[layers[-1]] = self.output_rate
@@ -111,15 +144,15 @@ class _Steps(Optimizer):
         if self.first_sum is not None:
             first = {name: name == layers[0] for name in layers}
             limit = [optax.masked(limit_sums(self.first_sum), {"params": first})]
-        steps = optax.scale_by_learning_rate(schedule)
+        rate = optax.scale_by_learning_rate(schedule)
         kernels = optax.chain(
             *directions,
             optax.stateless(by_layer),
-            steps,
+            rate,
             *limit,
-            self.norms.link(layers),
+            self.norms.transformation(layers),
         )
-        pulses = optax.chain(optax.scale_by_adam(), optax.scale(self.pulse_rate), steps)
+        pulses = optax.chain(optax.scale_by_adam(), optax.scale(self.pulse_rate), rate)
         kind = functools.partial(jax.tree.map_with_path, lambda path, _: path[-1].key)
         return optax.chain(
             optax.multi_transform({"kernel": kernels, "pulses": pulses}, kind),
@@ -128,15 +161,15 @@ class _Steps(Optimizer):
 
 
 @dataclasses.dataclass(frozen=True)
-class Adam(_Steps):
+class Adam(_Optimizer):
     """Adam, the paper's optimizer (Kingma & Ba 2015).
 
     Attributes:
       learning_rate: η of every layer with weights.
       output_rate: η of the output layer, where it differs.
-      norms: of the neurons' weights: "free", "held" or "learned".
+      norms: of the neurons' weights: "free", "held" (fixed) or "learned".
       average: decay of a running average of the weights over steps, in [0, 1), which
-        is then what is validated and kept; 0: none. See `average_weights`.
+        is then validated and kept; 0: none. See `average_weights`.
       first_sum: the most that the weights of a neuron of the first layer add up to,
         mV; None: no limit. See `limit_sums`.
       pulse_rate: step of the weights of reference neurons, by Adam, mV.
@@ -152,7 +185,7 @@ class Adam(_Steps):
 
 
 @dataclasses.dataclass(frozen=True)
-class Muon(_Steps):
+class Muon(_Optimizer):
     """Orthogonal steps for hidden layers with at least as many inputs as neurons,
     Adam's for the others; η relative to the root mean square of the layer's weights.
 
@@ -162,9 +195,9 @@ class Muon(_Steps):
     Attributes:
       learning_rate: η of every layer with weights.
       output_rate: η of the output layer, where it differs.
-      norms: of the neurons' weights: "free", "held" or "learned".
+      norms: of the neurons' weights: "free", "held" (fixed) or "learned".
       average: decay of a running average of the weights over steps, in [0, 1), which
-        is then what is validated and kept; 0: none. See `average_weights`.
+        is then validated and kept; 0: none. See `average_weights`.
       first_sum: the most that the weights of a neuron of the first layer add up to,
         mV; None: no limit. See `limit_sums`.
       pulse_rate: step of the weights of reference neurons, by Adam, mV.
@@ -206,15 +239,16 @@ def orthogonal_steps(
 
     M ← μ·M + (1 − μ)·G, and of the singular value decomposition M = U·Σ·Vᵀ the step
     keeps U·Vᵀ, scaled to a root mean square of 1, with M [K, O] all weights K of the
-    neurons O of a layer. Spikes only ever add, so gradients of spiking layers have few
-    large singular values: of the squared gradient of the second convolution of the
-    preset "fashion_mnist" 96 % lay in the first of 128 directions at its initial weights,
-    51 % at the end. Adam sees single weights and no directions; here each one in which
+    neurons O of a layer. Spikes only add, so gradients of spiking layers have few large
+    singular values: of the squared gradient of the second convolution of the preset
+    "fashion_mnist" 96 % lay in the first of 128 directions at its initial weights, 51 %
+    at the end. Adam sees single weights and no directions; here each direction in which
     the neurons can differ gets the same share of the step.
 
-    Wide layers are taken in groups of neurons, each orthogonal in itself, and by their
-    Gram matrices: the iterations of Newton and Schulz, M ← (a + b·MᵀM + c·(MᵀM)²)·M,
-    change MᵀM alone, so the weights are passed twice instead of twice an iteration.
+    Wide layers are split into groups of neurons, each orthogonal in itself, and use
+    their Gram matrices: the iterations of Newton and Schulz,
+    M ← (a + b·MᵀM + c·(MᵀM)²)·M, change MᵀM alone, so the weights are passed twice
+    instead of twice an iteration.
 
     Args:
       momentum: μ in [0, 1), Nesterov's.
@@ -222,7 +256,7 @@ def orthogonal_steps(
     """
 
     def width(kernel: jax.Array) -> int:
-        """Neurons that are made orthogonal to each other."""
+        """Neurons of a group."""
         outputs = kernel.shape[-1]
         return max(n for n in range(1, group + 1) if outputs % n == 0)
 
@@ -274,7 +308,7 @@ def _inverse_root(gram: jax.Array) -> jax.Array:
 def damp_common(factor: float) -> optax.GradientTransformation:
     """Shortens the part of a step that all weights of a neuron have in common.
 
-    Spikes only ever add: inputs of a neuron all have the same sign, so its potential
+    Spikes only add: inputs of a neuron all have the same sign, so its potential
     follows the mean of its weights far more steeply than any difference between them,
     and steps that suit the differences throw the potential about. u ← u − (1 − f)·ū
     with ū the mean over a neuron's weights; f = 0 is gradient centralisation (Yong et
@@ -282,72 +316,31 @@ def damp_common(factor: float) -> optax.GradientTransformation:
     """
 
     def damped(update: jax.Array, _) -> jax.Array:
-        axes = tuple(range(update.ndim - 1))
-        return update - (1 - factor) * jnp.mean(update, axes, keepdims=True)
+        mean = jnp.mean(update, _inputs(update), keepdims=True)
+        return update - (1 - factor) * mean
 
     return optax.stateless_with_tree_map(damped)
 
 
 def limit_sums(most: float) -> optax.GradientTransformation:
-    """The weights of a neuron add up to no more than `most` mV: what is above is taken
-    from all of them alike, w + u ← w + u − (Σ(w + u) − s)₊/K.
+    """The weights of a neuron add up to no more than s = `most` mV; an excess is
+    subtracted from all of them alike: w + u ← w + u − (Σ(w + u) − s)₊/K.
 
-    For a first convolution. A pixel that is not black spikes sooner or later, so where
-    an image is flat the potential of a neuron ends at Σw: a channel with Σw ≥ θ fires
-    on everything, and one below θ at edges only. Where learning or a regularizer wants
-    fewer spikes, Σw is pushed down to just below θ, and then whole regions fire or stay
-    silent by a hair, from one step of training to the next. A limit of 0.8·θ keeps
-    channels at edges. In front of the links of an optax chain that hold norms:
-    `HeldNorms` stretch what is left to its norm again, so that initial weights above the
-    limit come down to it over some steps.
+    For a first convolution. In flat image regions, where every pixel spikes sooner or
+    later, the potential of a neuron ends at Σw: a channel with Σw ≥ θ fires everywhere,
+    one below θ only at edges. Where learning or a regularizer wants fewer spikes, Σw is
+    driven to just below θ, and then tiny changes switch whole regions on or off from
+    one step to the next. A limit of 0.8·θ keeps channels at edges. Place it before the
+    transformations of norms: `HeldNorms` stretch the result to its norm again, so
+    initial weights above the limit come down to it over some steps.
     """
 
     def limited(update: jax.Array, weights: jax.Array) -> jax.Array:
-        axes = tuple(range(weights.ndim - 1))
         inputs = math.prod(weights.shape[:-1])
-        total = jnp.sum(weights + update, axes, keepdims=True)
+        total = jnp.sum(weights + update, _inputs(weights), keepdims=True)
         return update - jnp.maximum(total - most, 0) / inputs
 
     return optax.stateless_with_tree_map(limited)
-
-
-def hold_norms() -> optax.GradientTransformation:
-    """Every neuron keeps the norm of its weights: w + u ← (w + u)·‖w‖/‖w + u‖.
-
-    Behind all links of an optax chain that change the step.
-    """
-
-    def held(update: jax.Array, weights: jax.Array) -> jax.Array:
-        axes = tuple(range(weights.ndim - 1))
-        moved = weights + update
-        norm = functools.partial(jnp.linalg.vector_norm, axis=axes, keepdims=True)
-        length = norm(moved)
-        return moved * (norm(weights) / jnp.where(length == 0, 1, length)) - weights
-
-    return optax.stateless_with_tree_map(held)
-
-
-def learn_norms() -> optax.GradientTransformation:
-    """Norms follow their own gradient: ‖w + u‖ becomes ‖w‖ + w·u/‖w‖.
-
-    A step across a weight vector makes it longer by ‖u‖²/2‖w‖, whatever its sign. With
-    steps on the scale of the weights that grows without end, and in a network of
-    spiking neurons larger weights fire earlier; this takes it out and leaves the part
-    of the step along the vector. Behind all links of an optax chain that change the
-    step.
-    """
-
-    def learned(update: jax.Array, weights: jax.Array) -> jax.Array:
-        axes = tuple(range(weights.ndim - 1))
-        moved = weights + update
-        norm = functools.partial(jnp.linalg.vector_norm, axis=axes, keepdims=True)
-        before, length = norm(weights), norm(moved)
-        along = jnp.sum(weights * update, axes, keepdims=True)
-        wanted = before + along / jnp.where(before == 0, 1, before)
-        scale = jnp.maximum(wanted, 0) / jnp.where(length == 0, 1, length)
-        return jnp.where(before == 0, update, moved * scale - weights)
-
-    return optax.stateless_with_tree_map(learned)
 
 
 class AverageState(NamedTuple):
@@ -358,12 +351,12 @@ class AverageState(NamedTuple):
 
 
 def average_weights(decay: float) -> optax.GradientTransformation:
-    """Leaves steps as they are and keeps a running average of the weights they lead to.
+    """Keeps a running average of the weights; steps pass unchanged.
 
     w̄ ← d·w̄ + (1 − d)·w with d = min(decay, (1 + n)/(10 + n)) after n steps, so that
     initial weights are soon forgotten. Steps of spiking networks are noisy: spikes come
     or fail to come. The average is often where a lower learning rate would have led.
-    The last link of an optax chain; `averaged` finds the average.
+    Place it last in a chain; `averaged` reads the average.
     """
 
     def init(params: optax.Params) -> AverageState:
@@ -371,22 +364,23 @@ def average_weights(decay: float) -> optax.GradientTransformation:
 
     def update(updates, state: AverageState, params=None):
         weights = optax.apply_updates(params, updates)
-        kept = jnp.minimum(decay, (1 + state.steps) / (10 + state.steps))
-        average = optax.incremental_update(weights, state.average, 1 - kept)
+        # Not `optax.ema`, which averages updates and at one decay.
+        share = 1 - jnp.minimum(decay, (1 + state.steps) / (10 + state.steps))
+        average = optax.incremental_update(weights, state.average, share)
         return updates, AverageState(state.steps + 1, average)
 
     return optax.GradientTransformation(init, update)
 
 
 def averaged(state: optax.OptState, params: optax.Params) -> optax.Params:
-    """The average that `average_weights` keeps in the state of a chain. Weights that no
-    such link averages, because it is masked or missing, are those of `params`."""
+    """The average that `average_weights` keeps in the state of a chain; weights that it
+    does not average, because it is masked or missing, are those of `params`."""
     is_average = lambda node: isinstance(node, AverageState)  # noqa: E731
     is_masked = lambda node: isinstance(node, optax.MaskedNode)  # noqa: E731
-    for link in filter(is_average, jax.tree.leaves(state, is_leaf=is_average)):
+    for node in filter(is_average, jax.tree.leaves(state, is_leaf=is_average)):
         params = jax.tree.map(
             lambda average, weights: weights if is_masked(average) else average,
-            link.average,
+            node.average,
             params,
             is_leaf=is_masked,
         )

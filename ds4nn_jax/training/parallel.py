@@ -1,4 +1,4 @@
-"""Training on several devices: images are shared out, parameters are everywhere.
+"""Training on several devices: batches are sharded, parameters are replicated.
 
 Data parallelism on JAX's SPMD: one program over a mesh with the single axis "data". It
 is the same on eight devices of a machine and on processes of many machines, once each
@@ -48,22 +48,22 @@ def replicated(mesh: Mesh, tree: Any) -> Any:
 def to_host(tree: Any) -> Any:
     """The same tree of NumPy arrays, random keys as the numbers behind them."""
 
-    def bare(leaf):
+    def numbers(leaf):
         is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
 
-    return jax.tree.map(bare, tree)
+    return jax.tree.map(numbers, tree)
 
 
 def from_host(tree: Any, like: Any) -> Any:
     """What `to_host` made of a tree, with the types of leaves that `like` has."""
 
-    def dressed(leaf, model):
+    def typed(leaf, model):
         if jax.dtypes.issubdtype(model.dtype, jax.dtypes.prng_key):
             return jax.random.wrap_key_data(leaf)
         return leaf if isinstance(model, np.ndarray) else jax.numpy.asarray(leaf)
 
-    return jax.tree.map(dressed, tree, like)
+    return jax.tree.map(typed, tree, like)
 
 
 def from_first(tree: Any) -> Any:
@@ -72,11 +72,7 @@ def from_first(tree: Any) -> Any:
 
 
 def shared_out(mesh: Mesh, batch: np.ndarray) -> jax.Array:
-    """A host array [B, …], the same in every process, a part of B on each device.
-
-    Raises:
-      ValueError: B is no multiple of the devices.
-    """
+    """A host array [B, …], the same in every process, a part of B on each device."""
     if len(batch) % mesh.size:
         raise ValueError(
             f"a batch of {len(batch)} cannot be shared out to {mesh.size} devices: "

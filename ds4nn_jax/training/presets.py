@@ -16,77 +16,75 @@ from ds4nn_jax.training.initial_weights import FiringRates, Uniform
 from ds4nn_jax.training.optimizers import Adam, HeldNorms, LearnedNorms, Muon
 from ds4nn_jax.training.regularizers import RateRegularizer
 from ds4nn_jax.training.rules import Margin, Relative, Softmax
-from ds4nn_jax.training.schedules import Cosine, StepDecay
+from ds4nn_jax.training.schedules import StepDecay
 
 _MUON = Muon(learning_rate=0.01, output_rate=0.005, norms=HeldNorms(), average=0.998)
 _MUON_LEARNED = replace(
     _MUON, learning_rate=0.006, output_rate=0.004, norms=LearnedNorms()
 )
 
-# Cross-entropy over spike times, shifted training images, hidden norms held.
-_SHIFTED = TrainConfig(
+
+def _anchored(step: float) -> Softmax:
+    """The label is drawn to a time step."""
+    return Softmax(offset=10, horizon=50, anchor=0.5, anchor_time=step)
+
+
+# Cross-entropy over spike times, shifted and rotated training images, hidden norms
+# fixed, averaged weights.
+_MNIST = TrainConfig(
     spec="64C3-P2-128C3-P2-10",
     surrogate=Window(50.0),
     output_rule=Softmax(offset=10, horizon=50),
-    initial_weights=FiringRates(conv=0.15, output=0.7),
-    optimizer=Adam(learning_rate=0.01, norms=HeldNorms()),
-    schedule=Cosine(),
-    augmentation=Augmentation(shift=1),
+    initial_weights=FiringRates(conv=0.15),
+    optimizer=Adam(learning_rate=0.01, norms=HeldNorms(), average=0.998),
+    augmentation=Augmentation(shift=1, rotation=10.0),
     batch_size=32,
     epochs=30,
 )
 
-# Turned images, too, and averaged weights.
-_MNIST = replace(
-    _SHIFTED,
-    optimizer=Adam(learning_rate=0.01, norms=HeldNorms(), average=0.998),
-    augmentation=Augmentation(shift=1, rotation=10.0),
-)
-
-# S4NN's network, trained as above but for what a dense layer needs: more neurons that
-# fire at the start, larger batches, a smaller step in common.
+# S4NN's network: a dense layer needs larger batches.
 _MNIST_DENSE = replace(
-    _SHIFTED,
+    _MNIST,
     spec="784-400-10",
-    initial_weights=FiringRates(dense=0.7, output=0.7),
+    initial_weights=FiringRates(),
     optimizer=_MUON,
+    augmentation=Augmentation(shift=1),
     batch_size=128,
     epochs=20,
 )
 
-# MNIST's sparse network: labels anchored early, target rates behind pooling,
-# a first layer that fires at edges alone, orthogonalised steps.
+# Early labels, target rates, and a first layer that fires only at edges.
 _MNIST_SPARSE = replace(
-    _SHIFTED,
+    _MNIST,
     urgency=0.3,
-    output_rule=Softmax(offset=10, horizon=50, anchor=0.5, anchor_time=14),
-    initial_weights=FiringRates(conv=0.15, output=0.7, edges=0.06),
+    output_rule=_anchored(14),
+    initial_weights=FiringRates(conv=0.15, edges=0.06),
     optimizer=replace(_MUON, first_sum=80.0),
     regularizer=RateRegularizer(
         targets=(0.0455, 0.096), strength=0.15, floor=0.5, steps=15_000
     ),
+    augmentation=Augmentation(shift=1),
     epochs=20,
 )
 
-# The label's time anchored, orthogonalised steps, shifted and mirrored images.
+# A later label, learned norms, shifted and mirrored images.
 _FASHION = replace(
-    _SHIFTED,
+    _MNIST,
     spec="128C3-P2-128C3-P2-128C3-10",
     surrogate=Window(100.0),
-    output_rule=Softmax(offset=10, horizon=50, anchor=0.5, anchor_time=85),
-    initial_weights=FiringRates(conv=0.25, output=0.7),
+    output_rule=_anchored(85),
+    initial_weights=FiringRates(conv=0.25),
     optimizer=_MUON_LEARNED,
     augmentation=Augmentation(shift=1, flip=True),
     epochs=16,
 )
 
-# Fashion-MNIST's network with a fifth of the spikes, and images decided by them: an
-# earlier label, an urgency, target rates, and a first layer that fires at edges alone.
+# A fifth of its spikes, by the means of MNIST's sparse network.
 _FASHION_SPARSE = replace(
     _FASHION,
     urgency=0.5,
-    output_rule=Softmax(offset=10, horizon=50, anchor=0.5, anchor_time=74),
-    initial_weights=FiringRates(conv=0.25, output=0.7, edges=0.08),
+    output_rule=_anchored(74),
+    initial_weights=FiringRates(conv=0.25, edges=0.08),
     optimizer=replace(_MUON_LEARNED, first_sum=80.0),
     regularizer=RateRegularizer(
         targets=(0.06, 0.18, 0.25), strength=0.1, floor=0.5, start=0.25, steps=10_000
@@ -94,32 +92,30 @@ _FASHION_SPARSE = replace(
     epochs=14,
 )
 
-# The other structures of Tables 2 and 4: wide layers of many neurons, orthogonalised in
-# groups, and a label in the middle; later on Fashion-MNIST, whose dark garments spike
-# late.
+# The other structures of Tables 2 and 4: wide layers, orthogonalised in groups. The
+# label is later on Fashion-MNIST, whose dark garments spike late.
 _MNIST_DEEP = replace(
     _FASHION,
     spec="16C5-P2-32C5-P2-800-128-10",
-    output_rule=Softmax(offset=10, horizon=50, anchor=0.5, anchor_time=50),
-    initial_weights=FiringRates(),
+    output_rule=_anchored(50),
     optimizer=replace(_MUON_LEARNED, average=0.0, group=128),
     augmentation=Augmentation(shift=1),
     epochs=10,
 )
 _FASHION_DEEP = replace(
     _MNIST_DEEP,
-    output_rule=Softmax(offset=10, horizon=50, anchor=0.5, anchor_time=80),
+    output_rule=_anchored(80),
     urgency=0.1,
     augmentation=Augmentation(flip=True),
     epochs=12,
 )
 
-# Table 1: η = 0.1, λ = 10, initial weights in [0, 80] and [0, 50] mV. The output layer's
-# range is not printed; [0, 5] here. These fire everything at once (docs/runs.md).
+# Table 1: η = 0.1, λ = 10, initial weights in [0, 80] and [0, 50] mV. The output
+# layer's range is not printed; [0, 5] here. These fire everything at once
+# (docs/runs.md). "decays through the learning epochs by an exponential function":
+# 10 % every 5 epochs.
 _PAPER = TrainConfig(
     spec="64C3-P2-128C3-P2-10",
-    num_steps=100,
-    threshold=100.0,
     surrogate=Constant(),
     output_rule=Relative(offset=10),
     initial_weights=Uniform(((0, 80), (0, 50), (0, 5))),
@@ -129,47 +125,23 @@ _PAPER = TrainConfig(
     epochs=20,
 )
 
-# λ = 0.1 and [0, 80], [0, 60], [0, 50] mV. "decays through the learning epochs by an
-# exponential function": 10 % every 5 epochs.
-_FASHION_PAPER = replace(
-    _PAPER,
-    spec="128C3-P2-128C3-P2-128C3-10",
-    output_rule=Relative(offset=0.1),
-    initial_weights=Uniform(((0, 80), (0, 60), (0, 50), (0, 5))),
-)
-
-# The paper's rule as well as it goes: its initial weights are scaled on data.
-_RELATIVE = replace(
-    _PAPER, initial_weights=FiringRates(conv=0.3, output=0.7), epochs=10
-)
-
 # `make demo`: half a minute on two CPU cores.
 _DIGITS = TrainConfig(
     spec="32C3-P2-64C3-10",
     surrogate=Window(50.0),
     output_rule=Margin(offset=15),
-    initial_weights=FiringRates(conv=0.25, output=0.7),
     optimizer=Adam(learning_rate=0.05),
-    schedule=Cosine(),
-    batch_size=16,
     epochs=30,
 )
 
-# A few seconds on the digits, minutes on a slice of MNIST or Fashion-MNIST.
+# A few seconds on the digits.
 _DIGITS_SMOKE = replace(
     _DIGITS,
     spec="8C3-P2-10",
     output_rule=Margin(offset=10),
-    initial_weights=FiringRates(conv=0.3, output=0.7),
+    initial_weights=FiringRates(conv=0.3),
     optimizer=Adam(learning_rate=0.03),
     epochs=2,
-)
-_SMOKE = replace(
-    _DIGITS_SMOKE,
-    spec="16C3-P2-32C3-P2-10",
-    initial_weights=FiringRates(conv=0.25, output=0.7),
-    batch_size=32,
-    epochs=3,
 )
 
 _PRESETS = {
@@ -179,14 +151,27 @@ _PRESETS = {
     "fashion_deep": _FASHION_DEEP,
     "fashion_mnist": _FASHION,
     "fashion_mnist_sparse": _FASHION_SPARSE,
-    "fashion_paper": _FASHION_PAPER,
+    "fashion_paper": replace(  # λ = 0.1 and [0, 80], [0, 60], [0, 50] mV
+        _PAPER,
+        spec="128C3-P2-128C3-P2-128C3-10",
+        output_rule=Relative(offset=0.1),
+        initial_weights=Uniform(((0, 80), (0, 60), (0, 50), (0, 5))),
+    ),
     "mnist": _MNIST,
     "mnist_deep": _MNIST_DEEP,
     "mnist_dense": _MNIST_DENSE,
-    "mnist_relative": _RELATIVE,
+    "mnist_relative": replace(  # the paper's rule, from weights scaled on data
+        _PAPER, initial_weights=FiringRates(conv=0.3), epochs=10
+    ),
     "mnist_sparse": _MNIST_SPARSE,
     "paper": _PAPER,
-    "smoke": _SMOKE,
+    "smoke": replace(  # minutes on a slice of MNIST or Fashion-MNIST
+        _DIGITS_SMOKE,
+        spec="16C3-P2-32C3-P2-10",
+        initial_weights=FiringRates(),
+        batch_size=32,
+        epochs=3,
+    ),
 }
 
 

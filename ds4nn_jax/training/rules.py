@@ -33,7 +33,7 @@ class OutputRule(Value):
     """
 
     normalization: Normalization = dataclasses.field(default="l2", kw_only=True)
-    takes_soft_labels: ClassVar[bool] = False  # soft labels [B, C] as well as classes [B]
+    takes_soft_labels: ClassVar[bool] = False  # [B, C], instead of labels [B]
 
     def target(
         self,
@@ -48,16 +48,12 @@ class OutputRule(Value):
 
         Args:
           times: [B, C] output spike times.
-          labels: [B] classes; or, for a rule that takes them, soft labels [B, C]: the
-            share of each class, as a teacher gives them.
+          labels: [B] classes; or, for a rule that takes them, soft labels [B, C]:
+            class probabilities, for instance a teacher's.
           potentials: [B, C] potential of each output at its spike, or its final one,
             mV; for rules that look at them.
           num_steps: T.
           threshold: θ, mV.
-
-        Raises:
-          TypeError: times are not floating, labels not integers (or soft labels).
-          ValueError: shapes do not fit, T ≤ 0, or a label is out of range.
         """
         raise NotImplementedError
 
@@ -91,10 +87,6 @@ def relative_target(
 
     Returns:
       [B, C] target times.
-
-    Raises:
-      TypeError: times are not floating, labels not integers.
-      ValueError: shapes do not fit, T ≤ 0, λ < 0, or a label is out of range.
 
     Example:
       >>> import numpy as np, ds4nn_jax as ds
@@ -148,11 +140,11 @@ class Margin(_Offset):
     """
 
     def target(self, times, labels, potentials=None, *, num_steps=100, threshold=100.0):
-        asked = relative_target(times, labels, offset=self.offset, num_steps=num_steps)
+        target = relative_target(times, labels, offset=self.offset, num_steps=num_steps)
         times, is_label = _outputs(times, labels, num_steps)
         label = jnp.sum(jnp.where(is_label, times, 0), axis=1, keepdims=True)
         other = jnp.min(jnp.where(is_label, jnp.inf, times), axis=1, keepdims=True)
-        return jnp.where(label + self.offset <= other, times, asked)
+        return jnp.where(label + self.offset <= other, times, target)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,22 +241,23 @@ class Softmax(OutputRule):
         self._within("anchor_time", num_steps)
 
     def target(self, times, labels, potentials=None, *, num_steps=100, threshold=100.0):
-        floating = jnp.issubdtype(jnp.result_type(labels), jnp.floating)
-        if floating and jnp.ndim(labels) > 1:
-            shares = _checks.soft_labels(labels, *jnp.shape(times))
-            times, _ = _outputs(times, jnp.argmax(shares, axis=1), num_steps)
-            shares = shares.astype(times.dtype)
+        if (
+            jnp.issubdtype(jnp.result_type(labels), jnp.floating)
+            and jnp.ndim(labels) > 1
+        ):
+            q = _checks.soft_labels(labels, *jnp.shape(times))
+            times, _ = _outputs(times, jnp.argmax(q, axis=1), num_steps)
         else:
-            times, is_label = _outputs(times, labels, num_steps)
-            shares = is_label.astype(times.dtype)
+            times, q = _outputs(times, labels, num_steps)
+        q = q.astype(times.dtype)
         self.check_steps(num_steps)
         _checks.potentials(potentials, times)
         potentials = jax.lax.stop_gradient(jnp.asarray(potentials))
         missing = self.horizon * (threshold - potentials) / threshold
         latency = times + jnp.where(times == num_steps, missing, 0)
-        p = jax.nn.softmax(-(latency + self.offset * shares) / self.temperature, axis=1)
+        p = jax.nn.softmax(-(latency + self.offset * q) / self.temperature, axis=1)
         away = jnp.clip((latency - self.anchor_time) / num_steps, -1, 1)
-        return times - (shares * (1 + self.anchor * away) - p)
+        return times - (q * (1 + self.anchor * away) - p)
 
 
 def _outputs(times, labels, num_steps: int) -> tuple[jax.Array, jax.Array]:

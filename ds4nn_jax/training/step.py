@@ -53,7 +53,7 @@ def make_optimizer(
 
 
 def kept_weights(state: TrainState) -> Params:
-    """What is validated and kept: the weights, or their average if there is one."""
+    """The weights to validate and keep, or their average if there is one."""
     return optimizers.averaged(state.optimizer, state.params)
 
 
@@ -64,8 +64,8 @@ def init(
     images: jax.Array | np.ndarray,
     params: Params | None = None,
 ) -> TrainState:
-    """Initial state; `images` [B, …] give the shape and may scale initial weights, which
-    are `params` if these are given."""
+    """Initial state, of `params` if there are any; else initial weights are drawn for,
+    and may be scaled on, `images` [B, …]."""
     if params is None:
         params = config.initial_weights.draw(config.network(), key, images)
     return TrainState(
@@ -86,15 +86,13 @@ def train_step(
 ) -> tuple[TrainState, StepMetrics]:
     """One step on a batch of images [B, …] with labels [B]. Pure.
 
-    Where there are soft labels [B, C] the output rule gets them for the labels. A batch
-    that is sharded over devices (`parallel.shared_out`) is computed by all of them.
+    If there are soft labels [B, C], the output rule gets them instead of the labels. A
+    batch that is sharded over devices (`parallel.shared_out`) is computed by all.
     """
     key = jax.random.fold_in(state.key, state.step)
     images = config.augmentation.apply(key, images)
     times = spike_times(images, config.num_steps)
-    wanted = labels if soft_labels is None else soft_labels
-    reached = state.params, state.step
-    gradient, metrics = _gradients(config, reached, times, labels, wanted)
+    gradient, metrics = _gradients(config, state, times, labels, soft_labels)
     updates, opt_state = optimizer.update(gradient, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
     return state._replace(
@@ -114,42 +112,41 @@ def _centred(config: TrainConfig, hook: Callable | None) -> Callable:
 
 def _gradients(
     config: TrainConfig,
-    reached: tuple[Params, jax.Array],
+    state: TrainState,
     times: SpikeTimes,
     labels: jax.Array,
-    wanted: jax.Array,
+    soft_labels: jax.Array | None,
 ) -> tuple[Params, StepMetrics]:
-    """Gradient of the mean loss over a batch, and its metrics, where a run has come to:
-    its parameters and how many steps it has taken."""
-    network, (params, step) = config.network(), reached
+    """Gradient of the mean loss over a batch, and the batch's metrics."""
+    network = config.network()
     hidden = len(network.weighted) - 1
-    hooks: Any = config.regularizer.layers(hidden, step, config.num_steps)
+    hooks: Any = config.regularizer.layers(hidden, state.step, config.num_steps)
     if config.centring:
         hooks = [_centred(config, hook) for hook in hooks or [None] * hidden]
 
     def loss(params: Params):
-        seen = network, params
+        model = network, params
         if config.bits is not None:
-            seen = rounded(network, params, config.bits)
-        activity: Any = seen[0].apply(seen[1], times, hooks, method="activity")
+            model = rounded(network, params, config.bits)
+        activity: Any = model[0].apply(model[1], times, hooks, method="activity")
         target = config.output_rule.target(
             activity.times,
-            wanted,
+            labels if soft_labels is None else soft_labels,
             activity.potentials,
             num_steps=config.num_steps,
             threshold=config.threshold,
         )
         return jnp.mean(losses.temporal_loss(activity.times, target)), activity
 
-    (value, activity), gradient = jax.value_and_grad(loss, has_aux=True)(params)
-    decided = evaluation.predict(activity.times, activity.potentials)
+    (value, activity), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
+    predicted = evaluation.predict(activity.times, activity.potentials)
     decision = jnp.min(activity.times, axis=1)
     steps = jnp.arange(config.num_steps, dtype=decision.dtype)
     until = steps[None, None] <= decision[:, None, None]
     spikes = jnp.sum(jnp.where(until, activity.counts[:, 1:], 0), axis=(1, 2))
     return gradient, StepMetrics(
         loss=value,
-        accuracy=jnp.mean(decided == labels),
+        accuracy=jnp.mean(predicted == labels),
         decision_step=jnp.mean(decision),
         spikes=jnp.mean(spikes),
     )
