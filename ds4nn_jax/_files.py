@@ -1,4 +1,4 @@
-"""Files that appear whole under their names, or not at all."""
+"""Files that appear complete under their names, or not at all."""
 
 import contextlib
 import secrets
@@ -7,9 +7,9 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """Where to write a file that takes the name `path` at the end; until then, and if
-    anything fails, an older one stays."""
+def atomic_write(path: Path) -> Iterator[Path]:
+    """A path to write to that takes the name `path` at the end; until then, and if
+    anything fails, an older file stays."""
     unfinished = path.with_name(f".{secrets.token_hex(8)}.{path.name}")
     try:
         yield unfinished

@@ -20,7 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from ds4nn_jax._files import whole
+from ds4nn_jax._files import atomic_write
 
 _BLACK, _BLUE, _VERMILION, _GREEN = "#000000", "#0072B2", "#D55E00", "#009E73"
 _ORANGE, _SKY, _PURPLE = "#E69F00", "#56B4E9", "#CC79A7"
@@ -516,7 +516,7 @@ def save(figure: Figure | Animation, path: str | os.PathLike) -> None:
     if kind not in (("gif",) if moves else ("png", "svg")):
         what = "animations are saved as .gif" if moves else "figures as .png or .svg"
         raise ValueError(f"{what}, not as {path.name!r}")
-    with whole(path) as unfinished:
+    with atomic_write(path) as unfinished:
         if isinstance(figure, Animation):
             figure.save(unfinished, writer=PillowWriter(fps=_FRAMES_A_SECOND))
         else:

@@ -32,7 +32,7 @@ import safetensors
 import safetensors.numpy
 
 from ds4nn_jax import data
-from ds4nn_jax._files import whole
+from ds4nn_jax._files import atomic_write
 from ds4nn_jax.cli import flags, progress
 from ds4nn_jax.networks.weights import digest, write_atomically
 from ds4nn_jax.training import loop
@@ -269,7 +269,7 @@ def _write_labels(file: Path, config: TrainConfig, images, labels, kept, given) 
     on_device, see = jnp.asarray(images), jax.jit(functools.partial(seen_in, config))
     plain = given(on_device, labels)
     with (
-        whole(file) as unfinished,
+        atomic_write(file) as unfinished,
         progress.counting("soft labels, epochs", config.epochs) as done,
     ):
         rows = np.lib.format.open_memmap(

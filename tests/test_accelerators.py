@@ -163,9 +163,9 @@ def test_the_backward_pass_in_turns_of_any_size(turn, silent_inputs):
         synapse, t_shape, k_shape = LAYERS[name]
         times, kernel = spikes(rng, t_shape, 12), dyadic(rng, k_shape)
         shape = jax.eval_shape(synapse.current, times, kernel).shape
-        until = rng.integers(0, 12, shape).astype(np.float32)
+        end = rng.integers(0, 12, shape).astype(np.float32)
         pulses = dyadic(rng, (5, k_shape[-1]))
-        arrays = times, kernel, pulses, until, dyadic(rng, shape)
+        arrays = times, kernel, pulses, end, dyadic(rng, shape)
         options = dict(num_steps=12, silent_inputs=silent_inputs)
         expected = jax.jit(functools.partial(scan.backward, synapse, **options))(
             *arrays

@@ -45,23 +45,23 @@ def loop_windows(synapse, times, kernel, num_steps):
 def loop_forward(synapse, times, kernel, threshold, num_steps):
     windows, flat, shape = loop_windows(synapse, times, kernel, num_steps)
     v = np.zeros((*windows.shape[:2], flat.shape[1]))
-    spike, until = np.full(v.shape, num_steps), np.zeros(v.shape)
+    spike, end = np.full(v.shape, num_steps), np.zeros(v.shape)
     peak = np.full(v.shape, -np.inf)
     for t in range(num_steps):
         v += (windows == t).astype(float) @ flat
         waiting = spike == num_steps
         higher = waiting & (v > peak)
-        peak[higher], until[higher] = v[higher], t
+        peak[higher], end[higher] = v[higher], t
         spike[waiting & (v >= threshold)] = t
-    return tuple(a.reshape(shape) for a in (spike, peak, until))
+    return tuple(a.reshape(shape) for a in (spike, peak, end))
 
 
-def loop_backward(synapse, times, kernel, until, delta, num_steps, silent_inputs):
+def loop_backward(synapse, times, kernel, end, delta, num_steps, silent_inputs):
     """Neuron by neuron, scattered back to the padded image."""
     d_kernel = np.zeros(kernel.shape)
     if isinstance(synapse, Dense):
         synapse, images = Conv((1, 1), NONE), times[:, None, None]
-        until, delta = until[:, None, None], delta[:, None, None]
+        end, delta = end[:, None, None], delta[:, None, None]
         weights = kernel[None, None]
     else:
         images, weights = times, kernel
@@ -71,7 +71,7 @@ def loop_backward(synapse, times, kernel, until, delta, num_steps, silent_inputs
     kh, kw = weights.shape[:2]
     for b, y, x, j in np.argwhere(delta):
         window = np.s_[b, y * sh : y * sh + kh, x * sw : x * sw + kw]
-        heard = (t[window] <= until[b, y, x, j]) & (t[window] < num_steps)
+        heard = (t[window] <= end[b, y, x, j]) & (t[window] < num_steps)
         d_weights[..., j] -= delta[b, y, x, j] * heard
         if silent_inputs:
             heard |= t[window] == num_steps
@@ -172,10 +172,10 @@ def test_backward_is_the_loop_over_neurons(layer, silent_inputs):
     synapse, t_shape, k_shape = layer
     rng = np.random.default_rng(1)
     times, kernel = spikes(rng, t_shape, 12), dyadic(rng, k_shape)
-    _, _, until = forward(synapse, times, kernel)
-    until = np.where(rng.random(until.shape) < 0.2, 12, until).astype(np.float32)
-    delta = dyadic(rng, until.shape) * (rng.random(until.shape) < 0.4)
-    arrays = times, kernel, until, delta.astype(np.float32)
+    _, _, end = forward(synapse, times, kernel)
+    end = np.where(rng.random(end.shape) < 0.2, 12, end).astype(np.float32)
+    delta = dyadic(rng, end.shape) * (rng.random(end.shape) < 0.4)
+    arrays = times, kernel, end, delta.astype(np.float32)
     expected = loop_backward(synapse, *arrays, 12, silent_inputs)
     actual = backward(synapse, *arrays, silent_inputs=silent_inputs)
     assert_equal(actual, expected)
@@ -202,7 +202,7 @@ def test_pooling_and_counts_are_those_of_the_scan(batch, peaks, pulses):
         assert_equal(by_event, by_scan)
     else:
         assert by_event.potential is by_scan.potential is None
-        for name in ("times", "member", "counts"):
+        for name in ("times", "argmin", "counts"):
             assert_equal([getattr(by_event, name)], [getattr(by_scan, name)])
 
 
@@ -221,7 +221,7 @@ def test_counts_over_seeds_and_images():
 
 
 def one_neuron(events, *, threshold=4.0, num_steps=10):
-    """(spike, peak, until) of a neuron with events [(step, weight), …]."""
+    """(spike, peak, end) of a neuron with events [(step, weight), …]."""
     times = jnp.array([[float(t) for t, _ in events]])
     kernel = jnp.array([[float(w)] for _, w in events])
     out = forward(Dense(), times, kernel, threshold=threshold, num_steps=num_steps)
@@ -257,23 +257,21 @@ def test_one_neuron(events, expected):
 
 def test_all_silent_has_no_gradient_but_for_silent_inputs():
     times, kernel = jnp.full((2, 5), 12.0), jnp.ones((5, 3))
-    spike, peak, until = forward(Dense(), times, kernel)
-    assert_equal((spike, peak, until), (np.full((2, 3), 12), *np.zeros((2, 2, 3))))
+    spike, peak, end = forward(Dense(), times, kernel)
+    assert_equal((spike, peak, end), (np.full((2, 3), 12), *np.zeros((2, 2, 3))))
     delta = jnp.ones((2, 3))
-    d_times, d_kernel = backward(Dense(), times, kernel, until, delta)
+    d_times, d_kernel = backward(Dense(), times, kernel, end, delta)
     assert not d_times.any() and not d_kernel.any()
-    d_times, d_kernel = backward(
-        Dense(), times, kernel, until, delta, silent_inputs=True
-    )
+    d_times, d_kernel = backward(Dense(), times, kernel, end, delta, silent_inputs=True)
     assert (d_times == 3).all() and not d_kernel.any()
 
 
 def test_an_empty_batch():
     synapse, (_, *image), k_shape = LAYERS["conv 3x3 same"]
     times, kernel = np.zeros((0, *image), np.float32), np.ones(k_shape, np.float32)
-    spike, peak, until = forward(synapse, times, kernel)
+    spike, peak, end = forward(synapse, times, kernel)
     assert spike.shape == (0, 6, 5, 20)
-    d_times, d_kernel = backward(synapse, times, kernel, until, peak)
+    d_times, d_kernel = backward(synapse, times, kernel, end, peak)
     assert d_times.shape == times.shape and not d_kernel.any()
 
 
@@ -308,8 +306,8 @@ def test_vmap_is_the_stack_of_calls(layer, axes):
     kernel = dyadic(rng, (3, *k_shape) if axes[1] == 0 else k_shape)
 
     def both(times, kernel):
-        spike, peak, until = forward(synapse, times, kernel)
-        return spike, peak, *backward(synapse, times, kernel, until, peak)
+        spike, peak, end = forward(synapse, times, kernel)
+        return spike, peak, *backward(synapse, times, kernel, end, peak)
 
     calls = [
         both(times[n] if axes[0] == 0 else times, kernel[n] if axes[1] == 0 else kernel)
@@ -353,8 +351,8 @@ def test_inside_a_scan_over_batches():
     batches, kernel = spikes(rng, (3, 4, 20), 12), dyadic(rng, (20, 6))
 
     def step(carry, times):
-        spike, _, until = forward(Dense(), times, kernel)
-        _, d_kernel = backward(Dense(), times, kernel, until, spike)
+        spike, _, end = forward(Dense(), times, kernel)
+        _, d_kernel = backward(Dense(), times, kernel, end, spike)
         return carry + d_kernel, spike
 
     total, spike = jax.lax.scan(step, jnp.zeros_like(kernel), batches)
@@ -367,10 +365,10 @@ def test_sums_do_not_depend_on_threads():
     synapse = Conv((1, 1), SAME3)
     times = spikes(rng, (40, 6, 6, 16), 12)
     kernel = rng.normal(0.2, 1, (3, 3, 16, 24)).astype(np.float32)
-    _, peak, until = forward(synapse, times, kernel)
-    first = backward(synapse, times, kernel, until, peak)
+    _, peak, end = forward(synapse, times, kernel)
+    first = backward(synapse, times, kernel, end, peak)
     for _ in range(5):
-        assert_equal(backward(synapse, times, kernel, until, peak), first)
+        assert_equal(backward(synapse, times, kernel, end, peak), first)
 
 
 def test_times_off_the_grid_are_silent_not_a_crash():
@@ -395,11 +393,11 @@ SMALL_RUN = """
     def run(times, kernel):
         arrays = times, kernel, pulses
         threshold = jnp.full((32,), 3.0)
-        spike, peak, until, *_ = event.forward(
+        spike, peak, end, *_ = event.forward(
             synapse, *arrays, threshold, num_steps=100, peaks=True
         )
         d_times, d_kernel, _ = event.backward(
-            synapse, *arrays, until, spike, num_steps=100, silent_inputs=True
+            synapse, *arrays, end, spike, num_steps=100, silent_inputs=True
         )
         return spike, peak, d_times, d_kernel
 

@@ -15,6 +15,7 @@ from test_neurons import (
     THETA,
     T,
     conv_case,
+    conv_pool,
     cotangent,
     dyadic,
     explicit_pads,
@@ -118,7 +119,7 @@ def test_pooled_convolution_equals_oracle(name, count, rule, engine, rng):
     pulses = dyadic(rng, (count, shape[-1]), -2, 2)
     theta = thresholds(shape[-1])
     options = dict(num_steps=T, engine=engine, surrogate=rule)
-    run = functools.partial(ds.conv_pool, window=window, **case, **options)
+    run = functools.partial(conv_pool, window=window, **case, **options)
     operands = times, kernel, pulses, theta
     out, vjp = jax.vjp(lambda t, k, r, θ: run(t, k, pulses=r, threshold=θ), *operands)
     geometry = (1, 1), explicit_pads({"shape": times.shape, "kernel": shape, **case})
@@ -208,7 +209,7 @@ def test_composes(kind, engine, rng):
         "conv_pool": ((3, 2, 4, 6, 2), (3, 3, 2, 5)),
     }[kind]
     options = dict(threshold=THETA, num_steps=T, engine=engine, surrogate=WINDOW)
-    layer = functools.partial(getattr(ds, kind), **options)
+    layer = functools.partial(ds.dense if kind == "dense" else conv_pool, **options)
     times = spike_times(rng, shape)
     kernel, pulses = dyadic(rng, (3, *of_kernel)), dyadic(rng, (3, 7, 5), -2, 2)
 

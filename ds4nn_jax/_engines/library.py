@@ -25,9 +25,9 @@ import jaxlib
 import numpy as np
 
 from ds4nn_jax._engines.trial import trial
-from ds4nn_jax._files import whole
+from ds4nn_jax._files import atomic_write
 
-SOURCES = ("calls", "kernels", "lanes", "pipeline", "plan", "sweep")
+SOURCES = ("calls", "early_exit_kernel", "kernels", "lanes", "pipeline", "plan")
 _LOCK = threading.RLock()
 
 
@@ -64,17 +64,17 @@ def fault() -> str | None:
     except Exception as error:  # whatever a broken installation raises
         if isinstance(error, ModuleNotFoundError) and error.name == "numba":
             return "numba is not installed (pip install numba)"
-        return _told("numba cannot be imported", error)
+        return _explained("numba cannot be imported", error)
     if numba.config.DISABLE_JIT:
         return "numba's compiler is switched off (unset NUMBA_DISABLE_JIT)"
     try:
         ctypes.CDLL(None).sched_yield  # noqa: B018  the kernels call it
     except Exception as error:
-        return _told("its calls are not known here", error)
+        return _explained("its calls are not known here", error)
     return None
 
 
-def _told(what: str, error: Exception) -> str:
+def _explained(what: str, error: Exception) -> str:
     message = " ".join(str(error).split())
     message = message if len(message) < 200 else message[:200] + " …"
     return f"{what} ({type(error).__name__}: {message})"
@@ -106,14 +106,14 @@ def _registered(kernel: str, dtype: str) -> str | Unusable:
     try:
         address = _address(kernel, dtype)
     except Exception as error:
-        return Unusable(_told("numba cannot compile its kernels", error))
+        return Unusable(_explained("numba cannot compile its kernels", error))
     name = f"ds4nn_jax.{kernel}.{dtype}"
     function = ctypes.CFUNCTYPE(ctypes.c_void_p)(address)
     try:
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(function), platform="cpu")
         right = _tried(name, *trial(kernel, dtype))
     except Exception as error:
-        return Unusable(_told("XLA does not call its kernels", error))
+        return Unusable(_explained("XLA does not call its kernels", error))
     if not right:
         return Unusable("its kernels compute wrong spikes here")
     return name
@@ -165,7 +165,7 @@ def _compile(kernel: str, dtype: str, cell: str) -> tuple[str, bytes]:
     _announce()
     from numba import cfunc, types
 
-    source = "sweep" if kernel == "sweep" else "kernels"
+    source = "early_exit_kernel" if kernel == "early_exit" else "kernels"
     module = importlib.import_module(f"ds4nn_jax._engines.{source}")
     entry = module.entry(kernel, getattr(np, dtype), cell)
     options: Any = dict(error_model="numpy", _nrt=False)
@@ -237,7 +237,7 @@ def _write(name: str, content: bytes) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             _check_owner(folder.stat())
-            with whole(folder / name) as unfinished:
+            with atomic_write(folder / name) as unfinished:
                 unfinished.touch(0o600)
                 unfinished.write_bytes(hashlib.sha256(content).digest() + content)
             return

@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import ds4nn_jax as ds
+from ds4nn_jax import _checks
 from ds4nn_jax.layers import _response
 from ds4nn_jax.networks import quantization
+from ds4nn_jax.networks.network import check_params
 from ds4nn_jax.networks.spec import PoolSpec
 
 
@@ -104,8 +106,8 @@ def measure(
     Raises:
       ValueError: as `ds.evaluate`.
     """
-    images, labels = ds.networks.evaluation.pairs(images, labels, network.num_classes)
-    ds.networks.evaluation.check_params(network, params, images)
+    images, labels = _checks.pairs(images, labels, network.num_classes)
+    check_params(network, params, images)
     theta = network.thresholds(params)[-1]
     unit = quantization.millivolt(network, params)
     shared = dict(num_steps=network.num_steps, threshold=theta, engine=network.engine)

@@ -21,7 +21,8 @@ import numpy as np
 import ds4nn_jax as ds
 from ds4nn_jax import data
 from ds4nn_jax.cli import measures, progress
-from ds4nn_jax.networks import evaluation, pretrained
+from ds4nn_jax.networks import pretrained
+from ds4nn_jax.networks.network import check_params
 from ds4nn_jax.networks.weights import write_atomically
 
 _AT_A_TIME = 64  # pictures
@@ -143,7 +144,7 @@ def _model(weights: str, urgency: float | None) -> Model:
         notes = notes if isinstance(notes, dict) else {}
         shape = _shape(notes.get("input_shape"), weights)
         blank = np.broadcast_to(np.uint8(0), (1, *shape))
-        evaluation.check_params(network, params, blank)
+        check_params(network, params, blank)
         jax.eval_shape(functools.partial(_run, network), params, blank)
     except Refused:
         raise

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ds4nn_jax._engines.synapse import Dense
+from ds4nn_jax._engines.synapse import Conv
 from ds4nn_jax.networks import quantization
-from ds4nn_jax.networks.inference import Inference, _stages, classify
+from ds4nn_jax.networks.inference import Inference, classify, stages
 from ds4nn_jax.networks.network import SpikingNetwork
 from ds4nn_jax.networks.spec import PoolSpec
 
@@ -136,14 +136,19 @@ def _plan(network: SpikingNetwork, params: dict, shape, stop: bool) -> _Plan:
     kernels = [params["params"][name]["kernel"] for name in network.weighted]
     references = network.reference_weights(params)
     most = max(quantization.largest_sums(network, params).values())
-    stages = _stages(network, shape, kernels)
     rows = dict(zip(network.weighted, map(len, references), strict=True))
     layers = []
-    for name, spec, stage in zip(network.names, network.layers, stages, strict=True):
+    by_layer = zip(
+        network.names,
+        network.layers,
+        stages(network, shape, kernels),
+        strict=True,
+    )
+    for name, spec, stage in by_layer:
         image, after = (1, 1, *stage.shape)[-3:], (1, 1, *stage.out)[-3:]
         top = left = 0
         stride = getattr(spec, "stride", 1)
-        if stage.synapse is not None and not isinstance(stage.synapse, Dense):
+        if isinstance(stage.synapse, Conv):
             (top, _), (left, _) = stage.synapse.pads
         geometry = *image, stage.size, stride, top, left, *after
         weights = "" if isinstance(spec, PoolSpec) else name

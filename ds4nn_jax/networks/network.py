@@ -1,7 +1,7 @@
 """A feed-forward network of single-spike layers, as a Flax Linen module."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -115,12 +115,7 @@ class SpikingNetwork(nn.Module):
 
     @classmethod
     def from_spec(cls, spec: str, **attributes: Any) -> "SpikingNetwork":
-        """A network in the paper's notation, such as "64C3-P2-128C3-P2-10".
-
-        Raises:
-          ValueError: a malformed spec (see `parse_spec`), or `initial_weights` of
-            another length than there are layers with weights.
-        """
+        """A network in the paper's notation, such as "64C3-P2-128C3-P2-10"."""
         input_size, layers = parse_spec(spec)
         return cls(layers=layers, input_size=input_size, **attributes)
 
@@ -368,3 +363,30 @@ class SpikingNetwork(nn.Module):
                 f"got times of shape {times.shape}"
             )
         return times
+
+
+def check_params(network: SpikingNetwork, params: dict, images: np.ndarray) -> None:
+    """Refuses parameters that are not this network's on such images, or not finite."""
+    expected = jax.eval_shape(
+        network.init,
+        jax.random.key(0),
+        jax.ShapeDtypeStruct((1, *np.shape(images)[1:]), jnp.float32),
+    )["params"]
+    for name, arrays in expected.items():
+        if "threshold" in params["params"].get(name, ()):  # a layer may have its own
+            kernel = arrays["kernel"]
+            arrays["threshold"] = jax.ShapeDtypeStruct(kernel.shape[-1:], kernel.dtype)
+
+    def shapes(layers: Mapping) -> dict[str, dict]:
+        return {
+            name: {kind: np.shape(array) for kind, array in arrays.items()}
+            for name, arrays in layers.items()
+        }
+
+    if shapes(params["params"]) != shapes(expected):
+        raise ValueError(
+            f"parameters do not fit the network {network.spec} and images of shape "
+            f"{np.shape(images)[1:]}: expected {shapes(expected)}, got "
+            f"{shapes(params['params'])}"
+        )
+    _checks.finite_weights(jax.device_get(params))

@@ -13,7 +13,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from ds4nn_jax._files import whole
+from ds4nn_jax._files import atomic_write
 from ds4nn_jax._values import plain
 from ds4nn_jax.networks.network import SpikingNetwork
 
@@ -209,7 +209,7 @@ def write_atomically(path: Path, content: bytes) -> None:
       OSError: the directory is missing or not writable, or the disk is full.
     """
     # With the permissions that umask leaves.
-    with whole(path) as unfinished, unfinished.open("xb") as file:
+    with atomic_write(path) as unfinished, unfinished.open("xb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())

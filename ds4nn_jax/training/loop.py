@@ -18,7 +18,7 @@ import numpy as np
 
 from ds4nn_jax import _checks, data
 from ds4nn_jax.networks import evaluation
-from ds4nn_jax.networks.network import SpikingNetwork
+from ds4nn_jax.networks.network import SpikingNetwork, check_params
 from ds4nn_jax.networks.quantization import is_whole, quantize, real_weights
 from ds4nn_jax.training import parallel
 from ds4nn_jax.training.config import TrainConfig
@@ -117,7 +117,7 @@ def fit(
     Raises:
       ValueError, TypeError: as `train`.
     """
-    images, labels = evaluation.pairs(images, labels, config.network().num_classes)
+    images, labels = _checks.pairs(images, labels, config.network().num_classes)
     images, labels = jnp.asarray(images), jnp.asarray(labels)
     steps = _steps_per_epoch(len(images), config.batch_size)
     optimizer = make_optimizer(config, steps)
@@ -281,14 +281,14 @@ def _prepared(
     params: Params | None = None,
 ) -> _Run:
     network = config.network()
-    held = validation and evaluation.pairs(*validation, network.num_classes)
+    held = validation and _checks.pairs(*validation, network.num_classes)
     if labels is None:
         if soft_labels is not None:
             raise ValueError("soft labels go with images and labels as arrays")
         steps, some, batches = _loader(config, images, steps)
         digest = np.zeros(32, np.uint8)
     else:
-        images, labels = evaluation.pairs(images, labels, network.num_classes)
+        images, labels = _checks.pairs(images, labels, network.num_classes)
         if soft_labels is not None:
             soft_labels = np.asarray(_checks.array(soft_labels))
             _check_soft_labels(config, soft_labels, len(labels))
@@ -317,7 +317,7 @@ def _prepared(
     if params is not None:
         if is_whole(params):
             params = real_weights(params, config.threshold)
-        evaluation.check_params(network, params, some)
+        check_params(network, params, some)
         params = jax.tree.map(lambda w: jnp.asarray(w, jnp.float32), dict(params))
 
     def beginning() -> Checkpoint:
@@ -434,7 +434,7 @@ def _pair(batch: Any, classes: int) -> tuple[np.ndarray, np.ndarray]:
         )
     # Copies: a loader may fill its arrays anew while a step still waits for these.
     images, labels = map(np.array, batch)
-    return evaluation.pairs(images, labels, classes)
+    return _checks.pairs(images, labels, classes)
 
 
 def _check_checkpoint(
