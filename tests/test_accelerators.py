@@ -66,9 +66,10 @@ def test_lowers_for(name, platform):
     products = re.findall(r"stablehlo\.(?:convolution|dot_general).*", text)
     on_spikes = [line for line in products if "bf16" in line]
     assert on_spikes and all(re.search(r"-> tensor<[\dx]+xf32>", x) for x in on_spikes)
-    # What is left in float32 asks for all of its bits: never TF32.
+    # What is left in float32 asks for all of its bits: never TF32. Muon's own products,
+    # the only ones of stacks of matrices, decide no spike.
     for line in set(products) - set(on_spikes):
-        assert "HIGHEST" in line or "precision" not in line, line
+        assert "HIGHEST" in line or "batching_dims" in line, line
 
 
 @pytest.mark.parametrize("name", ["training step", "infer", "evaluate"])

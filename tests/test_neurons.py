@@ -330,16 +330,6 @@ def test_worked_gradient(engine):
     np.testing.assert_array_equal(d_times, [[20 + 50, 30 + 25, 100, 0]])
 
 
-def test_all_silent_layer(engine):
-    times = np.full((2, 4, 4, 1), T, np.float32)
-    kernel = np.full((3, 3, 1, 2), 50, np.float32)
-    layer = functools.partial(ds.conv, num_steps=T, engine=engine)
-    out, vjp = jax.vjp(layer, times, kernel)
-    assert (out == T).all()
-    d_times, d_kernel = vjp(jnp.ones_like(out))
-    assert not d_times.any() and not d_kernel.any()
-
-
 def test_window_lets_a_silent_neuron_learn(engine):
     """θ = 4, β = 2, V peaks at 3 in step 2: slope ½, inputs up to step 2 count."""
     times = np.array([[1, 2, 5]], np.float32)
@@ -435,14 +425,13 @@ def test_float64_where_float32_cannot_tell(engine):
         assert layer(times.astype(np.float32), np.ones((1, 1), np.float32)) == 0
 
 
-@pytest.mark.parametrize("surrogate", ["constant", "window"])
-def test_memory_does_not_grow_with_time_steps(surrogate, engine):
+def test_memory_does_not_grow_with_time_steps():
+    """Of the scan; the kernels' own memory is seen in `test_event.py`."""
+
     def temporary_bytes(steps):
         def loss(kernel, times):
-            out = ds.conv(
-                times, kernel, num_steps=steps, engine=engine, surrogate=surrogate
-            )
-            return jnp.sum(out)
+            shared = dict(num_steps=steps, engine="scan", surrogate="window")
+            return jnp.sum(ds.conv(times, kernel, **shared))
 
         kernel = jax.ShapeDtypeStruct((3, 3, 8, 16), jnp.float32)
         times = jax.ShapeDtypeStruct((4, 14, 14, 8), jnp.float32)
@@ -485,78 +474,12 @@ def test_potentials_equal_oracle(engine, rng):
     )
 
 
-GOOD_TIMES = np.zeros((2, 4, 4, 3), np.float32)
-GOOD_KERNEL = np.ones((3, 3, 3, 5), np.float32)
-BAD_CONV = {
-    "times rank": (dict(times=GOOD_TIMES[0]), ValueError, r"4 axes \[B, H, W, I\]"),
-    "kernel rank": (dict(kernel=GOOD_KERNEL[0]), ValueError, "kernel must have 4 axes"),
-    "channels": (
-        dict(kernel=np.ones((3, 3, 2, 5), np.float32)),
-        ValueError,
-        "3 input features.*expects 2",
-    ),
-    "integer times": (
-        dict(times=GOOD_TIMES.astype(int)),
-        TypeError,
-        "must be a floating array.*encode",
-    ),
-    "integer kernel": (dict(kernel=GOOD_KERNEL.astype(int)), TypeError, "kernel must"),
-    "half precision": (
-        dict(
-            times=GOOD_TIMES.astype(np.float16), kernel=GOOD_KERNEL.astype(np.float16)
-        ),
-        TypeError,
-        "float32 or float64",
-    ),
-    "T = 0": (dict(num_steps=0), ValueError, "num_steps must be a positive"),
-    "T < 0": (dict(num_steps=-3), ValueError, "num_steps must be a positive"),
-    "T = 1.5": (dict(num_steps=1.5), ValueError, "num_steps must be a positive"),
-    "θ = 0": (dict(threshold=0), ValueError, "threshold must be a finite number > 0"),
-    "θ < 0": (dict(threshold=-1.0), ValueError, "threshold must be"),
-    "θ NaN": (dict(threshold=float("nan")), ValueError, "threshold must be"),
-    "θ infinite": (dict(threshold=float("inf")), ValueError, "threshold must be"),
-    "NaN weight": (dict(kernel=GOOD_KERNEL * np.nan), ValueError, "kernel must be fin"),
-    "time beyond T": (dict(times=GOOD_TIMES + 101), ValueError, r"0 … T = 100.*101"),
-    "negative time": (dict(times=GOOD_TIMES - 1), ValueError, "whole steps"),
-    "fractional time": (dict(times=GOOD_TIMES + 0.5), ValueError, "whole steps.*0.5"),
-    "NaN time": (dict(times=GOOD_TIMES * np.nan), ValueError, "whole steps.*nan"),
-    "stride 0": (dict(strides=(0, 1)), ValueError, "strides must be two positive"),
-    "one stride": (dict(strides=2), ValueError, "strides must be two positive"),
-    "padding word": (dict(padding="same"), ValueError, 'padding must be "SAME"'),
-    "negative pad": (dict(padding=((0, -1), (0, 0))), ValueError, "padding must be"),
-    "window too large": (
-        dict(times=GOOD_TIMES[:, :2], padding="VALID"),
-        ValueError,
-        r"window \(3, 3\) is larger",
-    ),
-    "engine": (dict(engine="fast"), ValueError, 'engine must be "auto"'),
-    "surrogate": (
-        dict(surrogate="relu"),
-        ValueError,
-        "must be one of constant, window",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", BAD_CONV)
-def test_conv_refuses(name):
-    wrong, error, message = BAD_CONV[name]
-    arguments = dict(times=GOOD_TIMES, kernel=GOOD_KERNEL) | wrong
-    with pytest.raises(error, match=message):
-        ds.conv(arguments.pop("times"), arguments.pop("kernel"), **arguments)
-
-
-def test_other_refusals():
-    flat = np.zeros((2, 4), np.float32)
-    with pytest.raises(ValueError, match=r"2 axes \[B, I\]"):
-        ds.dense(GOOD_TIMES, np.ones((4, 2), np.float32))
-    with pytest.raises(ValueError, match="4 input features.*expects 3"):
-        ds.dense(flat, np.ones((3, 2), np.float32))
-    with pytest.raises(ValueError, match="must not be empty"):
-        ds.dense(flat, np.ones((4, 0), np.float32))
+def test_refuses_windows_that_do_not_fit():
+    """Rows that `test_bad_input.py` does not have."""
+    image = np.zeros((2, 4, 4, 3), np.float32)
+    with pytest.raises(ValueError, match="padding must be"):
+        ds.conv(image, np.ones((3, 3, 3, 5)), padding=((0, -1), (0, 0)))
     with pytest.raises(ValueError, match=r"window \(5, 5\) is larger than the image"):
-        ds.earliest_pool(GOOD_TIMES, window=(5, 5))
+        ds.earliest_pool(image, window=(5, 5))
     with pytest.raises(ValueError, match="strides must be"):
-        ds.earliest_pool(GOOD_TIMES, strides=(2, 0))
-    with pytest.raises(ValueError, match="width must be > 0"):
-        ds.Window(0.0)
+        ds.earliest_pool(image, strides=(2, 0))

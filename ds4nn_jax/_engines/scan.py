@@ -149,9 +149,8 @@ def _forward(
             peak_time = jnp.where(higher, t, membrane.peak_time)
         return _Membrane(potential, spike_time, peak, peak_time), fires
 
-    start = _Membrane(
-        rest, silent, jnp.full_like(rest, -jnp.inf) if peaks else rest, rest
-    )
+    lowest = jnp.full_like(rest, -jnp.inf) if peaks else rest
+    start = _Membrane(rest, silent, lowest, rest)
     # The last block is filled up with steps at which nothing can happen.
     blocks = -(-num_steps // block)
     steps = jnp.arange(blocks * block, dtype=times.dtype)
