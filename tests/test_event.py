@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from precision import float64
 
@@ -260,7 +260,7 @@ def test_one_neuron(events, expected):
 
 
 @pytest.mark.slow
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None, phases=[Phase.generate])  # no shrinking
 @given(data=st.data(), seed=st.integers(0, 2**32 - 1))
 def test_equals_the_scan_on_any_geometry(data, seed):
     """Forward, with pooling and counts, and backward, in both rules; dyadic weights."""
@@ -418,7 +418,7 @@ SMALL_RUN = """
             synapse, *arrays, threshold, num_steps=num_steps, peaks=True
         )
         d_times, d_kernel, _ = event.backward(
-            synapse, *arrays, end, spike, num_steps=num_steps, silent_inputs=True
+            synapse, *arrays, end, peak, num_steps=num_steps, silent_inputs=True
         )
         return spike, peak, d_times, d_kernel
 
@@ -529,12 +529,12 @@ def test_python_threads_and_the_end_of_the_interpreter():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
 def test_memory_does_not_grow_with_time_steps_and_its_lack_is_an_error():
-    """The kernels' memory is their own: XLA's analysis does not show it. 64 MiB are
-    enough for T = 20,000, not for a wide layer: then XLA raises, and goes on."""
+    """The kernels' memory is their own: XLA's analysis does not show it. 16 MiB are
+    enough for T = 10,000, not for a wide layer: then XLA raises, and goes on."""
     in_subprocess(
         """
     import resource
-    many = jax.jit(functools.partial(run, num_steps=20_000))
+    many = jax.jit(functools.partial(run, num_steps=10_000))
     few_images = times[:8]
     many = many.lower(few_images, kernel).compile()
     wide = jnp.zeros((1, 3, 40000, 64)), jnp.zeros((3, 3, 64, 2))
@@ -544,7 +544,7 @@ def test_memory_does_not_grow_with_time_steps_and_its_lack_is_an_error():
     ).times)
     compiled = layer.lower(*wide).compile()
     used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + 2**26, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**24, resource.RLIM_INFINITY))
     jax.block_until_ready(many(few_images, kernel))
     try:
         jax.block_until_ready(compiled(*wide))

@@ -111,7 +111,7 @@ def _registered(kernel: str, dtype: str) -> str | Unusable:
     function = ctypes.CFUNCTYPE(ctypes.c_void_p)(address)
     try:
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(function), platform="cpu")
-        right = _tried(name, *trial(kernel, dtype))
+        right = _passes(name, *trial(kernel, dtype))
     except Exception as error:
         return Unusable(_explained("XLA does not call its kernels", error))
     if not right:
@@ -119,15 +119,15 @@ def _registered(kernel: str, dtype: str) -> str | Unusable:
     return name
 
 
-def _tried(name: str, plan: np.ndarray, operands: list, expected: list) -> bool:
-    """Whether a kernel that XLA calls gives what was worked out by hand."""
+def _passes(name: str, plan: np.ndarray, operands: list, expected: list) -> bool:
+    """Whether XLA gets from a kernel what was worked out by hand."""
     results = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in expected]
     # Compiled ahead, as this may be within another function's tracing.
     (cpu, *_) = jax.local_devices(backend="cpu")
     with jax.default_device(cpu), jax.transfer_guard("allow"):
         run = jax.jit(lambda *x: jax.ffi.ffi_call(name, results)(*x, plan=plan))
-        found = run.lower(*operands).compile()(*operands)
-        return all(map(np.array_equal, found, expected))
+        arrays = run.lower(*operands).compile()(*operands)
+        return all(map(np.array_equal, arrays, expected))
 
 
 # What XLA and its threads hold addresses of stays for as long as the process.
@@ -141,8 +141,8 @@ def _address(kernel: str, dtype: str) -> int:
 
     machine = cpu_target.target_context.codegen().magic_tuple()
     cell = f"ds4nn_jax_{kernel}_{dtype}"
-    own_address = ctypes.c_int64(0)
-    llvm.add_symbol(cell, ctypes.addressof(own_address))
+    entry = ctypes.c_int64(0)
+    llvm.add_symbol(cell, ctypes.addressof(entry))
     name = f"{kernel}-{dtype}-{_digest(machine)}.kernel"
     saved = _read(name)
     if saved is None:
@@ -155,9 +155,9 @@ def _address(kernel: str, dtype: str) -> int:
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), target)
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
-    own_address.value = engine.get_function_address(function)
-    _KEPT.extend((own_address, engine))
-    return own_address.value
+    entry.value = engine.get_function_address(function)
+    _KEPT.extend((entry, engine))
+    return entry.value
 
 
 def _compile(kernel: str, dtype: str, cell: str) -> tuple[str, bytes]:
@@ -198,8 +198,8 @@ def _digest(machine: tuple) -> str:
 
 def _folders() -> Iterator[tuple[Path, str]]:
     """Where kernels are looked for and kept, and how to name the place."""
-    if asked := os.environ.get("NUMBA_CACHE_DIR"):
-        yield Path(asked), "NUMBA_CACHE_DIR"
+    if folder := os.environ.get("NUMBA_CACHE_DIR"):
+        yield Path(folder), "NUMBA_CACHE_DIR"
         return
     yield Path(__file__).with_name("__pycache__"), "the package's own folder"
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
@@ -208,7 +208,7 @@ def _folders() -> Iterator[tuple[Path, str]]:
 
 
 def _read(name: str) -> tuple | None:
-    """What `_write` kept, if it is whole and nobody else can have written it."""
+    """What `_write` kept, if it is complete and nobody else can have written it."""
     for folder, _ in _folders():
         with contextlib.suppress(OSError, ValueError, EOFError, TypeError):
             file = folder / name
@@ -220,13 +220,15 @@ def _read(name: str) -> tuple | None:
     return None
 
 
-def _check_owner(found: os.stat_result) -> None:
-    """Machine code is taken only from root or from the user of this process."""
+def _check_owner(status: os.stat_result) -> None:
+    """Machine code must be root's or the user's of this process."""
     if not hasattr(os, "geteuid"):
         return
-    others = stat.S_IWOTH | (stat.S_IWGRP if found.st_gid != os.getegid() else 0)
-    sticky = found.st_mode & stat.S_ISVTX
-    if found.st_uid not in (0, os.geteuid()) or (found.st_mode & others and not sticky):
+    others = stat.S_IWOTH | (stat.S_IWGRP if status.st_gid != os.getegid() else 0)
+    sticky = status.st_mode & stat.S_ISVTX
+    if status.st_uid not in (0, os.geteuid()) or (
+        status.st_mode & others and not sticky
+    ):
         raise PermissionError("others can write here")
 
 

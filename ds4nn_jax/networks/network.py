@@ -241,16 +241,16 @@ class SpikingNetwork(nn.Module):
                 stack.append(SpikingPool(spec.size, name=name))
                 continue
             init = uniform_weights(*next(ranges)) if self.initial_weights else None
-            own = dict(shared, surrogate=hidden, kernel_init=init, name=name)
-            own["pulses"] = self.pulse_counts[name]
+            fields = dict(shared, surrogate=hidden, kernel_init=init, name=name)
+            fields["pulses"] = self.pulse_counts[name]
             if isinstance(spec, ConvSpec):
-                own |= dict(strides=spec.strides, padding=self.padding)
+                fields |= dict(strides=spec.strides, padding=self.padding)
                 window = (spec.size, spec.size)
-                stack.append(SpikingConv(spec.features, window, **own))
+                stack.append(SpikingConv(spec.features, window, **fields))
                 continue
             if name == self.names[-1]:
-                own |= dict(surrogate=output, urgency=self.urgency)
-            stack.append(SpikingDense(spec.features, **own))
+                fields |= dict(surrogate=output, urgency=self.urgency)
+            stack.append(SpikingDense(spec.features, **fields))
         self.stack = stack
 
     def __call__(self, times: SpikeTimes) -> SpikeTimes:
@@ -280,19 +280,19 @@ class SpikingNetwork(nn.Module):
 
     def _potentials(self, entering: SpikeTimes) -> jax.Array:
         output = self.stack[-1].variables["params"]
-        own = output.get("threshold")
+        theta = output.get("threshold")
         potentials = functions.decision_potentials(
             entering,
             output["kernel"],
             pulses=output.get("pulses"),
-            threshold=self.threshold if own is None else own,
+            threshold=self.threshold if theta is None else theta,
             num_steps=self.num_steps,
             engine=self.engine,
             urgency=self.urgency,
         )
-        if own is None:
+        if theta is None:
             return potentials
-        return _response.comparable(potentials, jnp.asarray(own, potentials.dtype))
+        return _response.comparable(potentials, jnp.asarray(theta, potentials.dtype))
 
     def _propagate(
         self,
@@ -316,13 +316,13 @@ class SpikingNetwork(nn.Module):
                 if counts:
                     kept.append(spikes_per_step(times, self.num_steps))
             else:
-                entering, asked = times, {}
+                entering, settings = times, {}
                 if isinstance(spec, DenseSpec):
                     entering = flat(times)
                 elif keep != "times":
                     pool = self._merged(spec, following, times.shape)
-                    merged, asked = pool != NO_POOL, dict(pool=pool)
-                response = layer.respond(entering, counts=counts, **asked)
+                    merged, settings = pool != NO_POOL, dict(pool=pool)
+                response = layer.respond(entering, counts=counts, **settings)
                 times = response.times
                 hook = next(remaining) if hooks and following is not None else None
                 if counts:
