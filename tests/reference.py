@@ -1,4 +1,4 @@
-"""Slow oracle in plain loops over time, neurons and synapses; shares no library code.
+"""Slow oracle in plain loops over neurons and synapses; shares no library code.
 
 The membrane is simulated step by step as Eq. 2 and 3 say, and the gradients are summed
 synapse by synapse as Eq. 8–12 say, with silence as DESIGN states it: a silent output
@@ -21,16 +21,12 @@ class Neurons(NamedTuple):
 
 def integrate(times, weights, threshold, num_steps):
     """One neuron: (spike time, V at t*, t*) from lists of input times and weights."""
-    v, highest, t_star = 0.0, -np.inf, 0
-    for t in range(num_steps):
-        for time, weight in zip(times, weights, strict=True):
-            if time == t:
-                v += weight
-        if v > highest:
-            highest, t_star = v, t
-        if v >= threshold:
-            return t, v, t
-    return num_steps, highest, t_star
+    times, weights = np.asarray(times, int), np.asarray(weights, float)
+    arriving = times < num_steps
+    v = np.cumsum(np.bincount(times[arriving], weights[arriving], num_steps))
+    above = np.flatnonzero(v >= threshold)
+    t_star = above[0] if len(above) else np.argmax(v)  # the first of equal peaks
+    return (t_star if len(above) else num_steps), v[t_star], t_star
 
 
 def synapses(times, kernel, strides=(1, 1), pads=((0, 0), (0, 0))):

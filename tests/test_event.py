@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import reference
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from precision import float64
@@ -26,63 +27,21 @@ SAME3 = ((1, 1), (1, 1))
 NONE = ((0, 0), (0, 0))
 
 
-def loop_windows(synapse, times, kernel, num_steps):
-    """Dense view: window times [B, P, K], kernel [K, O], output shape."""
+def geometry(synapse):
     if isinstance(synapse, Dense):
-        return times[:, None], kernel, (times.shape[0], kernel.shape[1])
-    kh, kw, _, features = kernel.shape
-    (sh, sw), pads, _ = synapse
-    t = np.pad(times, ((0, 0), *pads, (0, 0)), constant_values=num_steps)
-    rows = (t.shape[1] - kh) // sh + 1
-    columns = (t.shape[2] - kw) // sw + 1
-    windows = [
-        t[:, y * sh : y * sh + kh, x * sw : x * sw + kw].reshape(len(t), -1)
-        for y in range(rows)
-        for x in range(columns)
-    ]
-    shape = (len(t), rows, columns, features)
-    return np.stack(windows, 1), kernel.reshape(-1, features), shape
+        return {}
+    return dict(strides=synapse.strides, pads=synapse.pads)
 
 
 def loop_forward(synapse, times, kernel, threshold, num_steps):
-    windows, flat, shape = loop_windows(synapse, times, kernel, num_steps)
-    v = np.zeros((*windows.shape[:2], flat.shape[1]))
-    spike, end = np.full(v.shape, num_steps), np.zeros(v.shape)
-    peak = np.full(v.shape, -np.inf)
-    for t in range(num_steps):
-        v += (windows == t).astype(float) @ flat
-        waiting = spike == num_steps
-        higher = waiting & (v > peak)
-        peak[higher], end[higher] = v[higher], t
-        spike[waiting & (v >= threshold)] = t
-    return tuple(a.reshape(shape) for a in (spike, peak, end))
+    oracle = reference.dense if isinstance(synapse, Dense) else reference.conv
+    return oracle(times, kernel, threshold, num_steps, **geometry(synapse))
 
 
-def loop_backward(synapse, times, kernel, end, delta, num_steps, silent_inputs):
-    """Neuron by neuron, scattered back to the padded image."""
-    d_kernel = np.zeros(kernel.shape)
-    if isinstance(synapse, Dense):
-        synapse, images = Conv((1, 1), NONE), times[:, None, None]
-        end, delta = end[:, None, None], delta[:, None, None]
-        weights = kernel[None, None]
-    else:
-        images, weights = times, kernel
-    (sh, sw), pads, _ = synapse
-    t = np.pad(images, ((0, 0), *pads, (0, 0)), constant_values=num_steps)
-    d_padded, d_weights = np.zeros(t.shape), np.zeros(weights.shape)
-    kh, kw = weights.shape[:2]
-    for b, y, x, j in np.argwhere(delta):
-        window = np.s_[b, y * sh : y * sh + kh, x * sw : x * sw + kw]
-        heard = (t[window] <= end[b, y, x, j]) & (t[window] < num_steps)
-        d_weights[..., j] -= delta[b, y, x, j] * heard
-        if silent_inputs:
-            heard |= t[window] == num_steps
-        d_padded[window] += delta[b, y, x, j] * weights[..., j] * heard
-    (top, _), (left, _) = pads
-    height, width = images.shape[1:3]
-    d_times = d_padded[:, top : top + height, left : left + width]
-    d_kernel += d_weights.reshape(kernel.shape)
-    return d_times.reshape(times.shape), d_kernel
+def loop_backward(synapse, *arrays, silent_inputs=False):
+    dense = isinstance(synapse, Dense)
+    oracle = reference.dense_gradients if dense else reference.conv_gradients
+    return oracle(*arrays, **geometry(synapse), silent_inputs=silent_inputs)
 
 
 def dyadic(rng, shape, scale=1.0, dtype=np.float32):
@@ -178,7 +137,7 @@ def test_backward_is_the_loop_over_neurons(layer, silent_inputs):
     end = np.where(rng.random(end.shape) < 0.2, 12, end).astype(np.float32)
     delta = dyadic(rng, end.shape) * (rng.random(end.shape) < 0.4)
     arrays = times, kernel, end, delta.astype(np.float32)
-    expected = loop_backward(synapse, *arrays, 12, silent_inputs)
+    expected = loop_backward(synapse, *arrays, 12, silent_inputs=silent_inputs)
     actual = backward(synapse, *arrays, silent_inputs=silent_inputs)
     assert_equal(actual, expected)
     scanned = backward(synapse, *arrays, silent_inputs=silent_inputs, engine=scan)
@@ -337,9 +296,7 @@ def test_float64_keeps_its_precision():
         assert_equal(actual, expected)
         delta = dyadic(rng, expected[0].shape, dtype=np.float64)
         arrays = times, kernel, expected[2], delta
-        assert_equal(
-            backward(synapse, *arrays), loop_backward(synapse, *arrays, 12, False)
-        )
+        assert_equal(backward(synapse, *arrays), loop_backward(synapse, *arrays, 12))
 
 
 @pytest.mark.parametrize("layer", ["dense", "conv 2x2 stride 2"])

@@ -9,7 +9,6 @@ import pytest
 import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from precision import float64
 
 import ds4nn_jax as ds
 from ds4nn_jax.layers import _response, functions
@@ -362,20 +361,6 @@ def test_jit_equals_eager_and_vmap_equals_batch(surrogate, engine, rng):
         jax.tree.map(
             lambda a, b, i=i: np.testing.assert_array_equal(a[i], b), many, single
         )
-
-
-@pytest.mark.slow
-def test_float64_where_float32_cannot_tell(engine):
-    """θ = 1 + 2⁻³⁰ lies between float32 neighbours: only float64 stays silent."""
-    with float64():
-        times = np.zeros((1, 1), np.float64)
-        layer = functools.partial(
-            ds.dense, threshold=1 + 2**-30, num_steps=T, engine=engine
-        )
-        out, vjp = jax.vjp(layer, times, np.ones((1, 1), np.float64))
-        assert out.dtype == jnp.float64 and out[0, 0] == T
-        assert vjp(jnp.ones_like(out))[1].dtype == jnp.float64
-        assert layer(times.astype(np.float32), np.ones((1, 1), np.float32)) == 0
 
 
 def test_memory_does_not_grow_with_time_steps():
