@@ -126,7 +126,7 @@ def _thresholds(layer):
 
 @njit(**OPTIONS)
 def _spread(layer, spikes, count, count_of, events):
-    """Lists the events of every window, found[p] of them at window p's place."""
+    """Lists the events of every window, count_of[p] of them at window p's place."""
     width, inputs = layer[LAYER.width], layer[LAYER.inputs]
     rows, columns = layer[LAYER.rows], layer[LAYER.columns]
     top, left = layer[LAYER.top], layer[LAYER.left]

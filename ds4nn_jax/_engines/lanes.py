@@ -260,10 +260,10 @@ def address_of(typing, name):
     def build(context, builder, signature, args):
         word = ir.IntType(64)
         kind = ir.FunctionType(word, [word])
-        found = builder.module.globals.get(name.literal_value)
-        if found is None:
-            found = ir.Function(builder.module, kind, name.literal_value)
-        return builder.ptrtoint(found, word)
+        function = builder.module.globals.get(name.literal_value)
+        if function is None:
+            function = ir.Function(builder.module, kind, name.literal_value)
+        return builder.ptrtoint(function, word)
 
     return types.intp(name), build
 

@@ -36,7 +36,7 @@ class Unusable(ImportError):
 
 
 def require(kernel: str, dtype: str) -> None:
-    """Raises Unusable where a kernel cannot be had that is asked for by name."""
+    """Raises Unusable where a kernel cannot be had and no other engine will do."""
     try:
         target(kernel, dtype)
     except Unusable as error:

@@ -91,8 +91,8 @@ def rounded(
         weights, _, scale = _rounded(network, name, arrays, bits)
         layers[name] = dict(arrays)
         for kind, whole in weights.items():
-            given = arrays[kind]
-            layers[name][kind] = given + jax.lax.stop_gradient(scale * whole - given)
+            real = arrays[kind]
+            layers[name][kind] = real + jax.lax.stop_gradient(scale * whole - real)
     if not network.urgency:
         return network, {"params": layers}
     output, steps = layers[network.names[-1]], network.num_steps

@@ -25,7 +25,7 @@ _ENTRY = "ds4nn_jax"  # of the file's metadata: [header as JSON text, SHA-256]
 
 
 class WeightsError(ValueError):
-    """A file that does not hold what was asked for; the message says why."""
+    """A file that does not hold the weights expected; the message says why."""
 
 
 class Weights(NamedTuple):
