@@ -4,8 +4,8 @@
 
 Spike times of all layers, labels, decision steps and spikes of each layer up to the
 decision, of all test images: both engines in float32 and float64, with JAX's x64 on and
-off, `infer` by sweep and by its loop, eight devices, and NumPy. Each row says the hash
-of what it found; they must be one. Real weights are rounded to --bits first.
+off, `infer` by its kernel and by its loop, eight devices, and NumPy. Each row has the
+hash of the results; all must be equal. Real weights are rounded to --bits first.
 """
 
 import argparse
@@ -30,10 +30,10 @@ from ds4nn_jax.training import parallel
 
 _BATCH = 80
 _ROWS = {  # by the environment of a process
-    "x64 off": ["event float32", "scan float32", "sweep float32", "loop float32"],
+    "x64 off": ["event float32", "scan float32", "kernel float32", "loop float32"],
     "x64 on": [
         *["event float32", "scan float32", "event float64", "scan float64"],
-        *["sweep float32", "sweep float64", "loop float64"],
+        *["kernel float32", "kernel float64", "loop float64"],
     ],
     "eight devices": ["event float32", "scan float32"],
     "no JAX": ["NumPy"],
@@ -67,7 +67,7 @@ def of_engine(network, params, images, how: str) -> tuple[str, str]:
     """Hashes of what an engine, or `infer` with it, finds."""
     kind, dtype = how.split()
     full = kind in ("event", "scan")
-    engine = {"sweep": "event", "loop": "scan"}.get(kind, kind)
+    engine = {"kernel": "event", "loop": "scan"}.get(kind, kind)
     network, found = network.clone(engine=engine), Hash()
     place = None
     if jax.device_count() > 1:

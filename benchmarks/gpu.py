@@ -55,7 +55,7 @@ def layer(rng, synapse, shape, kernel, pool, pulses):
     a, b = (run(*arrays, theta) for run in ahead)
     taught = np.round(8 * rng.normal(0, 1, a.times.shape)) / 8
     taught = jnp.asarray(taught * (rng.random(a.times.shape) < 0.3), jnp.float32)
-    operands = [*arrays, b.until, taught, *([] if b.member is None else [b.member])]
+    operands = [*arrays, b.end, taught, *([] if b.argmin is None else [b.argmin])]
     both = zip((a, b), (run(*operands) for run in back), strict=True)
     same = jax.tree.leaves(jax.tree.map(jnp.array_equal, *both))
     found = "".join("≠="[bool(x)] for x in same), f"{int(differ):5d}"

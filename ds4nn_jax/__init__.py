@@ -13,16 +13,14 @@ What a run is made of are values, each in the module of its kind: `rules`,
 
 # Spike times and layers: pure functions.
 from ds4nn_jax.types import SpikeTimes
-from ds4nn_jax.layers.encoding import decode, encode, raster
+from ds4nn_jax.layers.encoding import encode
 from ds4nn_jax.layers.losses import centre_errors, normalize_gradient, temporal_loss
 from ds4nn_jax.layers.functions import (
     conv,
-    conv_pool,
     decision_potentials,
     dense,
     earliest_pool,
     membrane_potentials,
-    peak_potentials,
 )
 
 # Networks: Flax modules that own the weights.
@@ -85,16 +83,12 @@ __all__ = [
     "SpikeTimes",
     "centre_errors",
     "conv",
-    "conv_pool",
     "decision_potentials",
-    "decode",
     "dense",
     "earliest_pool",
     "encode",
     "membrane_potentials",
     "normalize_gradient",
-    "peak_potentials",
-    "raster",
     "temporal_loss",
     # networks
     "Activity",

@@ -7,6 +7,7 @@ arrays on CPUs; single numbers anywhere.
 
 import math
 import operator
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -102,8 +103,8 @@ def pulses(values: jax.Array | np.ndarray, outputs: int, steps: int) -> jax.Arra
 
 
 def pulse_counts(counts: tuple[int, ...], layers: int, steps: int) -> None:
-    whole = all(isinstance(n, int) and not isinstance(n, bool) for n in counts)
-    if not whole or not all(0 <= n <= steps for n in counts) or len(counts) > layers:
+    integers = all(isinstance(n, int) and not isinstance(n, bool) for n in counts)
+    if not integers or not all(0 <= n <= steps for n in counts) or len(counts) > layers:
         raise ValueError(
             f"pulses must be whole numbers in 0 … T = {steps}, no more than one for "
             f"each of the {layers} layers with weights, got {counts!r}"
@@ -119,10 +120,23 @@ def rank(name: str, x: jax.Array, axes: str) -> None:
         )
 
 
+def pair(name: str, value: Sequence[int]) -> tuple[int, int]:
+    pair = tuple(value) if isinstance(value, Sequence) else ()
+    if len(pair) != 2 or not all(isinstance(v, int) and v > 0 for v in pair):
+        raise ValueError(f"{name} must be two positive whole numbers, got {value!r}")
+    return pair
+
+
 def times_and_kernel(
-    times: jax.Array | np.ndarray, kernel: jax.Array | np.ndarray, steps: int
+    times: jax.Array | np.ndarray,
+    kernel: jax.Array | np.ndarray,
+    steps: int,
+    of_times: str,
+    of_kernel: str,
 ) -> tuple[jax.Array, jax.Array]:
-    """Both as arrays of one floating type, values checked where they are at hand."""
+    """Both as arrays of one floating type that have these axes and fit; values are
+    checked where they are at hand."""
+    num_steps(steps)
     times = spike_times(times, steps)
     kernel = _on_host(kernel)
     if not (jnp.issubdtype(kernel.dtype, jnp.floating) or kernel.dtype == jnp.int8):
@@ -135,7 +149,17 @@ def times_and_kernel(
             f"spike times {times.dtype} and kernel {kernel.dtype} must be float32 or "
             "float64: narrower types cannot hold potentials near the threshold"
         )
-    return times.astype(dtype), kernel.astype(dtype)
+    times, kernel = times.astype(dtype), kernel.astype(dtype)
+    rank("times", times, of_times)
+    rank("kernel", kernel, of_kernel)
+    if times.shape[-1] != kernel.shape[-2]:
+        raise ValueError(
+            f"times {times.shape} have {times.shape[-1]} input features, "
+            f"kernel {kernel.shape} expects {kernel.shape[-2]}"
+        )
+    if 0 in kernel.shape:
+        raise ValueError(f"kernel must not be empty, got shape {kernel.shape}")
+    return times, kernel
 
 
 def spike_times(times: jax.Array | np.ndarray, steps: int | None = None) -> jax.Array:
@@ -147,15 +171,15 @@ def spike_times(times: jax.Array | np.ndarray, steps: int | None = None) -> jax.
             "encode images with ds4nn_jax.encode, or cast whole steps to float32"
         )
     if at_hand(times):
-        seen = np.asarray(times)
-        wrong = ~((seen >= 0) & (seen == np.floor(seen)))
+        values = np.asarray(times)
+        wrong = ~((values >= 0) & (values == np.floor(values)))
         if steps is not None:
-            wrong |= seen > steps
+            wrong |= values > steps
         if wrong.any():
             top = "T" if steps is None else f"T = {steps}"
             raise ValueError(
                 f"spike times must be whole steps 0 … {top} ({top} is silent), "
-                f"got {seen[wrong].flat[0]}"
+                f"got {values[wrong].flat[0]}"
             )
     return jnp.asarray(times)
 
@@ -170,22 +194,88 @@ def potentials(values: jax.Array | None, times: jax.Array) -> None:
 
 def finite(name: str, x: jax.Array | np.ndarray) -> None:
     if at_hand(x):
-        seen = np.asarray(x)
-        if not np.isfinite(seen).all():
+        wrong = ~np.isfinite(np.asarray(x))
+        if wrong.any():
             raise ValueError(
-                f"{name} must be finite, got {(~np.isfinite(seen)).sum()} NaN or "
-                f"infinite of {seen.size} values"
+                f"{name} must be finite, got {wrong.sum()} NaN or infinite of "
+                f"{wrong.size} values"
             )
 
 
-def intensities(images: jax.Array | np.ndarray) -> None:
-    if at_hand(images):
-        seen = np.asarray(images)
-        if not ((seen >= 0) & (seen <= 1)).all():  # NaN included
+def finite_weights(params: Mapping) -> None:
+    for layer, arrays in params["params"].items():
+        for name, array in arrays.items():
+            finite(f"{name} of {layer}", array)
+
+
+def bits(number: Any) -> None:
+    try:
+        valid = not isinstance(number, bool) and 1 <= operator.index(number) <= 8
+    except TypeError:
+        valid = False
+    if not valid:
+        raise ValueError(f"bits must be a whole number in 1 … 8, got {number!r}")
+
+
+def images(x: Any) -> jax.Array | np.ndarray:
+    """Images of any shape as an array, uint8 or floating in [0, 1]."""
+    x = array(x)
+    if x.dtype == np.uint8:
+        return x
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(
+            f"images must be uint8 (0 … 255) or floating (0 … 1), got {x.dtype}"
+        )
+    if at_hand(x):
+        values = np.asarray(x)
+        if not ((values >= 0) & (values <= 1)).all():  # NaN included
             raise ValueError(
                 "floating images must lie in [0, 1], got values from "
-                f"{seen.min()} to {seen.max()}: divide by I_max, or pass uint8"
+                f"{values.min()} to {values.max()}: divide by I_max, or pass uint8"
             )
+    return x
+
+
+def some_images(x: Any) -> jax.Array | np.ndarray:
+    """As `images`, [n, …] with n > 0."""
+    x = array(x)
+    if not x.ndim or not len(x):
+        raise ValueError("no images")
+    return images(x)
+
+
+def pairs(images: Any, targets: Any, classes: int) -> tuple[Any, Any]:
+    """Images [n, …] and labels [n] as arrays, whatever container they come in.
+
+    By position: a pandas Series is its values in their order, not by its index.
+
+    Args:
+      images: [n, …] uint8, or floating in [0, 1].
+      targets: [n] integers 0 … C−1, or one-hot [n, C].
+      classes: C.
+    """
+    images, targets = some_images(images), array(targets)
+    if images.ndim == 4 and images.shape[1] in (1, 3) and images.shape[3] > 4:
+        raise ValueError(
+            f"images {images.shape} look channels-first [n, C, H, W]: "
+            "np.moveaxis(images, 1, -1) makes them [n, H, W, C]"
+        )
+    if targets.dtype.kind in "OUS":
+        raise TypeError(
+            f"labels must be integers 0 … {classes - 1}, got {targets.ravel()[:1]}: "
+            "np.unique(labels, return_inverse=True) numbers them"
+        )
+    of_numpy = not isinstance(targets, jax.Array)
+    if targets.shape == (len(images), classes) and classes > 1:
+        hot = targets == 1
+        if not ((hot | (targets == 0)).all() and (hot.sum(axis=1) == 1).all()):
+            raise ValueError(
+                f"labels {targets.shape} must be one-hot, with a single 1 for each "
+                "image; shares of classes are soft_labels"
+            )
+        targets = hot.argmax(axis=1)
+    numbers = labels(targets, len(images), classes)
+    return images, np.asarray(numbers) if of_numpy else numbers
 
 
 def labels(values: jax.Array | np.ndarray, batch: int, classes: int) -> jax.Array:
@@ -200,10 +290,10 @@ def labels(values: jax.Array | np.ndarray, batch: int, classes: int) -> jax.Arra
             f"{': labels[:, 0] has it' if column else ''}"
         )
     if at_hand(values) and values.size:
-        seen = np.asarray(values)
-        if seen.min() < 0 or seen.max() >= classes:
+        low, high = np.asarray(values).min(), np.asarray(values).max()
+        if low < 0 or high >= classes:
             raise ValueError(
-                f"labels must lie in 0 … {classes - 1}, got {seen.min()} … {seen.max()}"
+                f"labels must lie in 0 … {classes - 1}, got {low} … {high}"
             )
     return jnp.asarray(values.astype(np.int32))
 
@@ -219,13 +309,13 @@ def soft_labels(values: jax.Array | np.ndarray, batch: int, classes: int) -> jax
             f"got {values.shape}"
         )
     if at_hand(values) and values.size:
-        seen = np.asarray(values)
-        sums = seen.sum(axis=1, dtype=np.float32)  # of float16 too: it rounds by 5e-4
-        holds = (seen >= 0).all(axis=1) & (np.abs(sums - 1) < 1e-3)
+        rows = np.asarray(values)
+        sums = rows.sum(axis=1, dtype=np.float32)  # of float16 too: it rounds by 5e-4
+        holds = (rows >= 0).all(axis=1) & (np.abs(sums - 1) < 1e-3)
         if not holds.all():  # NaN included
             image = int(np.argmin(holds))
             raise ValueError(
                 "soft labels must be shares ≥ 0 that sum to 1 for each image, "
-                f"image {image} has {seen[image].tolist()}"
+                f"image {image} has {rows[image].tolist()}"
             )
     return jnp.asarray(values)

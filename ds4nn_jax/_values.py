@@ -1,8 +1,8 @@
 """Values that a configuration is made of: frozen, hashable, compared by what they say.
 
-Fields are taken as what they are annotated with (lists as tuples, 16.0 as 16, NumPy's
-numbers as Python's), so that a value survives JSON, and everything that cannot be is
-refused where it enters. A kind of choice (an output rule, say) is a class of which its
+Fields are converted to what they are annotated with (lists to tuples, 16.0 to 16,
+NumPy's numbers to Python's), so that a value survives JSON; what cannot be converted is
+refused. A kind of choice (an output rule, say) is a class of which its
 file defines subclasses, each with a name for flags and JSON.
 """
 
@@ -54,8 +54,8 @@ def settle(value: Any) -> None:
     """Makes the fields of a new frozen dataclass what they are annotated with."""
     for field in dataclasses.fields(value):
         if field.init:
-            taken = _taken(field.name, field.type, getattr(value, field.name))
-            object.__setattr__(value, field.name, taken)
+            converted = _convert(field.name, field.type, getattr(value, field.name))
+            object.__setattr__(value, field.name, converted)
 
 
 def kinds(choice: type[Value]) -> dict[str, type[Value]]:
@@ -64,56 +64,51 @@ def kinds(choice: type[Value]) -> dict[str, type[Value]]:
     def below(kind: type[Value]) -> list[type[Value]]:
         return [k for sub in kind.__subclasses__() for k in (sub, *below(sub))]
 
-    own = [k for k in below(choice) if k.__module__ == choice.__module__]
-    return {k.name: k for k in own or [choice] if not k.__name__.startswith("_")}
+    local = [k for k in below(choice) if k.__module__ == choice.__module__]
+    return {k.name: k for k in local or [choice] if not k.__name__.startswith("_")}
 
 
-def chosen(what: str, choice: type[Value], given: Any) -> Any:
-    """A value of the kind `choice`.
-
-    Raises:
-      ValueError: no such name, or parameters that the value refuses.
-      TypeError: something else, or parameters that it does not have.
-    """
+def chosen(what: str, choice: type[Value], value: Any) -> Any:
+    """A value of the kind `choice`, from a value, its name or a mapping."""
     named = kinds(choice)
-    if isinstance(given, str):
-        given = {"name": given}
-    if isinstance(given, Mapping):
-        fields = dict(given)
+    if isinstance(value, str):
+        value = {"name": value}
+    if isinstance(value, Mapping):
+        fields = dict(value)
         name = fields.pop("name", None)
         if name not in named:
             raise ValueError(f"{what} must be one of {', '.join(named)}, got {name!r}")
-        has = [f.name for f in dataclasses.fields(named[name]) if f.init]
-        for other in fields.keys() - set(has):
-            raise TypeError(f"{what}: {name} has no {other!r}, only {has}")
+        known = [f.name for f in dataclasses.fields(named[name]) if f.init]
+        for other in fields.keys() - set(known):
+            raise TypeError(f"{what}: {name} has no {other!r}, only {known}")
         return named[name](**fields)
-    if not isinstance(given, choice):
+    if not isinstance(value, choice):
         raise TypeError(
             f"{what} must be an instance of {choice.__name__}, or one of "
-            f"{', '.join(named)}, got {given!r}"
+            f"{', '.join(named)}, got {value!r}"
         )
-    return given
+    return value
 
 
-def _taken(name: str, kind: Any, given: Any) -> Any:
+def _convert(name: str, kind: Any, value: Any) -> Any:
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if isinstance(kind, type) and issubclass(kind, Value):
-        return chosen(name, kind, given)
+        return chosen(name, kind, value)
     if origin is typing.Literal:
-        if given not in inner:
+        if value not in inner:
             choices = ", ".join(map(str, inner))
-            raise ValueError(f"{name} must be one of {choices}, got {given!r}")
-        return given
+            raise ValueError(f"{name} must be one of {choices}, got {value!r}")
+        return value
     if origin in (typing.Union, types.UnionType):
-        return None if given is None else _taken(name, inner[0], given)
+        return None if value is None else _convert(name, inner[0], value)
     if origin is tuple:
-        if isinstance(given, str) or not isinstance(given, Sequence | np.ndarray):
-            raise TypeError(f"{name} must be a sequence, got {given!r}")
-        if inner[-1] is not ... and len(given) != len(inner):
-            raise ValueError(f"{name} must have {len(inner)} entries, got {given!r}")
-        each = inner[:1] * len(given) if inner[-1] is ... else inner
-        return tuple(_taken(name, k, x) for k, x in zip(each, given, strict=True))
-    return scalar(name, kind, given)
+        if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray):
+            raise TypeError(f"{name} must be a sequence, got {value!r}")
+        if inner[-1] is not ... and len(value) != len(inner):
+            raise ValueError(f"{name} must have {len(inner)} entries, got {value!r}")
+        kinds = inner[:1] * len(value) if inner[-1] is ... else inner
+        return tuple(_convert(name, k, x) for k, x in zip(kinds, value, strict=True))
+    return scalar(name, kind, value)
 
 
 def plain(value: Any) -> Any:
@@ -127,23 +122,19 @@ def plain(value: Any) -> Any:
     return value
 
 
-def scalar(name: str, kind: type, given: Any) -> Any:
+def scalar(name: str, kind: type, value: Any) -> Any:
     """A bool, int, float or str, from NumPy and JAX too; 16.0 is a whole number. What
-    is annotated as something else is left alone.
-
-    Raises:
-      TypeError: it is another of the four.
-    """
+    is annotated as something else is left alone."""
     if kind not in (bool, int, float, str):
-        return given
-    if getattr(given, "shape", None) == ():
-        given = given.item()
-    number = isinstance(given, int | float) and not isinstance(given, bool)
-    if kind is int and number and float(given).is_integer():
-        return int(given)
+        return value
+    if getattr(value, "shape", None) == ():
+        value = value.item()
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is int and number and float(value).is_integer():
+        return int(value)
     if kind is float and number:
-        return float(given)
-    if kind in (bool, str) and isinstance(given, kind):
-        return given
+        return float(value)
+    if kind in (bool, str) and isinstance(value, kind):
+        return value
     what = {int: "a whole number", float: "a number", bool: "a bool", str: "text"}
-    raise TypeError(f"{name} must be {what[kind]}, got {given!r}")
+    raise TypeError(f"{name} must be {what[kind]}, got {value!r}")

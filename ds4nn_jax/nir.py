@@ -67,71 +67,75 @@ def to_nir(
     silent = np.full((1, *input_shape), network.num_steps, np.float32)
     trace = jax.eval_shape(lambda p: network.apply(p, silent, method="trace"), params)
     shapes = [times.shape[1:] for times in trace.times]
-    before = shapes[0]
-    nodes = {"input": nir.Input({"input": np.array(_channels_first(before))})}
+    nodes = {"input": nir.Input({"input": np.array(_channels_first(shapes[0]))})}
     references: dict[str, nir.NIRNode] = {}
     edges = []
-    whole = quantization.is_whole(params)
     arrays = network.reference_weights(params), network.thresholds(params)
     weighted = dict(zip(network.weighted, zip(*arrays, strict=True), strict=True))
-    for name, layer, shape in zip(
-        network.names, network.layers, shapes[1:], strict=True
-    ):
+    urgency = 0.0 if quantization.is_whole(params) else network.urgency
+    layers = zip(network.names, network.layers, shapes, shapes[1:], strict=False)
+    for name, layer, before, shape in layers:
         pulses, threshold = weighted.get(name, ((), np.ones(1)))
-        if isinstance(layer, PoolSpec):
-            if not _response.divides((layer.size, layer.size), (1, *before)):
-                raise ValueError(
-                    f"{name}: windows of {layer.size} leave a rest of {before[:2]}, "
-                    "which NIR's pooling would drop"
-                )
-            size = np.array([layer.size] * 2)
-            nodes[f"{name}_in"] = nir.SumPool2d(size, size, np.zeros(2, int))
-            most = float(layer.size**2)
-        elif isinstance(layer, ConvSpec):
-            kernel = _kernel(params, name)
-            window, strides = kernel.shape[:2], layer.strides
-            pads = explicit_pads(network.padding, before[:2], window, strides)
-            if any(low != high for low, high in pads):
-                raise ValueError(
-                    f"{name} pads {pads}: NIR pads both sides alike, so choose odd "
-                    "kernels or padding VALID"
-                )
-            sides = tuple(low for low, _ in pads)
-            nodes[f"{name}_in"] = _conv2d(kernel, before[:2], strides, sides)
-            most = _most(kernel)
-        else:
-            kernel = _kernel(params, name)
-            if len(before) == 3:
-                nodes["flatten"] = nir.Flatten(
-                    {"input": np.array(_channels_first(before))}, start_dim=0
-                )
-                kernel = kernel.reshape(*before, -1).transpose(2, 0, 1, 3)
-                kernel = kernel.reshape(-1, kernel.shape[-1])
-            most, last = _most(kernel), name == network.names[-1]
-            nodes[f"{name}_in"] = nir.Linear(kernel.T)
-            if last and network.urgency and not whole:
-                bias = np.full(kernel.shape[1], network.urgency, np.float32)
-                nodes[f"{name}_in"] = nir.Affine(kernel.T, bias)
-                most += network.num_steps * network.urgency
-                pulses = params["params"][name].get("pulses", ())
+        summing, most = _summing(network, params, name, layer, before)
+        if urgency and name == network.names[-1]:
+            linear = summing[f"{name}_in"].weight
+            bias = np.full(len(linear), urgency, np.float32)
+            summing[f"{name}_in"] = nir.Affine(linear, bias)
+            most += network.num_steps * urgency
+            pulses = params["params"][name].get("pulses", ())
+        nodes |= summing
         if len(pulses):
             weights = np.asarray(pulses, np.float32)
             most += _most(weights)
-            own = f"{name}_reference", f"{name}_reference_in"
+            names = f"{name}_reference", f"{name}_reference_in"
             reference = _reference(weights, shape[:-1], network.num_steps)
-            references |= zip(own, reference, strict=True)
-            edges += [own, (own[1], name)]
+            references |= zip(names, reference, strict=True)
+            edges += [names, (names[1], name)]
         neuron = np.ones(_channels_first(shape), np.float32)
         below = np.nextafter(np.asarray(threshold, np.float32), np.float32(0))
         below = below.reshape(-1, *[1] * (len(shape) - 1))  # channels first
         nodes[name] = nir.IF(
             r=neuron, v_threshold=below * neuron, v_reset=-most * neuron
         )
-        before = shape
-    nodes["output"] = nir.Output({"output": np.array(before)})
-    names = list(nodes)
-    edges += zip(names, names[1:], strict=False)
+    nodes["output"] = nir.Output({"output": np.array(shapes[-1])})
+    edges += zip(nodes, list(nodes)[1:], strict=False)
     return nir.NIRGraph(nodes | references, edges)
+
+
+def _summing(
+    network: SpikingNetwork, params: dict, name: str, layer, before: tuple[int, ...]
+) -> tuple[dict[str, nir.NIRNode], float]:
+    """The nodes in front of a layer's neurons, by name, and the most that these can
+    receive."""
+    if isinstance(layer, PoolSpec):
+        if not _response.divides((layer.size, layer.size), (1, *before)):
+            raise ValueError(
+                f"{name}: windows of {layer.size} leave a rest of {before[:2]}, "
+                "which NIR's pooling would drop"
+            )
+        size = np.array([layer.size] * 2)
+        pooling = nir.SumPool2d(size, size, np.zeros(2, int))
+        return {f"{name}_in": pooling}, float(layer.size**2)
+    kernel = np.asarray(params["params"][name]["kernel"], np.float32)
+    most = _most(kernel)
+    if isinstance(layer, ConvSpec):
+        window, strides = kernel.shape[:2], layer.strides
+        pads = explicit_pads(network.padding, before[:2], window, strides)
+        if any(low != high for low, high in pads):
+            raise ValueError(
+                f"{name} pads {pads}: NIR pads both sides alike, so choose odd "
+                "kernels or padding VALID"
+            )
+        sides = tuple(low for low, _ in pads)
+        return {f"{name}_in": _conv2d(kernel, before[:2], strides, sides)}, most
+    nodes: dict[str, nir.NIRNode] = {}
+    if len(before) == 3:
+        image = {"input": np.array(_channels_first(before))}
+        nodes["flatten"] = nir.Flatten(image, start_dim=0)
+        kernel = kernel.reshape(*before, -1).transpose(2, 0, 1, 3)
+        kernel = kernel.reshape(-1, kernel.shape[-1])
+    nodes[f"{name}_in"] = nir.Linear(kernel.T)
+    return nodes, most
 
 
 def _reference(
@@ -187,16 +191,15 @@ def from_nir(
         channel, a reset from which they could fire again, reference neurons that spike
         at other steps than these).
     """
-    tokens: list[str] = []
-    params: dict = {}
-    thresholds: list[np.ndarray] = []
-    paddings: dict[str, tuple] = {}
-    current: _Current | None = None
     for name, node in graph.nodes.items():
         if not np.isfinite(getattr(node, "weight", 0.0)).all():
             raise ValueError(f"{name}: weight has NaN or infinite values")
-    pulses = _pulses(graph, num_steps)
-    chain = _chain(graph)
+    params: dict = {}
+    thresholds: list[np.ndarray] = []
+    paddings: dict[str, tuple] = {}
+    tokens: list[str] = []
+    current: _Current | None = None
+    pulses, chain = _pulses(graph, num_steps), _chain(graph)
     shape = _image(chain)
     bias, before = 0.0, ""  # of the neurons that came last
     for name, node in chain[1:-1]:
@@ -226,15 +229,14 @@ def from_nir(
             current = _pooling(name, node, shape)
         elif isinstance(node, nir.Linear | nir.Affine):
             current = _linear(name, node, shape)
-            if not tokens:
-                tokens.append(str(math.prod(shape)))
+            tokens = tokens or [str(math.prod(shape))]
         elif not isinstance(node, nir.Flatten):
             raise ValueError(f"{name}: {type(node).__name__} is no single-spike layer")
     if current is not None:
         raise ValueError("the last node needs an IF")
     if len(np.unique(np.concatenate(thresholds))) > 1:
-        for layer, own in zip(params.values(), thresholds, strict=True):
-            layer["threshold"] = own
+        for layer, values in zip(params.values(), thresholds, strict=True):
+            layer["threshold"] = values
     counts = tuple(len(layer.get("pulses", ())) for layer in params.values())
     network = SpikingNetwork.from_spec(
         "-".join(tokens),
@@ -327,7 +329,7 @@ def _image(chain: list[tuple[str, nir.NIRNode]]) -> tuple[int, ...]:
     size = node.input_type["input"]
     shape = () if size is None else tuple(int(length) for length in np.ravel(size))
     if shape in ((), (1,)):
-        shape = _taken(name, chain)
+        shape = _first_inputs(name, chain)
     if len(shape) == 4 and shape[0] == 1:
         shape = shape[1:]
     if len(shape) not in (1, 2, 3):
@@ -337,8 +339,8 @@ def _image(chain: list[tuple[str, nir.NIRNode]]) -> tuple[int, ...]:
     return (1, *shape) if len(shape) == 2 else shape
 
 
-def _taken(name: str, chain: list[tuple[str, nir.NIRNode]]) -> tuple[int, ...]:
-    """What the initial weights take, for an input that does not say its shape."""
+def _first_inputs(name: str, chain: list[tuple[str, nir.NIRNode]]) -> tuple[int, ...]:
+    """The shape that the first weights need, for an input that does not say its own."""
     for _, node in chain[1:]:
         if isinstance(node, nir.Linear | nir.Affine):
             return (np.shape(node.weight)[1],)
@@ -347,10 +349,6 @@ def _taken(name: str, chain: list[tuple[str, nir.NIRNode]]) -> tuple[int, ...]:
         if not isinstance(node, nir.Flatten):
             break
     raise ValueError(f"the input {name!r} must say its shape, [C, H, W]")
-
-
-def _kernel(params: dict, name: str) -> np.ndarray:
-    return np.asarray(params["params"][name]["kernel"], np.float32)
 
 
 def _most(kernel: np.ndarray) -> float:
@@ -428,27 +426,27 @@ def _padding(paddings: dict[str, tuple]):
     """The one padding of all convolutions: each has its pads and those of "SAME"."""
     if all(pads == same for pads, same in paddings.values()):
         return "SAME"
-    seen = {pads for pads, _ in paddings.values()}
-    if seen == {((0, 0), (0, 0))}:
+    kinds = {pads for pads, _ in paddings.values()}
+    if kinds == {((0, 0), (0, 0))}:
         return "VALID"
-    if len(seen) != 1:
+    if len(kinds) != 1:
         raise ValueError(f"convolutions must pad alike, got {paddings}")
-    return seen.pop()
+    return kinds.pop()
 
 
 def _reference_neurons(graph: nir.NIRGraph) -> dict[str, str]:
     """Names of Inputs that are reference neurons, and what weighs their spikes."""
-    inputs = [n for n, node in graph.nodes.items() if isinstance(node, nir.Input)]
-    found = {}
-    for name in inputs:
-        if "steps" in graph.nodes[name].metadata:
-            found[name] = dict(graph.edges).get(name, "")
-    return found
+    edges = dict(graph.edges)
+    return {
+        name: edges.get(name, "")
+        for name, node in graph.nodes.items()
+        if isinstance(node, nir.Input) and "steps" in node.metadata
+    }
 
 
 def _pulses(graph: nir.NIRGraph, num_steps: int) -> dict[str, np.ndarray]:
     """Weights [P, O] of reference neurons, by the IF that they reach."""
-    found: dict[str, np.ndarray] = {}
+    pulses: dict[str, np.ndarray] = {}
     for name, weighing in _reference_neurons(graph).items():
         node, reached = graph.nodes.get(weighing), dict(graph.edges).get(weighing, "")
         plain = isinstance(node, nir.Linear)
@@ -456,21 +454,21 @@ def _pulses(graph: nir.NIRGraph, num_steps: int) -> dict[str, np.ndarray]:
             sizes = node.weight.shape[2:], _pair(node.stride), _pair(node.padding)
             plain = sizes == ((1, 1), (1, 1), (0, 0)) and not np.any(node.bias)
         fires = isinstance(graph.nodes.get(reached), nir.IF)
-        if not plain or not fires or reached in found:
+        if not plain or not fires or reached in pulses:
             raise ValueError(
                 f"{name}: reference neurons must reach an IF of their own, through a "
                 "Linear or a 1×1 Conv2d without bias"
             )
         weights = np.asarray(node.weight)
-        found[reached] = np.ascontiguousarray(weights.reshape(weights.shape[:2]).T)
+        pulses[reached] = np.ascontiguousarray(weights.reshape(weights.shape[:2]).T)
         steps = np.asarray(graph.nodes[name].metadata["steps"]).tolist()
-        expected = pulse_steps(len(found[reached]), num_steps).tolist()
+        expected = pulse_steps(len(pulses[reached]), num_steps).tolist()
         if steps != expected:
             raise ValueError(
                 f"{name}: with T = {num_steps} these reference neurons spike at steps "
                 f"{expected}, got {steps}"
             )
-    return found
+    return pulses
 
 
 def _chain(graph: nir.NIRGraph) -> list[tuple[str, nir.NIRNode]]:

@@ -20,7 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from ds4nn_jax._files import whole
+from ds4nn_jax._files import atomic_file
 
 _BLACK, _BLUE, _VERMILION, _GREEN = "#000000", "#0072B2", "#D55E00", "#009E73"
 _ORANGE, _SKY, _PURPLE = "#E69F00", "#56B4E9", "#CC79A7"
@@ -45,9 +45,6 @@ def learning_curve(
         was a validation set, "val_accuracy", "val_decision_step" and "val_spikes" (per
         image). Accuracies lie in 0 … 1.
       best_epoch: whose weights were kept; marked by a dotted line.
-
-    Raises:
-      ValueError: the history is empty.
     """
     if not history:
         raise ValueError("the history has no epoch to draw")
@@ -78,8 +75,8 @@ def learning_curve(
     for axes, drawn in zip([first, *others], lines, strict=True):
         named = list(drawn)  # `lines` grows with what is drawn
         if best_epoch is not None:
-            told = f"best: epoch {best_epoch}"
-            mark = axes.axvline(best_epoch, color=_BLACK, linestyle=":", label=told)
+            text = f"best: epoch {best_epoch}"
+            mark = axes.axvline(best_epoch, color=_BLACK, linestyle=":", label=text)
             named.append(mark)
         axes.legend(
             handles=named,
@@ -101,9 +98,6 @@ def confusion(matrix: np.ndarray, class_names: Sequence[str]) -> Figure:
     Args:
       matrix: [C, C] counts; the row is the true class, the column the decision.
       class_names: C names.
-
-    Raises:
-      ValueError: the matrix is not [C, C].
     """
     matrix = _square(matrix, class_names)
     total = matrix.sum()
@@ -138,9 +132,6 @@ def raster(
       times_by_layer: (name, flat spike times in steps) of each layer; T is silent.
       num_steps: T.
       decision_step: a dashed line behind it, if given.
-
-    Raises:
-      ValueError: there is no layer, or one without a neuron.
     """
     if not times_by_layer:
         raise ValueError("there is no layer to draw")
@@ -213,9 +204,6 @@ def output_potentials(
       decision_step: a dashed line behind it; T is silence, and has none.
       spikes_by_step: [T] spikes of the whole network at each step; a second panel shows
         how many are still unsent at the decision.
-
-    Raises:
-      ValueError: the shapes do not fit each other.
     """
     potentials, times = np.asarray(potentials, float), np.asarray(times)
     steps, classes = len(potentials), len(class_names)
@@ -240,32 +228,16 @@ def output_potentials(
         figure = Figure(figsize=(8, 5.6), layout="constrained")
         axes, below = figure.subplots(2, sharex=True, height_ratios=(3, 1))
         _cumulative_spikes(below, np.asarray(spikes_by_step), decision_step)
-    for k, name in enumerate(class_names):
-        colour, line = (_VERMILION, "-") if k == winner else _LINES[k % len(_LINES)]
-        axes.plot(
-            np.arange(steps + 1),
-            [*potentials[:, k], potentials[-1, k]],
-            line,
-            drawstyle="steps-post",
-            color=colour,
-            linewidth=3 if k == winner else 2 if k == label else 1.2,
-            zorder=3 if k == winner else 2,
-            label=name + " (label)" * (k == label),
-        )
+    _staircases(axes, potentials, winner, label, class_names)
     fired = np.flatnonzero(times < steps)
     at = times[fired].astype(int)
     axes.plot(at, potentials[at, fired], "o", color=_BLACK, markersize=4, zorder=4)
-    axes.axhline(threshold, color=_BLACK, linestyle=":")
+    _threshold(axes, threshold)
     _decision(axes, decision_step, steps)
-    axes.annotate(
-        f"threshold {threshold:g} mV",
-        (0.01, threshold),
-        xycoords=("axes fraction", "data"),
-        xytext=(0, 3),
-        textcoords="offset points",
-        bbox=_PAPER,
-        zorder=5,
-    )
+    if len(fired):
+        end = f"‘{class_names[winner]}’ fires first, decision at step {decision_step:g}"
+    else:
+        end = f"no output fires, ‘{class_names[winner]}’ ends highest"
     floor = min(-2 * threshold, potentials[:, winner].min())
     axes.set(
         xlim=(-1, steps),
@@ -275,15 +247,45 @@ def output_potentials(
         ),
         xlabel="time step" if spikes_by_step is None else None,
         ylabel="membrane potential (mV)",
-        title=("" if label is None else f"Image of ‘{class_names[label]}’: ")
-        + (
-            f"‘{class_names[winner]}’ fires first, decision at step {decision_step:g}"
-            if len(fired)
-            else f"no output fires, ‘{class_names[winner]}’ ends highest"
-        ),
+        title=("" if label is None else f"Image of ‘{class_names[label]}’: ") + end,
     )
     _name_ends(axes, axes.lines[:classes])
     return figure
+
+
+def _staircases(
+    axes: Axes,
+    potentials: np.ndarray,
+    winner: int,
+    label: int | None,
+    class_names: Sequence[str],
+) -> None:
+    """V(t) of each output neuron, which holds from a step to the next."""
+    for k, name in enumerate(class_names):
+        colour, line = (_VERMILION, "-") if k == winner else _LINES[k % len(_LINES)]
+        axes.plot(
+            np.arange(len(potentials) + 1),
+            [*potentials[:, k], potentials[-1, k]],
+            line,
+            drawstyle="steps-post",
+            color=colour,
+            linewidth=3 if k == winner else 2 if k == label else 1.2,
+            zorder=3 if k == winner else 2,
+            label=name + " (label)" * (k == label),
+        )
+
+
+def _threshold(axes: Axes, threshold: float) -> None:
+    axes.axhline(threshold, color=_BLACK, linestyle=":")
+    axes.annotate(
+        f"threshold {threshold:g} mV",
+        (0.01, threshold),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, 3),
+        textcoords="offset points",
+        bbox=_PAPER,
+        zorder=5,
+    )
 
 
 def firing_times(mean_times: np.ndarray, class_names: Sequence[str]) -> Figure:
@@ -293,9 +295,6 @@ def firing_times(mean_times: np.ndarray, class_names: Sequence[str]) -> Figure:
       mean_times: [C, C] in steps; the row is the output neuron, the column the class of
         the images. NaN for a class without images. The correct ones are framed.
       class_names: C names.
-
-    Raises:
-      ValueError: mean_times is not [C, C].
     """
     mean_times = _square(mean_times, class_names)
     figure, axes = _heat_map(
@@ -323,9 +322,6 @@ def spikes_per_layer(counts: Sequence[float], layer_names: Sequence[str]) -> Fig
     Args:
       counts: of the input, then of each layer (`Report.layer_spikes`).
       layer_names: as many names.
-
-    Raises:
-      ValueError: there are not as many counts as names.
     """
     if len(counts) != len(layer_names):
         raise ValueError(f"{len(counts)} counts for {len(layer_names)} layer names")
@@ -360,9 +356,6 @@ def accuracy_by_step(
       decided: [T] share of the images for which an output has fired by then.
       decision_step: mean decision step, marked by a dotted line.
       ceiling: steps, and the accuracy by them of a plain CNN that sees what has spiked.
-
-    Raises:
-      ValueError: not two curves of the same length, or a ceiling of unequal parts.
     """
     accuracy, decided = np.asarray(accuracy, float), np.asarray(decided, float)
     if accuracy.ndim != 1 or accuracy.shape != decided.shape or not accuracy.size:
@@ -380,8 +373,8 @@ def accuracy_by_step(
                 f"expected a step for each accuracy of the ceiling, got {at.shape} and "
                 f"{shares.shape}"
             )
-        told = "a plain CNN\nthat sees what\nhas spiked by t"
-        axes.plot(at, 100 * shares, "-.", color=_GREEN, label=told)
+        text = "a plain CNN\nthat sees what\nhas spiked by t"
+        axes.plot(at, 100 * shares, "-.", color=_GREEN, label=text)
     curves = list(axes.lines)
     axes.set(
         title=f"Stopping early: {100 * accuracy[-1]:.2f} % by the last step",
@@ -429,9 +422,6 @@ def animation(
       threshold: θ in mV.
       class_names: C names.
       decision_step: the last step shown; T if no output fires.
-
-    Raises:
-      ValueError: the shapes do not fit each other.
     """
     image = np.asarray(input_times, float)
     image = image.min(axis=2) if image.ndim == 3 else image
@@ -448,25 +438,8 @@ def animation(
     pixels, middle, right = figure.subplots(1, 3, width_ratios=(1, 1.25, 1.25))
     shown = pixels.imshow(np.zeros((*image.shape, 3)))
     pixels.set(xticks=[], yticks=[])
-    spikes = [
-        (time, level + 0.1 + 0.8 * np.arange(len(time)) / len(time))
-        for level, (_, times) in enumerate(hidden)
-        if (time := np.ravel(times)).size
-    ]
-    times, heights = np.concatenate([np.zeros((2, 0)), *map(np.array, spikes)], axis=1)
-    (dots,) = middle.plot([], [], "o", color=_BLUE, markersize=2.2, markeredgewidth=0)
-    middle.set(ylim=(0, max(1, len(hidden))), xlabel="time step")
-    middle.set_yticks(np.arange(len(hidden)) + 0.5, [name for name, _ in hidden])
-    middle.set_yticks(range(1, len(hidden)), minor=True)
-    middle.tick_params(axis="y", length=0, which="both")
-    middle.grid(axis="y", which="minor", alpha=0.5)
-    styles = [_LINES[k % len(_LINES)] for k in range(classes)]
-    styles[winner] = (_VERMILION, "-")
-    lines = [
-        right.plot([], [], line, drawstyle="steps-post", color=colour, label=name)[0]
-        for (colour, line), name in zip(styles, class_names, strict=True)
-    ]
-    lines[winner].set(linewidth=2.5, zorder=3)
+    dots, times, heights = _spike_dots(middle, hidden)
+    lines = _potential_lines(right, class_names, winner)
     right.axhline(threshold, color=_BLACK, linestyle=":")
     right.set(
         ylim=(-1.5 * threshold, 1.3 * max(threshold, potentials[last, winner])),
@@ -503,20 +476,50 @@ def animation(
     )
 
 
-def save(figure: Figure | Animation, path: str | os.PathLike) -> None:
-    """Writes a figure as .png of 150 dots per inch or .svg, an animation as .gif; whole
-    or not at all.
+def _spike_dots(
+    axes: Axes, layers: Sequence[tuple[str, np.ndarray]]
+) -> tuple[Line2D, np.ndarray, np.ndarray]:
+    """A panel with a band for each layer: its dots, still none, and times and heights
+    of all neurons."""
+    spikes = [
+        (time, level + 0.1 + 0.8 * np.arange(len(time)) / len(time))
+        for level, (_, times) in enumerate(layers)
+        if (time := np.ravel(times)).size
+    ]
+    times, heights = np.concatenate([np.zeros((2, 0)), *map(np.array, spikes)], axis=1)
+    (dots,) = axes.plot([], [], "o", color=_BLUE, markersize=2.2, markeredgewidth=0)
+    axes.set(ylim=(0, max(1, len(layers))), xlabel="time step")
+    axes.set_yticks(np.arange(len(layers)) + 0.5, [name for name, _ in layers])
+    axes.set_yticks(range(1, len(layers)), minor=True)
+    axes.tick_params(axis="y", length=0, which="both")
+    axes.grid(axis="y", which="minor", alpha=0.5)
+    return dots, times, heights
 
-    Raises:
-      ValueError: another kind of file.
-    """
+
+def _potential_lines(
+    axes: Axes, class_names: Sequence[str], winner: int
+) -> list[Line2D]:
+    """A line for each output neuron, still empty."""
+    styles = [_LINES[k % len(_LINES)] for k in range(len(class_names))]
+    styles[winner] = (_VERMILION, "-")
+    lines = [
+        axes.plot([], [], line, drawstyle="steps-post", color=colour, label=name)[0]
+        for (colour, line), name in zip(styles, class_names, strict=True)
+    ]
+    lines[winner].set(linewidth=2.5, zorder=3)
+    return lines
+
+
+def save(figure: Figure | Animation, path: str | os.PathLike) -> None:
+    """Writes a figure as .png of 150 dots per inch or .svg, an animation as .gif; a
+    file appears complete or not at all."""
     path = Path(path)
     kind = path.suffix.removeprefix(".")
     moves = isinstance(figure, Animation)
     if kind not in (("gif",) if moves else ("png", "svg")):
         what = "animations are saved as .gif" if moves else "figures as .png or .svg"
         raise ValueError(f"{what}, not as {path.name!r}")
-    with whole(path) as unfinished:
+    with atomic_file(path) as unfinished:
         if isinstance(figure, Animation):
             figure.save(unfinished, writer=PillowWriter(fps=_FRAMES_A_SECOND))
         else:

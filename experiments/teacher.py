@@ -32,7 +32,7 @@ import safetensors
 import safetensors.numpy
 
 from ds4nn_jax import data
-from ds4nn_jax._files import whole, write_atomically
+from ds4nn_jax._files import atomic_file, write_atomically
 from ds4nn_jax.cli import flags, progress
 from ds4nn_jax.networks.weights import digest
 from ds4nn_jax.training import batching
@@ -218,7 +218,7 @@ def _write_labels(
     on_device, see = jnp.asarray(images), jax.jit(functools.partial(seen_in, config))
     plain = soft_labels(on_device, labels)
     with (
-        whole(file) as unfinished,
+        atomic_file(file) as unfinished,
         progress.counting("soft labels, epochs", config.epochs) as on_epoch,
     ):
         rows = np.lib.format.open_memmap(

@@ -1,4 +1,4 @@
-"""Slow oracle in plain loops over time, neurons and synapses; shares no library code.
+"""Slow oracle in plain loops over neurons and synapses; shares no library code.
 
 The membrane is simulated step by step as Eq. 2 and 3 say, and the gradients are summed
 synapse by synapse as Eq. 8–12 say, with silence as DESIGN states it: a silent output
@@ -21,16 +21,12 @@ class Neurons(NamedTuple):
 
 def integrate(times, weights, threshold, num_steps):
     """One neuron: (spike time, V at t*, t*) from lists of input times and weights."""
-    v, highest, t_star = 0.0, -np.inf, 0
-    for t in range(num_steps):
-        for time, weight in zip(times, weights, strict=True):
-            if time == t:
-                v += weight
-        if v > highest:
-            highest, t_star = v, t
-        if v >= threshold:
-            return t, v, t
-    return num_steps, highest, t_star
+    times, weights = np.asarray(times, int), np.asarray(weights, float)
+    arriving = times < num_steps
+    v = np.cumsum(np.bincount(times[arriving], weights[arriving], num_steps))
+    above = np.flatnonzero(v >= threshold)
+    t_star = above[0] if len(above) else np.argmax(v)  # the first of equal peaks
+    return (t_star if len(above) else num_steps), v[t_star], t_star
 
 
 def synapses(times, kernel, strides=(1, 1), pads=((0, 0), (0, 0))):
@@ -102,20 +98,20 @@ def conv(
 def conv_gradients(
     times,
     kernel,
-    until,
+    end,
     delta,
     num_steps,
     strides=(1, 1),
     pads=((0, 0), (0, 0)),
     silent_inputs=False,
 ):
-    """∂E/∂t and ∂E/∂w for δ (times the surrogate's slope) of neurons that listened up
-    to `until`: spike time, T if silent, or t*."""
+    """∂E/∂t and ∂E/∂w for δ (times the surrogate's slope) of neurons that integrate
+    up to `end`: spike time, T if silent, or t*."""
     times, kernel = np.asarray(times, float), np.asarray(kernel, float)
     d_times, d_kernel = np.zeros_like(times), np.zeros_like(kernel)
     for neuron, inputs in synapses(times, kernel, strides, pads):
         for a, k in inputs:
-            if times[a] < num_steps and times[a] <= until[neuron]:
+            if times[a] < num_steps and times[a] <= end[neuron]:
                 d_kernel[k] -= delta[neuron]
                 d_times[a] += delta[neuron] * kernel[k]
             elif times[a] == num_steps and silent_inputs:
@@ -123,12 +119,12 @@ def conv_gradients(
     return d_times, d_kernel
 
 
-def pulse_gradients(pulses, until, delta, num_steps):
+def pulse_gradients(pulses, end, delta, num_steps):
     """∂E/∂r [P, O]: each reference neuron is an input that fires at its step."""
     d_pulses = np.zeros(np.shape(pulses))
     for p, time in enumerate(clock(pulses, num_steps)):
         for neuron in np.ndindex(np.shape(delta)):
-            if time <= until[neuron]:
+            if time <= end[neuron]:
                 d_pulses[p, neuron[-1]] -= delta[neuron]
     return d_pulses
 
@@ -142,10 +138,10 @@ def dense(times, kernel, threshold, num_steps, pulses=()):
     return Neurons(*(array[:, 0, 0, :] for array in result))
 
 
-def dense_gradients(times, kernel, until, delta, num_steps, silent_inputs=False):
+def dense_gradients(times, kernel, end, delta, num_steps, silent_inputs=False):
     d_times, d_kernel = conv_gradients(
         *_as_conv(times, kernel),
-        np.asarray(until)[:, None, None, :],
+        np.asarray(end)[:, None, None, :],
         np.asarray(delta)[:, None, None, :],
         num_steps,
         silent_inputs=silent_inputs,

@@ -66,9 +66,10 @@ def test_lowers_for(name, platform):
     products = re.findall(r"stablehlo\.(?:convolution|dot_general).*", text)
     on_spikes = [line for line in products if "bf16" in line]
     assert on_spikes and all(re.search(r"-> tensor<[\dx]+xf32>", x) for x in on_spikes)
-    # What is left in float32 asks for all of its bits: never TF32.
+    # What is left in float32 asks for all of its bits: never TF32. Muon's own products,
+    # the only ones of stacks of matrices, decide no spike.
     for line in set(products) - set(on_spikes):
-        assert "HIGHEST" in line or "precision" not in line, line
+        assert "HIGHEST" in line or "batching_dims" in line, line
 
 
 @pytest.mark.parametrize("name", ["training step", "infer", "evaluate"])
@@ -163,9 +164,9 @@ def test_the_backward_pass_in_turns_of_any_size(turn, silent_inputs):
         synapse, t_shape, k_shape = LAYERS[name]
         times, kernel = spikes(rng, t_shape, 12), dyadic(rng, k_shape)
         shape = jax.eval_shape(synapse.current, times, kernel).shape
-        until = rng.integers(0, 12, shape).astype(np.float32)
+        end = rng.integers(0, 12, shape).astype(np.float32)
         pulses = dyadic(rng, (5, k_shape[-1]))
-        arrays = times, kernel, pulses, until, dyadic(rng, shape)
+        arrays = times, kernel, pulses, end, dyadic(rng, shape)
         options = dict(num_steps=12, silent_inputs=silent_inputs)
         expected = jax.jit(functools.partial(scan.backward, synapse, **options))(
             *arrays

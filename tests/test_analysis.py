@@ -21,11 +21,8 @@ def test_predict_is_strict():
     times, potentials = np.array(TIMES), np.array(VOLTS)
     np.testing.assert_array_equal(ds.predict(times, potentials), [0, 2, 0, 1])
     np.testing.assert_array_equal(ds.predict(times), [0, 1, 0, 0])
-
-
-def test_predict_with_negative_potentials():
-    """All silent, all inhibited: the least inhibited is the decision."""
-    assert ds.predict(np.full((1, 3), T), np.array([[-7.0, -3.0, -9.0]]))[0] == 1
+    inhibited = np.array([[-7.0, -3.0, -9.0]])  # all silent: the least inhibited
+    assert ds.predict(np.full((1, 3), T), inhibited)[0] == 1
 
 
 def test_predict_refuses():
@@ -91,6 +88,9 @@ def test_report_by_hand():
     )
     np.testing.assert_allclose(whole.class_steps, [2.5, 4, T])
     np.testing.assert_allclose(whole.class_spikes, [2.5, 4, 1])
+    of_one_class = ds.report([(decisions, np.zeros(4, int))], 3)
+    assert np.isnan(of_one_class.firing_times[:, 1:]).all()
+    assert np.isnan(of_one_class.class_steps).tolist() == [False, True, True]
 
 
 def test_reference_spikes_by_hand():
@@ -132,13 +132,6 @@ def test_report_does_not_depend_on_batches(rng):
     parts = ds.report([batch(slice(i, i + 5)) for i in (0, 5, 10)], 4)
     for a, b in zip(whole, parts, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-12)
-
-
-def test_class_without_images_is_nan():
-    decisions = ds.decide(worked_trace())
-    report = ds.report([(decisions, np.array([0, 0, 0, 0]))], 3)
-    assert np.isnan(report.firing_times[:, 1:]).all()
-    assert np.isnan(report.class_steps[1]) and not np.isnan(report.class_steps[0])
 
 
 def test_report_refuses():

@@ -38,7 +38,12 @@ LAYERS = {name: LAYERS[name] for name in _SHARED} | {
 POOLED = {
     "first layer": (Conv((1, 1), SAME3), (2, 8, 8, 1), (3, 3, 1, 33), (2, 2)),
     "inner layer": (Conv((1, 1), SAME3), (2, 4, 6, 64), (3, 3, 64, 128), (2, 2)),
-    "members in turns": (Conv((1, 1), SAME3), (1, 6, 6, 16), (3, 3, 16, 128), (3, 3)),
+    "window entries in blocks": (
+        Conv((1, 1), SAME3),
+        (1, 6, 6, 16),
+        (3, 3, 16, 128),
+        (3, 3),
+    ),
     "strides": (Conv((2, 1), ((0, 1), (2, 0))), (5, 9, 5, 12), (3, 3, 12, 10), (1, 5)),
 }
 PULSES = (0, 1, 10, 100, 230)
@@ -77,8 +82,8 @@ def given(rng, layer, pulses, weights=dyadic, active=0.5, num_steps=100):
 
 def answers(engine, synapse, arrays, pool, peaks, counts, threshold, num_steps=100):
     """Of neurons that each have a threshold of their own, around this one."""
-    asked = dict(peaks=peaks, pool=pool, counts=counts, num_steps=num_steps)
-    run = functools.partial(engine, synapse, **asked)
+    settings = dict(peaks=peaks, pool=pool, counts=counts, num_steps=num_steps)
+    run = functools.partial(engine, synapse, **settings)
     theta = threshold * (1 + np.arange(arrays[1].shape[-1]) % 5 / 8)
     return jax.jit(run)(*arrays, theta.astype(np.float32))
 
@@ -91,12 +96,12 @@ def assert_same(found, expected):
 
 
 def gradients(rng, engine_arrays, pool, silent_inputs, engine, synapse, num_steps=100):
-    arrays, until, delta, member = engine_arrays
+    arrays, end, delta, argmin = engine_arrays
     run = functools.partial(
         engine, synapse, num_steps=num_steps, silent_inputs=silent_inputs, pool=pool
     )
-    others = () if member is None else (member,)
-    return jax.jit(run)(*arrays, until, delta, *others)
+    others = () if argmin is None else (argmin,)
+    return jax.jit(run)(*arrays, end, delta, *others)
 
 
 every = LAYERS | {f"pooled, {name}": layer for name, layer in POOLED.items()}
@@ -113,15 +118,15 @@ def test_dyadic_weights_are_exact(rng, layer):
     synapse, arrays, pool = given(rng, layer, pulses, active=active)
     size = arrays[1].size // arrays[1].shape[-1]
     threshold = float(1 + np.sqrt(size)) * (1, 4, 0.5)[index % 3]
-    asked = index % 2 == 0, index % 3 == 0, threshold
-    found = answers(cuda.forward, synapse, arrays, pool, *asked)
-    assert_same(found, answers(scan.forward, synapse, arrays, pool, *asked))
-    until = found.times if index % 2 else found.until
+    settings = index % 2 == 0, index % 3 == 0, threshold
+    found = answers(cuda.forward, synapse, arrays, pool, *settings)
+    assert_same(found, answers(scan.forward, synapse, arrays, pool, *settings))
+    end = found.times if index % 2 else found.end
     shape = found.times.shape
     delta = dyadic(rng, shape) * (rng.random(shape) < (0.3, 1)[index % 2])
-    taught = arrays, until, delta.astype(np.float32), found.member
+    errors = arrays, end, delta.astype(np.float32), found.argmin
     both = (
-        gradients(rng, taught, pool, index % 4 < 2, engine, synapse)
+        gradients(rng, errors, pool, index % 4 < 2, engine, synapse)
         for engine in (cuda.backward, scan.backward)
     )
     assert_same(*both)
@@ -138,13 +143,13 @@ def test_adds_in_the_order_of_the_event_engine(rng, layer):
     weights = lambda rng, shape: rng.normal(0.3, 1, shape).astype(np.float32)  # noqa: E731
     synapse, arrays, pool = given(rng, layer, 10, weights)
     size = arrays[1].size // arrays[1].shape[-1]
-    asked = True, True, float(1 + np.sqrt(size))
-    found = answers(cuda.forward, synapse, arrays, pool, *asked)
-    assert_same(found, answers(event.forward, synapse, arrays, pool, *asked))
+    settings = True, True, float(1 + np.sqrt(size))
+    found = answers(cuda.forward, synapse, arrays, pool, *settings)
+    assert_same(found, answers(event.forward, synapse, arrays, pool, *settings))
     delta = rng.normal(0, 1, found.times.shape).astype(np.float32)
-    taught = arrays, found.until, delta, found.member
+    errors = arrays, found.end, delta, found.argmin
     both = (
-        gradients(rng, taught, pool, True, engine, synapse)
+        gradients(rng, errors, pool, True, engine, synapse)
         for engine in (cuda.backward, event.backward)
     )
     for a, b in zip(*both, strict=True):
@@ -189,11 +194,11 @@ def test_several_inputs_a_thread(rng, layer):
     image = [n // m for n, m in zip(image[:-1], pool, strict=False)]
     shape = images, *image, layer[2][-1]
     delta = dyadic(rng, shape) * (rng.random(shape) < 0.5)
-    until = rng.integers(0, 101, shape).astype(np.float32)
-    member = None if pool == NO_POOL else rng.integers(0, 4, shape).astype(np.float32)
-    taught = arrays, until, delta.astype(np.float32), member
+    end = rng.integers(0, 101, shape).astype(np.float32)
+    argmin = None if pool == NO_POOL else rng.integers(0, 4, shape).astype(np.float32)
+    errors = arrays, end, delta.astype(np.float32), argmin
     both = (
-        gradients(rng, taught, pool, True, engine, synapse)
+        gradients(rng, errors, pool, True, engine, synapse)
         for engine in (cuda.backward, scan.backward)
     )
     assert_same(*both)
@@ -220,9 +225,9 @@ def test_lowers_for_a_gpu(rng):
     """A gradient calls the kernels on CUDA, those of mapped images in one call; a
     program to be exported calls none."""
     synapse, arrays, pool = given(rng, POOLED["first layer"], 10)
-    asked = dict(num_steps=100, peaks=False, pool=pool, only=False)
+    settings = dict(num_steps=100, peaks=False, pool=pool, only=False)
     arrays = *arrays, np.full(arrays[1].shape[-1], 4, np.float32)
-    run = functools.partial(event.forward, synapse, **asked)
+    run = functools.partial(event.forward, synapse, **settings)
     mapped = jax.vmap(lambda t: run(t[None], *arrays[1:]).times)
     for function, on in ((run, arrays), (mapped, arrays[:1])):
         traced = jax.jit(function).trace(*on)

@@ -3,10 +3,12 @@
 import ctypes
 import os
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
 
+import jax
 import pytest
 
 from ds4nn_jax._engines import library
@@ -117,7 +119,7 @@ def test_kernels_are_found_again_beside_new_ones(tmp_path):
     said = "\n        assert len(lines) == 1 and 'compiling' in lines[0], lines"
     run(program + said, **cache)
     found = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    assert [name.split("-")[0] for name in found] == ["sweep"]
+    assert [name.split("-")[0] for name in found] == ["early_exit"]
     run(
         program
         + """
@@ -134,8 +136,41 @@ def test_kernels_are_found_again_beside_new_ones(tmp_path):
         **cache,
     )
     both = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    assert sorted(name.split("-")[0] for name in both) == ["backward", "sweep"]
+    assert sorted(name.split("-")[0] for name in both) == ["backward", "early_exit"]
     assert found.items() <= both.items()
+
+
+def test_offsets_are_those_of_this_jaxlib_s_header(tmp_path):
+    """Where the kernels read in XLA's structures, against XLA's own header."""
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("needs g++")
+    calls = pytest.importorskip("ds4nn_jax._engines.calls")  # needs numba
+    frame, api = "XLA_FFI_CallFrame", "XLA_FFI_Api"
+    fields = {
+        "_EXTENSION": (frame, "extension_start"),
+        "_API": (frame, "api"),
+        "_CONTEXT": (frame, "ctx"),
+        "_ARGUMENTS": (frame, "args.args"),
+        "_RESULTS": (frame, "rets.rets"),
+        "_ATTRIBUTES": (frame, "attrs.attrs"),
+        "_BUFFER_DATA": ("XLA_FFI_Buffer", "data"),
+        "_ARRAY_DATA": ("XLA_FFI_Array", "data"),
+        "_ERROR_CREATE": (api, "XLA_FFI_Error_Create"),
+        "_ERROR_DESTROY": (api, "XLA_FFI_Error_Destroy"),
+        "_SCHEDULE": (api, "XLA_FFI_ThreadPool_Schedule"),
+        "_NUM_THREADS": (api, "XLA_FFI_ThreadPool_NumThreads"),
+    }
+    checks = [
+        f"static_assert(offsetof({struct}, {field}) == {getattr(calls, name)});"
+        for name, (struct, field) in fields.items()
+    ]
+    checks.append(f"static_assert(XLA_FFI_API_MAJOR == {calls.VERSION[0]});")
+    source = tmp_path / "offsets.cc"
+    lines = ["#include <cstddef>", '#include "xla/ffi/api/c_api.h"', *checks]
+    source.write_text("\n".join(lines))
+    command = [compiler, "-std=c++17", "-fsyntax-only", "-Wno-invalid-offsetof"]
+    subprocess.run([*command, f"-I{jax.ffi.include_dir()}", str(source)], check=True)
 
 
 @pytest.mark.parametrize(("frame_bytes", "api_bytes"), [(160, 200), (168, 144)])

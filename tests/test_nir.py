@@ -12,17 +12,16 @@ import ds4nn_jax as ds
 from ds4nn_jax.networks import pretrained
 from ds4nn_jax.nir import from_nir, to_nir
 
+# Spec, shape of an image, padding, urgency, and pulses of the first layers.
 CASES = [
-    ("3C3-P2-4C3-P2-5", (8, 8, 2), "SAME"),
-    ("3C2-P3-6-4", (7, 10, 1), "VALID"),
-    ("4C3-P2-P2-3", (6, 8, 1), ((2, 2), (1, 1))),
-    ("12-7-3", (12,), "SAME"),
-    ("3C3s2-4C3-3", (9, 7, 2), "SAME"),
-    ("3C3s2-P2-3", (8, 8, 1), ((1, 1), (1, 1))),
-    ("3C2s2-3", (8, 6, 1), "VALID"),
+    ("3C3-P2-4C3-P2-5", (8, 8, 2), "SAME", 0.25, (7, 3)),
+    ("3C2-P3-6-4", (7, 10, 1), "VALID", 0.0, ()),
+    ("4C3-P2-P2-3", (6, 8, 1), ((2, 2), (1, 1)), 0.0, (20, 0)),
+    ("12-7-3", (12,), "SAME", 0.25, (7, 3)),
+    ("3C3s2-4C3-3", (9, 7, 2), "SAME", 0.0, ()),
+    ("3C3s2-P2-3", (8, 8, 1), ((1, 1), (1, 1)), 0.25, ()),
+    ("3C2s2-3", (8, 6, 1), "VALID", 0.25, (20, 0)),
 ]
-# Urgency, and pulses in the first layer or in all of them.
-EXTRAS = [(0.0, ()), (0.25, ()), (0.0, (20, 0)), (0.25, (7, 3))]
 
 
 def network_of(spec, shape, padding, seed=0, pulses=()):
@@ -104,9 +103,10 @@ def channels_first(image):
     return np.moveaxis(image, -1, 0) if image.ndim == 3 else image
 
 
-@pytest.mark.parametrize("urgency, pulses", EXTRAS)
-@pytest.mark.parametrize("spec, shape, padding", CASES)
-def test_the_graph_fires_as_the_network(spec, shape, padding, urgency, pulses):
+@pytest.mark.parametrize("spec, shape, padding, urgency, pulses", CASES)
+def test_the_graph_fires_as_the_network_and_leads_back_to_it(
+    spec, shape, padding, urgency, pulses, tmp_path
+):
     network, params = network_of(spec, shape, padding, pulses=pulses)
     network = network.clone(urgency=urgency)
     images = np.random.default_rng(1).integers(0, 21, (6, *shape)).astype(np.float32)
@@ -121,23 +121,19 @@ def test_the_graph_fires_as_the_network(spec, shape, padding, urgency, pulses):
             np.testing.assert_array_equal(first[name], expected, err_msg=name)
             spikes += int((expected < 20).sum())
     assert spikes > 30
-
-
-@pytest.mark.parametrize("urgency, pulses", [*EXTRAS, (0.3, ())])
-@pytest.mark.parametrize("spec, shape, padding", CASES)
-def test_there_and_back(spec, shape, padding, urgency, pulses, tmp_path):
-    network, params = network_of(spec, shape, padding, pulses=pulses)
-    network = network.clone(urgency=urgency)
-    nir.write(tmp_path / "net.nir", to_nir(network, params, shape))
+    nir.write(tmp_path / "net.nir", graph)
     again, found = from_nir(nir.read(tmp_path / "net.nir"), num_steps=20)
-    assert (again.spec, again.threshold) == (network.spec, 8.0)
-    assert again.urgency == urgency
-    assert again.pulse_counts == network.pulse_counts
+    for name in ("spec", "threshold", "urgency", "pulse_counts"):
+        assert getattr(again, name) == getattr(network, name), name
     jax.tree.map(np.testing.assert_array_equal, found, params)
-    times = np.random.default_rng(2).integers(0, 21, (3, *shape)).astype(np.float32)
-    np.testing.assert_array_equal(
-        again.apply(found, times), network.apply(params, times)
-    )
+    np.testing.assert_array_equal(again.apply(found, images), trace.times[-1])
+
+
+def test_decimals_come_back():
+    network, params = network_of("12-7-3", (12,), "SAME")
+    graph = to_nir(network.clone(urgency=0.3, threshold=0.7), params, (12,))
+    again, _ = from_nir(graph, num_steps=20)
+    assert (again.urgency, again.threshold) == (0.3, 0.7)
 
 
 def test_whole_numbers_there_and_back():
@@ -170,7 +166,7 @@ def test_a_graph_that_begins_with_flatten():
 
 
 @pytest.mark.parametrize("spec, image", [("16-3", (4, 4)), ("3C3-P2-3", (8, 8))])
-@pytest.mark.parametrize("front", [(), (1,), (1, 1)])
+@pytest.mark.parametrize("front", [(), (1, 1)])
 def test_inputs_without_channels_or_with_a_batch_axis(spec, image, front):
     network, params = network_of(spec, (*image, 1), "SAME")
     graph = to_nir(network, params, (*image, 1))
@@ -182,8 +178,9 @@ def test_inputs_without_channels_or_with_a_batch_axis(spec, image, front):
 
 
 @pytest.mark.parametrize("spec, shape", [("64-5-3", (64,)), ("3C3-P2-3", (8, 8, 1))])
-@pytest.mark.parametrize("size", [None, [1]])
-@pytest.mark.parametrize("thresholds", ["all", "one", "channels"])
+@pytest.mark.parametrize(
+    "size, thresholds", [(None, "all"), ([1], "one"), ([1], "channels")]
+)
 def test_what_other_exporters_leave_out(spec, shape, size, thresholds):
     """The input's shape, and thresholds of each neuron."""
     network, params = network_of(spec, shape, "SAME")

@@ -35,7 +35,7 @@ def network_of(spec, shape, rng, **attributes):
     return network, jax.tree.map(weights, params)
 
 
-@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("bits", [1, 2, 3, 8])
 def test_rounding_by_hand(bits, rng):
     """q and θ_c of a channel, and pulses whose sums are nearest."""
     kernel = rng.normal(0, 20, (30, 3)).astype(np.float32)
@@ -67,7 +67,7 @@ def test_rounding_by_hand(bits, rng):
     assert whole.threshold == params["params"]["dense2"]["threshold"][0]
 
 
-@pytest.mark.parametrize("bits", [1, 3, 8])
+@pytest.mark.parametrize("bits", [1, 3])
 def test_equal_everywhere(bits, rng):
     """Engines, precisions and NumPy, with pulses and an urgency; and what training
     sees, in mV; and what is read back from a file."""
@@ -172,7 +172,7 @@ def test_training_sees_whole_numbers_and_goes_on_from_them(tmp_path):
     assert jax.tree.all(jax.tree.map(np.array_equal, back, last.params))
 
 
-@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("bits", [1, 2, 5, 8])
 def test_files_take_the_bits_they_need(bits, tmp_path, rng):
     most = max(1, 2 ** (bits - 1) - 1)
     kernel = rng.integers(-most, most + 1, (101, 7)).astype(np.int8)

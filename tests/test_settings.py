@@ -76,17 +76,14 @@ def layers(a):
         augmentation.flip(key, a["images"]),
         ds.encode(a["images"], num_steps=T),
         ds.encode(a["images"] / np.float32(255), num_steps=T),
-        ds.raster(times, num_steps=T),
-        ds.decode(times, num_steps=T),
         ds.dense(flats, a["kernel"], **shared),
         ds.dense(flats, a["kernel"], **pulses, **shared),
         ds.conv(times, a["window"], **shared),
         ds.conv(times, a["window"], surrogate="window", engine="scan", **shared),
-        ds.conv_pool(times, a["window"], pulses=a["of_window"], **shared),
+        ds.conv(times, a["window"], pulses=a["of_window"], **shared),
         ds.earliest_pool(times),
         ds.membrane_potentials(flats, a["kernel"], **pulses, **by_step),
         ds.decision_potentials(flats, a["kernel"], **pulses, **shared),
-        ds.peak_potentials(times, a["window"], pulses=a["of_window"], **by_step),
     )
 
 

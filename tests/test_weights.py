@@ -42,33 +42,24 @@ def test_round_trip(saved, network, params):
     )
 
 
-def test_numbers_of_numpy(tmp_path, params):
+def test_numbers_of_numpy_and_settings_come_back(tmp_path, params):
     network = ds.SpikingNetwork.from_spec(
         "4C3-P2-10",
         num_steps=np.int64(50),
         threshold=np.float32(20),
         urgency=jnp.float32(0.5),
         pulses=np.array([0, 0]),
+        padding=[[1, 0], [0, 1]],
     )
     notes = {"accuracy": np.longdouble(0.5), "steps": np.arange(2)}
     ds.save_weights(tmp_path / "w", network, params, notes=notes)
     loaded = ds.load_weights(tmp_path / "w", network=network)
     assert loaded.notes == {"accuracy": 0.5, "steps": [0, 1]}
     assert type(network.num_steps) is int and type(network.urgency) is float
+    network = ds.load_weights(tmp_path / "w").network
+    assert network.urgency == 0.5 and network.padding == ((1, 0), (0, 1))
     with pytest.raises(TypeError, match="notes must be what JSON can hold: set"):
         ds.save_weights(tmp_path / "w", network, params, notes={"x": {1}})
-
-
-def test_urgency_round_trip(tmp_path, network, params):
-    ds.save_weights(tmp_path / "w", network.clone(urgency=0.25), params)
-    assert ds.load_weights(tmp_path / "w").network.urgency == 0.25
-
-
-def test_explicit_padding_round_trip(tmp_path):
-    network = ds.SpikingNetwork.from_spec("4C3-10", padding=((1, 0), (0, 1)))
-    params = network.init(jax.random.key(0), jnp.zeros((1, 4, 4, 1)))
-    ds.save_weights(tmp_path / "w", network, params)
-    assert ds.load_weights(tmp_path / "w").network.padding == ((1, 0), (0, 1))
 
 
 @pytest.mark.parametrize(
@@ -139,7 +130,7 @@ def test_files_of_others(tmp_path, saved):
 def test_nothing_is_lost_when_saving_fails(saved, network, params, monkeypatch):
     before = saved.read_bytes()
     broken = jax.tree.map(lambda w: w * np.nan, params)
-    with pytest.raises(ValueError, match="NaN or infinite weights: nothing written"):
+    with pytest.raises(ValueError, match="kernel of conv1 must be finite"):
         ds.save_weights(saved, network, broken)
     with pytest.raises(ValueError, match="are not those of the network"):
         ds.save_weights(
@@ -159,10 +150,6 @@ def test_nothing_is_lost_when_saving_fails(saved, network, params, monkeypatch):
 def test_missing_directory(tmp_path, network, params):
     with pytest.raises(FileNotFoundError):
         ds.save_weights(tmp_path / "no" / "w", network, params)
-
-
-def test_readable_by_others(saved):
-    assert stat.S_IMODE(saved.stat().st_mode) == 0o644
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])

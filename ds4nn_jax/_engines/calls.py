@@ -32,7 +32,7 @@ OPTIONS: dict[str, Any] = dict(
     no_rewrites=True,
     pipeline_class=Linked,
 )
-LINE = 64  # bytes: vectors across two cache lines cost twice
+CACHE_LINE = 64  # bytes: vectors across two cache lines cost twice
 
 _malloc = types.ExternalFunction("malloc", types.intp(types.intp))
 _free = types.ExternalFunction("free", types.void(types.intp))
@@ -79,15 +79,15 @@ def result(frame, k):
 
 
 @njit(inline="always", **OPTIONS)
-def room(items, size_of):
-    """Bytes for so many items, whole cache lines."""
-    return (items * size_of + LINE - 1) // LINE * LINE
+def aligned_size(items, size_of):
+    """Bytes of so many items, rounded up to cache lines."""
+    return (items * size_of + CACHE_LINE - 1) // CACHE_LINE * CACHE_LINE
 
 
 @njit(**OPTIONS)
-def taken(at, items, kind, size_of):
-    """Memory for so many items at an address, and the address behind it."""
-    return array_at(at, kind), at + room(items, size_of)
+def allocate(at, items, kind, size_of):
+    """An array of so many items at an address, and the address behind it."""
+    return array_at(at, kind), at + aligned_size(items, size_of)
 
 
 @njit(**OPTIONS)
@@ -121,8 +121,8 @@ def _nothing_shared(plan):
 
 
 @njit(**OPTIONS)
-def _known(frame):
-    """Whether a call frame is large enough for all that is read of it."""
+def _fits(frame):
+    """Whether a call frame has all that is read of it."""
     if peek(frame) < _FRAME_BYTES or peek(peek(frame + _API)) < _API_BYTES:
         return False
     lists = peek(frame + _ARGUMENTS - 32), peek(frame + _RESULTS - 32)
@@ -190,7 +190,7 @@ def handler(cell, counts, part, memory, shared_bytes=_nothing_shared):
 
     @njit(**OPTIONS)
     def work(job):
-        """Takes parts while there are any; only then may the frame be looked at."""
+        """Computes parts while there are any; only then may it read the frame."""
         total, scratch = peek(job + _PARTS), 0
         while True:
             index = fetch_add(job + _NEXT, 1)
@@ -199,11 +199,11 @@ def handler(cell, counts, part, memory, shared_bytes=_nothing_shared):
             frame = peek(job + _FRAME)
             plan = plan_of(frame)
             if scratch == 0:
-                scratch = _malloc(memory(plan, np.intp(0))[-1] + LINE)
+                scratch = _malloc(memory(plan, np.intp(0))[-1] + CACHE_LINE)
             if scratch == 0:
                 fetch_add(job + _FAILED, 1)
             else:
-                aligned = (scratch + LINE - 1) // LINE * LINE
+                aligned = (scratch + CACHE_LINE - 1) // CACHE_LINE * CACHE_LINE
                 phase, shared = peek(job + _PHASE), peek(job + _SHARED)
                 part(frame, plan, phase, index, aligned, shared)
             fetch_add(job + _DONE, 1)
@@ -236,13 +236,13 @@ def handler(cell, counts, part, memory, shared_bytes=_nothing_shared):
             return 0
         if describe(address):
             return 0
-        if not _known(address):
+        if not _fits(address):
             message = text("ds4nn_jax: this version of XLA calls in another way")
             return _error(address, message, _UNIMPLEMENTED)
         plan = plan_of(address)
         size = shared_bytes(plan)
-        memory = _malloc(size + LINE) if size > 0 else 0
-        shared = (memory + LINE - 1) // LINE * LINE
+        memory = _malloc(size + CACHE_LINE) if size > 0 else 0
+        shared = (memory + CACHE_LINE - 1) // CACHE_LINE * CACHE_LINE
         complete, phase = size == 0 or memory != 0, np.intp(0)
         while complete:
             total = counts(plan, phase)

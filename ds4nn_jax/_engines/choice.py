@@ -1,8 +1,8 @@
-"""The choice between the engines, taken where a computation is lowered.
+"""The choice between the engines, made where a computation is lowered.
 
-The event engine computes on CPUs and on NVIDIA GPUs, if its kernels can be had;
-elsewhere, and where a program is to be exported (machine code of this process is of no
-use to another), the scan does. All mean the same.
+The event engine computes on CPUs and on NVIDIA GPUs, if its kernels are usable;
+elsewhere, and where a program is exported (another process cannot use the machine code
+of this one), the scan does. All mean the same.
 """
 
 import functools
@@ -22,7 +22,7 @@ from ds4nn_jax._engines import cuda as gpu
 from ds4nn_jax._engines import library
 from ds4nn_jax._engines.plan import Plan
 
-_MOST_SUMS = 2**26  # of weights, in all parts of a call for several networks
+_MOST_SUMS = 2**26  # gradients of weights, in all parts of a call for several networks
 
 
 def call(
@@ -75,11 +75,11 @@ def choose(
     only: bool = False,
     cuda: Callable | None = None,
 ) -> Any:
-    """event(*arrays) on a CPU where its `kernel` can be had, else scan(*arrays).
+    """event(*arrays) on a CPU where its `kernel` is usable, else scan(*arrays).
 
     Where there is a `cuda`, it takes the place of `event` on an NVIDIA GPU. All mean
-    the same and give arrays like `shapes`. With `only`, the event engine is
-    asked for by name: no other will do.
+    the same and give arrays like `shapes`. With `only` another engine than this is an
+    error.
     """
     leaves, structure = jax.tree.flatten(shapes)
     if 0 in arrays[0].shape:
@@ -88,14 +88,14 @@ def choose(
     if only:
         library.require(kernel, arrays[0].dtype.name)
     static = tuple((leaf.shape, jnp.dtype(leaf.dtype)) for leaf in leaves)
-    found = engine_p.bind(
+    results = engine_p.bind(
         *arrays,
         kernel=kernel,
         event=functools.partial(_leaves, event),
         scan=functools.partial(_leaves, scan),
         cuda=cuda and functools.partial(_leaves, cuda),
         shapes=static,
-        # A backward pass sums what weights learn over the images.
+        # A backward pass sums the gradients of weights over the images.
         of_images=tuple(
             k not in (1, 2) if kernel == "backward" else k == 0
             for k in range(len(arrays))
@@ -104,7 +104,7 @@ def choose(
         only=only,
         partitioned=_partitioned(),
     )
-    return jax.tree.unflatten(structure, found)
+    return jax.tree.unflatten(structure, results)
 
 
 @functools.cache
@@ -157,7 +157,7 @@ def _mapped(arrays, axes, *, event, scan, cuda, shapes, of_images, summed, **sta
             return functools.partial(_over_images, engine)
         return jax.vmap(engine, tuple(0 if m else None for m in moving))
 
-    found = engine_p.bind(
+    results = engine_p.bind(
         *arrays,
         event=mapped(event),
         scan=mapped(scan),
@@ -167,13 +167,13 @@ def _mapped(arrays, axes, *, event, scan, cuda, shapes, of_images, summed, **sta
         summed=(False,) * len(shapes),
         **static,
     )
-    return found, [0] * len(shapes)
+    return results, [0] * len(shapes)
 
 
 def _over_images(event: Callable, images: jax.Array, *others: jax.Array) -> list:
     size, batch = images.shape[:2]
-    found = event(images.reshape(size * batch, *images.shape[2:]), *others)
-    return [x.reshape(size, batch, *x.shape[1:]) for x in found]
+    results = event(images.reshape(size * batch, *images.shape[2:]), *others)
+    return [x.reshape(size, batch, *x.shape[1:]) for x in results]
 
 
 batching.primitive_batchers[engine_p] = _mapped
@@ -184,7 +184,7 @@ def _lower_for_cpu(ctx, *operands, kernel, event, scan, **static):
     dtype = ctx.avals_in[0].dtype.name
     if exporting or not library.usable(kernel, dtype):
         return mlir.lower_fun(scan, multiple_results=True)(ctx, *operands)
-    return _shared_out(ctx, *operands, engine=event, **static)
+    return _partition(ctx, *operands, engine=event, **static)
 
 
 def _lower_for_cuda(ctx, *operands, cuda, **static):
@@ -192,10 +192,10 @@ def _lower_for_cuda(ctx, *operands, cuda, **static):
     dtypes = {aval.dtype.name for aval in ctx.avals_in}
     if cuda is None or exporting or not all(map(gpu.usable, dtypes)):
         return _lower_elsewhere(ctx, *operands, **static)
-    return _shared_out(ctx, *operands, engine=cuda, **static)
+    return _partition(ctx, *operands, engine=cuda, **static)
 
 
-def _shared_out(ctx, *operands, engine, of_images, summed, **static):
+def _partition(ctx, *operands, engine, of_images, summed, **static):
     """Lowers an engine so that each of several devices computes its own images."""
     context = ctx.module_context.axis_context
     if len(getattr(context, "device_assignment", None) or ()) < 2:
@@ -210,10 +210,10 @@ def _shared_out(ctx, *operands, engine, of_images, summed, **static):
         by_image = NamedSharding(mesh, PartitionSpec(*axes))
 
         def compute(*arrays):
-            found = engine(*arrays)
+            results = engine(*arrays)
             if not axes or axes[0] is None:
-                return found
-            pairs = zip(found, summed, strict=True)
+                return results
+            pairs = zip(results, summed, strict=True)
             return [jax.lax.psum(x, axes[0]) if total else x for x, total in pairs]
 
         to_results = [everywhere if total else by_image for total in summed]
@@ -221,18 +221,18 @@ def _shared_out(ctx, *operands, engine, of_images, summed, **static):
         return mesh, compute, to_results, tuple(of_arrays)
 
     def rule(mesh, arrays, results):
-        """Factors "b" of images; all others are of one array, and whole."""
+        """Factor "b" is the images; each other factor is one array's, and not split."""
         pairs = [*zip(arrays, of_images, strict=True)]
         pairs += [(x, not total) for x, total in zip(results, summed, strict=True)]
         names = [
             ["b" if images and axis == 0 else f"x{k}_{axis}" for axis in range(x.rank)]
             for k, (x, images) in enumerate(pairs)
         ]
-        whole = tuple(name for of_one in names for name in of_one if name != "b")
-        words = [" ".join(of_one) for of_one in names]
+        replicated = tuple(name for axes in names for name in axes if name != "b")
+        words = [" ".join(axes) for axes in names]
         sides = words[: len(arrays)], words[len(arrays) :]
         text = " -> ".join(", ".join(side) for side in sides)
-        return text, dict(need_replication_factors=whole)
+        return text, dict(need_replication_factors=replicated)
 
     shared = custom_partitioning(engine)
     shared.def_partition(partition=partition, sharding_rule=rule)

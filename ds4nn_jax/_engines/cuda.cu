@@ -1,7 +1,7 @@
 // The event engine for CUDA: every synapse acts at most once.
 //
 // A dense layer is a 1×1 convolution of a 1×1 image. Axes: B images, H W places, I
-// inputs, O outputs, T steps, P reference pulses, K = kh·kw·I rows of a window, M members
+// inputs, O outputs, T steps, P reference pulses, K = kh·kw·I rows of a window, M windows
 // of a pooling window. A cell is a place of an image behind the pooling. Images come
 // padded with silent inputs, so that no window reaches beyond them.
 //
@@ -50,7 +50,7 @@ struct Plan {
   }
   __host__ __device__ int places() const { return out_height * out_width; }
   __host__ __device__ int cells() const { return images * places(); }
-  __host__ __device__ int members() const { return pool_rows * pool_columns; }
+  __host__ __device__ int pool_size() const { return pool_rows * pool_columns; }
   __host__ __device__ int size() const { return rows * columns * inputs; }
   __host__ __device__ int image() const {
     return padded_height * padded_width * inputs;
@@ -95,28 +95,28 @@ __host__ __device__ int step_of(unsigned event) {
 }
 
 // How the forward pass is laid out: a block computes `lanes` outputs of a place, behind
-// the pooling, with `threads` threads for each of `at_once` member windows.
+// the pooling, with `threads` threads for each of `at_once` windows.
 struct Layout {
   int lanes, threads, at_once;
   int events;     // K + P, in whole groups
   int segments;   // parts of a window that are counted apart; 0: ranked
   int window;     // bytes of a window: events, steps, counts, beginnings
-  int spikes;     // offset of the members' answers
+  int spikes;     // offset of the responses in the pooling window
   int by_step;    // offset of the spikes of each step
   int fetched;    // offset of the rows that a block fetches together
   int together;   // whether it does
   int bytes;
 
   explicit Layout(const Plan& plan) {
-    int count = plan.size() + plan.pulses, members = plan.members();
+    int count = plan.size() + plan.pulses, pool_size = plan.pool_size();
     lanes = whole(within(1, plan.outputs, 128), kWarp);
     threads = lanes;
-    together = members == 1 && plan.outputs <= kWarp && count > 256;
+    together = pool_size == 1 && plan.outputs <= kWarp && count > 256;
     if (count > kRanked) {
-      int most = members > 1 ? 256 : 512;
+      int most = pool_size > 1 ? 256 : 512;
       threads = within(together ? 256 : lanes, whole(up(count, 16), kWarp), most);
     }
-    at_once = within(1, 512 / threads, members);
+    at_once = within(1, 512 / threads, pool_size);
     events = whole(count, kGroup);
     segments = count > kRanked ? threads / kWarp : 0;
     int words = events + segments * plan.steps + plan.steps + 1;
@@ -218,7 +218,7 @@ __device__ int sorted(const Plan& plan, const Layout& layout, const float* windo
 // A neuron that integrates events.
 template <bool peaks>
 struct Neuron {
-  float v = 0, threshold, silent, spike, peak, until = 0;
+  float v = 0, threshold, silent, spike, peak, end = 0;
 
   // `at_once`: whether an event arrives at step 0. V(0) = 0 counts as a peak if not.
   __device__ Neuron(const Plan& plan, float threshold, bool at_once)
@@ -231,7 +231,7 @@ struct Neuron {
     float t = step_of(event);
     if (peaks && v > peak) {
       peak = v;
-      until = t;
+      end = t;
     }
     if (v >= threshold) spike = t;
   }
@@ -241,7 +241,7 @@ template <bool peaks>
 __global__ void __launch_bounds__(512)
     forward(Plan plan, Layout layout, const float* __restrict__ times,
             const float* __restrict__ weights, float* spike, float* potential,
-            float* until, float* member, int* counts) {
+            float* ends, float* argmin, int* counts) {
   SHARED(memory);
   int x = threadIdx.x, y = threadIdx.y, silent = plan.steps;
   int thread = y * layout.threads + x, threads = layout.at_once * layout.threads;
@@ -256,13 +256,13 @@ __global__ void __launch_bounds__(512)
   const float* own = weights + (o < plan.outputs ? o : plan.outputs - 1);
   // Thresholds are the last row of the weights.
   float threshold = own[(plan.size() + plan.pulses) * plan.outputs];
-  float best = silent, best_peak = 0, best_until = 0;
-  int best_member = -1;
+  float best = silent, best_peak = 0, best_end = 0;
+  int best_argmin = -1;
 
-  for (int start = 0; start < plan.members(); start += layout.at_once) {
+  for (int start = 0; start < plan.pool_size(); start += layout.at_once) {
     int m = start + y;
     const float* window = nullptr;
-    if (m < plan.members()) {
+    if (m < plan.pool_size()) {
       int down = m / plan.pool_columns, right = m - down * plan.pool_columns;
       int top = (row * plan.pool_rows + down) * plan.row_stride;
       int left = (column * plan.pool_columns + right) * plan.column_stride;
@@ -324,40 +324,40 @@ __global__ void __launch_bounds__(512)
         if (__all_sync(kAll, !computes || !neuron.waits())) break;
       }
     }
-    if (computes && m < plan.members()) {
+    if (computes && m < plan.pool_size()) {
       if (plan.counts && !neuron.waits()) {
         atomicAdd(by_step + static_cast<int>(neuron.spike), 1);
       }
-      if (best_member < 0 || neuron.spike < best) {
+      if (best_argmin < 0 || neuron.spike < best) {
         best = neuron.spike;
         best_peak = neuron.peak;
-        best_until = neuron.until;
-        best_member = m;
+        best_end = neuron.end;
+        best_argmin = m;
       }
     }
-    if (start + layout.at_once < plan.members()) __syncthreads();
+    if (start + layout.at_once < plan.pool_size()) __syncthreads();
   }
 
-  if (layout.at_once > 1) {  // the first of the members that fire first
+  if (layout.at_once > 1) {  // of the first to fire the first in row order
     float* spikes = reinterpret_cast<float*>(memory + layout.spikes);
     int all = layout.at_once * layout.lanes, at = y * layout.lanes + x;
-    int* members = reinterpret_cast<int*>(spikes + 3 * all);
+    int* argmins = reinterpret_cast<int*>(spikes + 3 * all);
     if (x < layout.lanes) {
       spikes[at] = best;
       spikes[all + at] = best_peak;
-      spikes[2 * all + at] = best_until;
-      members[at] = best_member;
+      spikes[2 * all + at] = best_end;
+      argmins[at] = best_argmin;
     }
     __syncthreads();
     if (computes && y == 0) {
       for (int other = 1; other < layout.at_once; ++other) {
         at = other * layout.lanes + x;
         float t = spikes[at];
-        if (t < best || (t == best && members[at] < best_member)) {
+        if (t < best || (t == best && argmins[at] < best_argmin)) {
           best = t;
           best_peak = spikes[all + at];
-          best_until = spikes[2 * all + at];
-          best_member = members[at];
+          best_end = spikes[2 * all + at];
+          best_argmin = argmins[at];
         }
       }
     }
@@ -367,9 +367,9 @@ __global__ void __launch_bounds__(512)
     spike[at] = best;
     if (peaks) {
       potential[at] = best_peak;
-      until[at] = best_until;
+      ends[at] = best_end;
     }
-    if (plan.members() > 1) member[at] = best_member;
+    if (plan.pool_size() > 1) argmin[at] = best_argmin;
     if (plan.counts > 1 && best < silent) {
       atomicAdd(by_step + silent + static_cast<int>(best), 1);
     }
@@ -385,14 +385,14 @@ __global__ void __launch_bounds__(512)
 
 // ---- Backward: weights ----------------------------------------------------------------
 
-// A neuron with an error: what there is to learn, and from which window.
-struct __align__(16) Lesson {
-  float delta, until;
+// A neuron with an error: its error and its window.
+struct __align__(16) ErrorEntry {
+  float delta, end;
   int at;     // weights: the window's corner in the padded images; times: the output
   int where;  // times: row and column of the corner, 16 bits each
 };
 
-// Where the window of a member begins, from the corner of its pooling window's first.
+// Where the m-th window of a pooling window begins, from the corner of its first.
 __device__ int corner(const Plan& plan, int row, int column, int m) {
   int down = m / plan.pool_columns, right = m - down * plan.pool_columns;
   int top = (row * plan.pool_rows + down) * plan.row_stride;
@@ -402,11 +402,11 @@ __device__ int corner(const Plan& plan, int row, int column, int m) {
 
 // Sums over the cells are taken in parts, whose number depends on shapes alone.
 struct Parts {
-  int few;     // rows of weights that are learnt neuron by neuron, pulses included
-  int listed;  // whether a window's rows are taught by lists
+  int few;     // rows of weights whose gradient is summed neuron by neuron, pulses included
+  int listed;  // whether a window's rows are active by lists
   int splits, cells;          // of the lists, and cells of a split
   int few_splits, few_cells;  // of the others
-  int64_t lessons, lengths, sums, few_sums, bytes;  // offsets
+  int64_t entries, lengths, sums, few_sums, bytes;  // offsets
 
   explicit Parts(const Plan& plan) {
     int64_t all = plan.cells(), size = plan.size(), outputs = plan.outputs;
@@ -418,8 +418,8 @@ struct Parts {
     few_cells = up(all, within<int64_t>(1, all / 64, 128));
     few_splits = up(all, few_cells);
     int64_t lists = listed ? splits * outputs : 0;
-    lessons = 0;
-    lengths = lessons + lists * cells * 16;
+    entries = 0;
+    lengths = entries + lists * cells * 16;
     sums = lengths + lists * 4;
     few_sums = sums + lists * size * 4;
     bytes = few_sums + static_cast<int64_t>(few_splits) * few * outputs * 4;
@@ -427,9 +427,9 @@ struct Parts {
 };
 
 // Lists the neurons of every output that have an error, split by split.
-__global__ void list_by_output(Plan plan, Parts parts, const float* __restrict__ until,
+__global__ void list_by_output(Plan plan, Parts parts, const float* __restrict__ ends,
                                const float* __restrict__ delta,
-                               const float* __restrict__ member, Lesson* lessons,
+                               const float* __restrict__ argmin, ErrorEntry* entries,
                                int* lengths) {
   int o = blockIdx.x * blockDim.x + threadIdx.x;
   int split = blockIdx.y * blockDim.y + threadIdx.y;
@@ -437,7 +437,7 @@ __global__ void list_by_output(Plan plan, Parts parts, const float* __restrict__
   int first = split * parts.cells, end = first + parts.cells, places = plan.places();
   if (end > plan.cells()) end = plan.cells();
   int list = split * plan.outputs + o, n = 0;
-  Lesson* to = lessons + static_cast<int64_t>(list) * parts.cells;
+  ErrorEntry* to = entries + static_cast<int64_t>(list) * parts.cells;
 #pragma unroll 4
   for (int cell = first; cell < end; ++cell) {
     int64_t from = static_cast<int64_t>(cell) * plan.outputs + o;
@@ -445,8 +445,8 @@ __global__ void list_by_output(Plan plan, Parts parts, const float* __restrict__
     if (error == 0) continue;
     int b = cell / places, place = cell - b * places, row = place / plan.out_width;
     int column = place - row * plan.out_width;
-    int m = plan.members() > 1 ? static_cast<int>(member[from]) : 0;
-    float limit = until[from], last = plan.steps - 1;
+    int m = plan.pool_size() > 1 ? static_cast<int>(argmin[from]) : 0;
+    float limit = ends[from], last = plan.steps - 1;
     to[n++] = {error, limit < last ? limit : last,
                b * plan.image() + corner(plan, row, column, m), 0};
   }
@@ -455,14 +455,14 @@ __global__ void list_by_output(Plan plan, Parts parts, const float* __restrict__
 
 constexpr int kRows = 4;  // of a window, for each thread
 
-// sums[split, o, k] −= δ of the neurons that heard row k. A thread has rows of an output.
+// sums[split, o, k] −= δ of the neurons with row k up to their end. A thread: rows of one o.
 __global__ void __launch_bounds__(256)
-    teach_by_list(Plan plan, Parts parts, const float* __restrict__ times,
-                  const Lesson* __restrict__ lessons, const int* __restrict__ lengths,
+    scatter_by_list(Plan plan, Parts parts, const float* __restrict__ times,
+                  const ErrorEntry* __restrict__ entries, const int* __restrict__ lengths,
                   float* sums) {
   int size = plan.size(), list = blockIdx.z * plan.outputs + blockIdx.y;
   int first = blockIdx.x * kRows * blockDim.x + threadIdx.x;
-  const Lesson* from = lessons + static_cast<int64_t>(list) * parts.cells;
+  const ErrorEntry* from = entries + static_cast<int64_t>(list) * parts.cells;
   int n = lengths[list], offset[kRows];
   float sum[kRows];
 #pragma unroll
@@ -473,11 +473,11 @@ __global__ void __launch_bounds__(256)
   }
 #pragma unroll 4
   for (int e = 0; e < n; ++e) {
-    Lesson lesson = from[e];
-    const float* window = times + lesson.at;
+    ErrorEntry entry = from[e];
+    const float* window = times + entry.at;
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      if (window[offset[r]] <= lesson.until) sum[r] -= lesson.delta;
+      if (window[offset[r]] <= entry.end) sum[r] -= entry.delta;
     }
   }
 #pragma unroll
@@ -499,12 +499,12 @@ __global__ void collect_lists(Plan plan, Parts parts, const float* __restrict__ 
   d_kernel[static_cast<int64_t>(k) * plan.outputs + o] = sum;
 }
 
-// As the lists teach, for few rows: those of a small window, then the pulses.
+// As by list, for few rows: those of a small window, then the pulses.
 // sums[split, row, o]; a thread has one row of an output.
-__global__ void teach_few(Plan plan, Parts parts, const float* __restrict__ times,
-                          const float* __restrict__ until,
+__global__ void scatter_few(Plan plan, Parts parts, const float* __restrict__ times,
+                          const float* __restrict__ ends,
                           const float* __restrict__ delta,
-                          const float* __restrict__ member, float* sums) {
+                          const float* __restrict__ argmin, float* sums) {
   int o = blockIdx.x * blockDim.x + threadIdx.x;
   int r = blockIdx.y * blockDim.y + threadIdx.y, split = blockIdx.z;
   if (o >= plan.outputs || r >= parts.few) return;
@@ -522,10 +522,10 @@ __global__ void teach_few(Plan plan, Parts parts, const float* __restrict__ time
     if (error != 0) {
       float t = pulse;
       if (p < 0) {
-        int m = plan.members() > 1 ? static_cast<int>(member[from]) : 0;
+        int m = plan.pool_size() > 1 ? static_cast<int>(argmin[from]) : 0;
         t = times[b * plan.image() + corner(plan, row, column, m) + offset];
       }
-      float limit = until[from];
+      float limit = ends[from];
       if (t <= (limit < last ? limit : last)) sum -= error;
     }
     if (++column == plan.out_width) {
@@ -560,9 +560,9 @@ __global__ void collect_few(Plan plan, Parts parts, const float* __restrict__ su
 // ---- Backward: spike times ------------------------------------------------------------
 
 // Lists the neurons of every cell that have an error. A warp has a cell.
-__global__ void list_by_cell(Plan plan, const float* __restrict__ until,
+__global__ void list_by_cell(Plan plan, const float* __restrict__ ends,
                              const float* __restrict__ delta,
-                             const float* __restrict__ member, Lesson* lessons,
+                             const float* __restrict__ argmin, ErrorEntry* entries,
                              int* lengths) {
   int lane = threadIdx.x, cell = blockIdx.x * blockDim.y + threadIdx.y, n = 0;
   if (cell >= plan.cells()) return;  // a warp as a whole
@@ -573,27 +573,27 @@ __global__ void list_by_cell(Plan plan, const float* __restrict__ until,
   for (int start = 0; start < plan.outputs; start += kWarp) {
     int o = start + lane;
     float error = o < plan.outputs ? delta[all + o] : 0;
-    unsigned taught = __ballot_sync(kAll, error != 0);
+    unsigned active = __ballot_sync(kAll, error != 0);
     if (error != 0) {
-      int m = plan.members() > 1 ? static_cast<int>(member[all + o]) : 0;
+      int m = plan.pool_size() > 1 ? static_cast<int>(argmin[all + o]) : 0;
       int down = m / plan.pool_columns, right = m - down * plan.pool_columns;
       int top = (row * plan.pool_rows + down) * plan.row_stride;
       int left = (column * plan.pool_columns + right) * plan.column_stride;
-      float limit = until[all + o];
-      lessons[all + n + __popc(taught & ((1u << lane) - 1))] = {
+      float limit = ends[all + o];
+      entries[all + n + __popc(active & ((1u << lane) - 1))] = {
           error, limit < last ? limit : last, o * plan.size(), top << 16 | left};
     }
-    n += __popc(taught);
+    n += __popc(active);
   }
   if (lane == 0) lengths[cell] = n;
 }
 
-// d_t = Σ δ·w over the neurons that heard the input. A thread has `many` inputs of a
-// pixel, 32 apart; the lanes of a warp have neighbours. weights: [O, K].
+// d_t = Σ δ·w over the neurons whose end is not before the input. A thread has `many`
+// inputs of a pixel, 32 apart; the lanes of a warp have neighbours. weights: [O, K].
 template <int many>
 __global__ void __launch_bounds__(128, 12)
-    teach_times(Plan plan, const float* __restrict__ times,
-                const float* __restrict__ weights, const Lesson* __restrict__ lessons,
+    scatter_times(Plan plan, const float* __restrict__ times,
+                const float* __restrict__ weights, const ErrorEntry* __restrict__ entries,
                 const int* __restrict__ lengths, float* d_times) {
   int inputs = plan.inputs;
   int64_t thread = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -622,20 +622,20 @@ __global__ void __launch_bounds__(128, 12)
   for (int row = top / plan.pool_rows; row <= bottom; ++row) {
     for (int column = left / plan.pool_columns; column <= right; ++column) {
       int cell = (b * plan.out_height + row) * plan.out_width + column;
-      const Lesson* from = lessons + static_cast<int64_t>(cell) * plan.outputs;
+      const ErrorEntry* from = entries + static_cast<int64_t>(cell) * plan.outputs;
       int n = lengths[cell];
 #pragma unroll 2
       for (int e = 0; e < n; ++e) {
-        Lesson lesson = from[e];
-        int down = y - (lesson.where >> 16), across = x - (lesson.where & 0xffff);
+        ErrorEntry entry = from[e];
+        int down = y - (entry.where >> 16), across = x - (entry.where & 0xffff);
         if (down < 0 || down >= plan.rows || across < 0 || across >= plan.columns) {
           continue;
         }
         const float* w =
-            weights + lesson.at + (down * plan.columns + across) * inputs + i;
+            weights + entry.at + (down * plan.columns + across) * inputs + i;
 #pragma unroll
         for (int r = 0; r < many; ++r) {
-          if (t[r] <= lesson.until) sum[r] += lesson.delta * w[r * kWarp];
+          if (t[r] <= entry.end) sum[r] += entry.delta * w[r * kWarp];
         }
       }
     }
@@ -665,7 +665,7 @@ cudaError_t allow(int bytes) {
 
 ffi::Error run_forward(STREAM Words words, Floats times, Floats weights,
                        ffi::Result<Floats> spike, ffi::Result<Floats> potential,
-                       ffi::Result<Floats> until, ffi::Result<Floats> member,
+                       ffi::Result<Floats> ends, ffi::Result<Floats> argmin,
                        ffi::Result<Integers> counts) {
   Plan plan(words.begin());
   Layout layout(plan);
@@ -679,12 +679,12 @@ ffi::Error run_forward(STREAM Words words, Floats times, Floats weights,
   auto run = plan.flag ? forward<true> : forward<false>;
   LAUNCH(run, grid, block, layout.bytes, stream, plan, layout, times.typed_data(),
          weights.typed_data(), spike->typed_data(), potential->typed_data(),
-         until->typed_data(), member->typed_data(), counts->typed_data());
+         ends->typed_data(), argmin->typed_data(), counts->typed_data());
   return launched();
 }
 
-ffi::Error run_weights(STREAM Words words, Floats times, Floats until, Floats delta,
-                       Floats member, ffi::Result<Floats> d_kernel,
+ffi::Error run_weights(STREAM Words words, Floats times, Floats ends, Floats delta,
+                       Floats argmin, ffi::Result<Floats> d_kernel,
                        ffi::Result<Floats> d_pulses, ffi::Result<Integers> scratch) {
   Plan plan(words.begin());
   Parts parts(plan);
@@ -694,47 +694,47 @@ ffi::Error run_weights(STREAM Words words, Floats times, Floats until, Floats de
   float* few_sums = reinterpret_cast<float*>(at(parts.few_sums));
   int outputs = plan.outputs;
   if (parts.listed) {
-    Lesson* lessons = reinterpret_cast<Lesson*>(at(parts.lessons));
+    ErrorEntry* entries = reinterpret_cast<ErrorEntry*>(at(parts.entries));
     int* lengths = reinterpret_cast<int*>(at(parts.lengths));
     float* sums = reinterpret_cast<float*>(at(parts.sums));
     dim3 lists(up(outputs, kWarp), up(parts.splits, 4));
     LAUNCH(list_by_output, lists, dim3(kWarp, 4), 0, stream, plan, parts,
-           until.typed_data(), delta.typed_data(), member.typed_data(), lessons,
+           ends.typed_data(), delta.typed_data(), argmin.typed_data(), entries,
            lengths);
     int tiles = up(plan.size(), kRows * 256);
     int threads = whole(up(plan.size(), kRows * tiles), kWarp);
-    LAUNCH(teach_by_list, dim3(tiles, outputs, parts.splits), dim3(threads), 0, stream,
-           plan, parts, times.typed_data(), lessons, lengths, sums);
+    LAUNCH(scatter_by_list, dim3(tiles, outputs, parts.splits), dim3(threads), 0, stream,
+           plan, parts, times.typed_data(), entries, lengths, sums);
     LAUNCH(collect_lists, dim3(up(plan.size(), 128), outputs), dim3(128), 0, stream,
            plan, parts, sums, d_kernel->typed_data());
   }
   if (parts.few) {
     dim3 grid(up(outputs, kWarp), up(parts.few, 4), parts.few_splits);
-    LAUNCH(teach_few, grid, dim3(kWarp, 4), 0, stream, plan, parts, times.typed_data(),
-           until.typed_data(), delta.typed_data(), member.typed_data(), few_sums);
+    LAUNCH(scatter_few, grid, dim3(kWarp, 4), 0, stream, plan, parts, times.typed_data(),
+           ends.typed_data(), delta.typed_data(), argmin.typed_data(), few_sums);
     LAUNCH(collect_few, dim3(up(parts.few * outputs, 128)), dim3(128), 0, stream, plan,
            parts, few_sums, d_kernel->typed_data(), d_pulses->typed_data());
   }
   return launched();
 }
 
-ffi::Error run_times(STREAM Words words, Floats times, Floats weights, Floats until,
-                     Floats delta, Floats member, ffi::Result<Floats> d_times,
+ffi::Error run_times(STREAM Words words, Floats times, Floats weights, Floats ends,
+                     Floats delta, Floats argmin, ffi::Result<Floats> d_times,
                      ffi::Result<Integers> scratch) {
   Plan plan(words.begin());
-  Lesson* lessons = reinterpret_cast<Lesson*>(scratch->typed_data());
+  ErrorEntry* entries = reinterpret_cast<ErrorEntry*>(scratch->typed_data());
   int64_t cells = plan.cells();
-  int* lengths = reinterpret_cast<int*>(lessons + cells * plan.outputs);
+  int* lengths = reinterpret_cast<int*>(entries + cells * plan.outputs);
   LAUNCH(list_by_cell, dim3(up(cells, 4)), dim3(kWarp, 4), 0, stream, plan,
-         until.typed_data(), delta.typed_data(), member.typed_data(), lessons, lengths);
+         ends.typed_data(), delta.typed_data(), argmin.typed_data(), entries, lengths);
   int64_t all = static_cast<int64_t>(plan.images) * plan.height * plan.width;
   all *= plan.inputs;
   // Several inputs a thread, where enough threads are left to fill a GPU.
   int many = plan.inputs % 128 == 0 && all >= 4 * 100000 ? 4 : 1;
   if (many == 1 && plan.inputs % 64 == 0 && all >= 2 * 100000) many = 2;
-  auto run = many == 4 ? teach_times<4> : many == 2 ? teach_times<2> : teach_times<1>;
+  auto run = many == 4 ? scatter_times<4> : many == 2 ? scatter_times<2> : scatter_times<1>;
   LAUNCH(run, dim3(up(all / many, 128)), dim3(128), 0, stream, plan, times.typed_data(),
-         weights.typed_data(), lessons, lengths, d_times->typed_data());
+         weights.typed_data(), entries, lengths, d_times->typed_data());
   return launched();
 }
 
@@ -767,9 +767,9 @@ extern "C" const char* ds4nn_fault() {
     if (error == cudaSuccess) error = cudaFuncGetAttributes(&found, kernel);
   };
   load(forward<false>), load(forward<true>);
-  load(list_by_output), load(teach_by_list), load(collect_lists);
-  load(teach_few), load(collect_few), load(list_by_cell);
-  load(teach_times<1>), load(teach_times<2>), load(teach_times<4>);
+  load(list_by_output), load(scatter_by_list), load(collect_lists);
+  load(scatter_few), load(collect_few), load(list_by_cell);
+  load(scatter_times<1>), load(scatter_times<2>), load(scatter_times<4>);
   cudaGetLastError();
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }

@@ -23,9 +23,9 @@ import jaxlib
 import numpy as np
 
 from ds4nn_jax._engines import library, scan
-from ds4nn_jax._engines.shapes import Shape, geometry, response
+from ds4nn_jax._engines.shapes import Shape, geometry, needed, response
 from ds4nn_jax._engines.synapse import NO_POOL, Dense, Response, Synapse
-from ds4nn_jax._files import whole
+from ds4nn_jax._files import atomic_file
 
 SOURCE = Path(__file__).with_name("cuda.cu")
 HANDLERS = ("forward", "weights", "times")
@@ -46,8 +46,8 @@ def forward(
     counts: bool = False,
 ) -> Response:
     """As `scan.forward`, which takes over where a layer is too large for a kernel."""
-    asked: Any = dict(num_steps=num_steps, peaks=peaks, pool=pool, counts=counts)
-    shapes = response(synapse, times, kernel, **asked)
+    settings: Any = dict(num_steps=num_steps, peaks=peaks, pool=pool, counts=counts)
+    shapes = response(synapse, times, kernel, **settings)
     plan = _plan(
         synapse,
         (times, kernel, pulses, shapes.times),
@@ -57,17 +57,15 @@ def forward(
         counts=0 if shapes.counts is None else shapes.counts.shape[1],
     )
     if _scratch(_FORWARD, plan) is None:
-        return scan.forward(synapse, times, kernel, pulses, threshold, **asked)
+        return scan.forward(synapse, times, kernel, pulses, threshold, **settings)
     rows = kernel.reshape(-1, kernel.shape[-1])
     rows = jnp.concatenate([rows, pulses, threshold[None]])
-    # Each result has its place; those that were not asked for are one number.
-    unasked = [Shape((1,), times.dtype)] * 4 + [Shape((1,), jnp.int32)]
-    pairs = zip(shapes, unasked, strict=True)
+    # The kernel always has five results; those that nobody needs are one number.
+    unneeded = [Shape((1,), times.dtype)] * 4 + [Shape((1,), jnp.int32)]
+    pairs = zip(shapes, unneeded, strict=True)
     results = [small if shape is None else shape for shape, small in pairs]
-    found = _call("forward", results, plan, _padded(synapse, times, num_steps), rows)
-    answers = zip(shapes, found, strict=True)
-    given: Any = (None if shape is None else x for shape, x in answers)
-    return Response(*given)
+    arrays = _call("forward", results, plan, _padded(synapse, times, num_steps), rows)
+    return needed(shapes, arrays)
 
 
 def backward(
@@ -75,9 +73,9 @@ def backward(
     times: jax.Array,
     kernel: jax.Array,
     pulses: jax.Array,
-    until: jax.Array,
+    end: jax.Array,
     delta: jax.Array,
-    member: jax.Array | None = None,
+    argmin: jax.Array | None = None,
     *,
     num_steps: int,
     silent_inputs: bool,
@@ -89,27 +87,29 @@ def backward(
     """
     shaping = times, kernel, pulses, delta
     plan = _plan(synapse, shaping, pool, steps=num_steps, flag=silent_inputs)
-    room_weights, room_times = _scratch(_WEIGHTS, plan), _scratch(_TIMES, plan)
-    if room_weights is None or room_times is None:
-        arrays = times, kernel, pulses, until, delta, member
-        asked: Any = dict(num_steps=num_steps, silent_inputs=silent_inputs, pool=pool)
-        return scan.backward(synapse, *arrays, **asked)
-    taught = until, delta, until if member is None else member
+    words_weights, words_times = _scratch(_WEIGHTS, plan), _scratch(_TIMES, plan)
+    if words_weights is None or words_times is None:
+        arrays = times, kernel, pulses, end, delta, argmin
+        settings: Any = dict(
+            num_steps=num_steps, silent_inputs=silent_inputs, pool=pool
+        )
+        return scan.backward(synapse, *arrays, **settings)
+    errors = end, delta, end if argmin is None else argmin
     rows = kernel.reshape(-1, kernel.shape[-1])
-    learnt = (max(1, len(pulses)), rows.shape[1])  # there is no empty result
+    pulsed = (max(1, len(pulses)), rows.shape[1])  # there is no empty result
     d_kernel, d_pulses, _ = _call(
         "weights",
         [
             Shape(kernel.shape, times.dtype),
-            Shape(learnt, times.dtype),
-            Shape((max(1, room_weights),), jnp.int32),
+            Shape(pulsed, times.dtype),
+            Shape((max(1, words_weights),), jnp.int32),
         ],
         plan,
         _padded(synapse, times, num_steps),
-        *taught,
+        *errors,
     )
-    results = [Shape(times.shape, times.dtype), Shape((room_times,), jnp.int32)]
-    d_times, _ = _call("times", results, plan, times, rows.T, *taught)
+    results = [Shape(times.shape, times.dtype), Shape((words_times,), jnp.int32)]
+    d_times, _ = _call("times", results, plan, times, rows.T, *errors)
     return d_times, d_kernel, d_pulses[: len(pulses)]
 
 
@@ -142,8 +142,8 @@ def _call(name: str, results, plan, *arrays: jax.Array) -> list[jax.Array]:
 def _scratch(which: int, plan: np.ndarray) -> int | None:
     """The int32 words of memory that a pass needs; None if it is too large."""
     words = (ctypes.c_int64 * len(plan))(*plan)
-    found = _kernels().ds4nn_scratch(which, words)
-    return None if found < 0 else found
+    needed_words = _loaded().ds4nn_scratch(which, words)
+    return None if needed_words < 0 else needed_words
 
 
 def usable(dtype: str) -> bool:
@@ -151,19 +151,11 @@ def usable(dtype: str) -> bool:
     if dtype != "float32":
         return False
     with _LOCK:
-        found = _loaded()
-    if isinstance(found, library.Unusable):
-        library.warn(f"ds4nn_jax computes without its CUDA kernels, slower: {found}")
+        loaded = _loaded()
+    if isinstance(loaded, library.Unusable):
+        library.warn(f"ds4nn_jax computes without its CUDA kernels, slower: {loaded}")
         return False
-    return found is not None
-
-
-def _kernels() -> Any:
-    """The loaded library."""
-    found = _loaded()
-    if found is None or isinstance(found, Exception):
-        raise RuntimeError("the CUDA kernels are not loaded")
-    return found
+    return loaded is not None
 
 
 @functools.cache
@@ -173,11 +165,11 @@ def _loaded() -> Any:
         devices = jax.local_devices(backend="cuda")
     except RuntimeError:
         return None  # lowered for another machine
-    found = {str(getattr(device, "compute_capability", "")) for device in devices}
-    capabilities = sorted(c.replace(".", "") for c in found if c)
-    chosen = [f"-gencode=arch=compute_{c},code=sm_{c}" for c in capabilities]
+    capabilities = {str(getattr(x, "compute_capability", "")) for x in devices}
+    numbers = sorted(c.replace(".", "") for c in capabilities if c)
+    options = [f"-gencode=arch=compute_{c},code=sm_{c}" for c in numbers]
     try:
-        path = built(chosen or ["-arch=native"])
+        path = built(options or ["-arch=native"])
         loaded = load(path, "CUDA")
     except library.Unusable as error:
         return error
@@ -203,15 +195,15 @@ def load(path: Path, platform: str) -> ctypes.CDLL:
     return loaded
 
 
-def built(chosen: list[str]) -> Path:
-    """The compiled kernels, found or made; `chosen` are nvcc's options for a GPU.
+def built(options: list[str]) -> Path:
+    """The compiled kernels, from disk or new; `options` are nvcc's for a GPU.
 
     Raises:
       Unusable: they cannot be compiled; the message says why.
     """
     compiler = _compiler()
     quiet = "-diag-suppress=940,2473"  # what XLA's headers are warned of
-    command = [compiler, *chosen, "-O3", "-std=c++17", "-shared", "-Xcompiler=-fPIC"]
+    command = [compiler, *options, "-O3", "-std=c++17", "-shared", "-Xcompiler=-fPIC"]
     command += [quiet, f"-I{jax.ffi.include_dir()}", str(SOURCE)]
     version = _run([compiler, "--version"])
     key = repr((command[1:-2], version, jaxlib.__version__)).encode()
@@ -226,7 +218,7 @@ def built(chosen: list[str]) -> Path:
         with contextlib.suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             library._check_owner(folder.stat())
-            with whole(folder / name) as unfinished:
+            with atomic_file(folder / name) as unfinished:
                 unfinished.touch(0o600)
                 _run([*command, "-o", str(unfinished)])
             return folder / name
@@ -239,8 +231,8 @@ def _compiler() -> str:
     places = [os.environ.get("CUDA_HOME", ""), os.environ.get("CUDA_PATH", "")]
     folders = [os.path.join(place, "bin") for place in (*places, "/usr/local/cuda")]
     for folder in (None, *folders):
-        if found := shutil.which("nvcc", path=folder):
-            return found
+        if compiler := shutil.which("nvcc", path=folder):
+            return compiler
     raise library.Unusable(
         "nvcc is not found (install the CUDA toolkit of JAX's CUDA version, or set "
         "CUDA_HOME to its folder)"
@@ -249,13 +241,15 @@ def _compiler() -> str:
 
 def _run(command: list[str]) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=600)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise library.Unusable(library._told("nvcc does not run", error)) from error
-    if done.returncode:
-        said = " ".join((done.stderr or done.stdout).split())
+        raise library.Unusable(
+            library._explained("nvcc does not run", error)
+        ) from error
+    if result.returncode:
+        message = " ".join((result.stderr or result.stdout).split())
         raise library.Unusable(
             f"nvcc cannot compile them (it needs a C++ compiler that it knows): "
-            f"{said[-300:]}"
+            f"{message[-300:]}"
         )
-    return done.stdout
+    return result.stdout

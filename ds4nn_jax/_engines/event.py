@@ -1,5 +1,5 @@
-"""The event engine, for CPUs: every synapse acts at most once, so a layer owes one pass
-over the spikes that arrive, not T passes.
+"""The event engine, for CPUs: every synapse acts at most once, so a layer needs one
+pass over the spikes that arrive, not T passes.
 
 Forward: sort the events of each window by step, add their weight rows to potentials
 held in registers, stop when every neuron of the window has fired. Backward: visit only
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from ds4nn_jax._engines import cuda, scan
 from ds4nn_jax._engines.choice import call, choose
 from ds4nn_jax._engines.plan import LANES, Plan
-from ds4nn_jax._engines.shapes import Shape, geometry, response
+from ds4nn_jax._engines.shapes import Shape, geometry, needed, response
 from ds4nn_jax._engines.synapse import NO_POOL, Response, Synapse
 
 _PARTS = 16  # of a batch in the backward pass; fixed, so that sums never reorder
@@ -29,14 +29,14 @@ def forward(
     kernel: jax.Array,
     *others: jax.Array,
     only: bool = True,
-    **asked: Any,
+    **settings: Any,
 ) -> Response:
     """As `scan.forward`. Where this engine cannot work the scan takes over, or with
     `only` an error is raised."""
-    event = functools.partial(_forward, synapse, **asked)
-    by_step = functools.partial(scan.forward, synapse, **asked)
-    on_gpu = functools.partial(cuda.forward, synapse, **asked)
-    shapes = response(synapse, times, kernel, **asked)
+    event = functools.partial(_forward, synapse, **settings)
+    by_step = functools.partial(scan.forward, synapse, **settings)
+    on_gpu = functools.partial(cuda.forward, synapse, **settings)
+    shapes = response(synapse, times, kernel, **settings)
     arrays = times, kernel, *others
     return choose("forward", event, by_step, shapes, *arrays, only=only, cuda=on_gpu)
 
@@ -46,12 +46,12 @@ def backward(
     times: jax.Array,
     *others: jax.Array,
     only: bool = True,
-    **asked: Any,
+    **settings: Any,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """As `scan.backward`; `only` as for `forward`."""
-    event = functools.partial(_backward, synapse, **asked)
-    by_step = functools.partial(scan.backward, synapse, **asked)
-    on_gpu = functools.partial(cuda.backward, synapse, **asked)
+    event = functools.partial(_backward, synapse, **settings)
+    by_step = functools.partial(scan.backward, synapse, **settings)
+    on_gpu = functools.partial(cuda.backward, synapse, **settings)
     shapes = tuple(Shape(x.shape, times.dtype) for x in (times, *others[:2]))
     arrays = times, *others
     return choose("backward", event, by_step, shapes, *arrays, only=only, cuda=on_gpu)
@@ -69,8 +69,8 @@ def _forward(
     pool=NO_POOL,
     counts=False,
 ) -> Response:
-    asked = dict(num_steps=num_steps, peaks=peaks, pool=pool, counts=counts)
-    shapes = response(synapse, times, kernel, **asked)
+    settings = dict(num_steps=num_steps, peaks=peaks, pool=pool, counts=counts)
+    shapes = response(synapse, times, kernel, **settings)
     layout = geometry(synapse, times, kernel, shapes.times.shape, pool)
     rows = jnp.concatenate([kernel.reshape(-1, kernel.shape[-1]), pulses])
     wide, narrow = LANES[times.dtype.name]
@@ -88,15 +88,13 @@ def _forward(
     # A row of zeros behind the others fills up groups of events; then the thresholds.
     rows = jnp.concatenate([rows, jnp.zeros_like(rows[:1]), threshold[None]])
     weights = _blocks(rows, plan.lanes)
-    # Each result has its place; those that were not asked for are empty.
+    # The kernel always has five results; those that nobody needs are empty.
     empty: Any = Shape((0,), times.dtype)
     spikes = Shape((plan.images, plan.row_parts, plan.counts, num_steps), jnp.int32)
     results = [*(empty if x is None else x for x in shapes[:4]), spikes]
-    *found, by_part = call("forward", times.dtype, results, plan, times, weights)
-    found.append(jnp.sum(by_part, 1, jnp.int32))
-    pairs = zip(shapes, found, strict=True)
-    given: Any = (None if shape is None else x for shape, x in pairs)
-    return Response(*given)
+    *arrays, by_part = call("forward", times.dtype, results, plan, times, weights)
+    arrays.append(jnp.sum(by_part, 1, jnp.int32))
+    return needed(shapes, arrays)
 
 
 def _backward(
@@ -104,9 +102,9 @@ def _backward(
     times,
     kernel,
     pulses,
-    until,
+    end,
     delta,
-    member=None,
+    argmin=None,
     *,
     num_steps,
     silent_inputs,
@@ -116,7 +114,7 @@ def _backward(
     rows = kernel.reshape(-1, kernel.shape[-1])
     inputs, size = layout["inputs"], rows.shape[0]
     wide, narrow = LANES[times.dtype.name]
-    # Blocks within a pixel's inputs need no copy; else few lanes shall stand idle.
+    # Blocks within a pixel's inputs need no copy; else the fewer idle lanes the better.
     narrower = inputs % wide and (inputs % narrow == 0 or size <= narrow)
     plan = Plan(
         **layout,
@@ -127,8 +125,8 @@ def _backward(
         flag=silent_inputs,
     )
     results = [Shape(x.shape, times.dtype) for x in (times, kernel, pulses)]
-    member = until if member is None else member
-    arrays = times, _blocks(rows.T, plan.lanes), until, delta, member
+    argmin = end if argmin is None else argmin
+    arrays = times, _blocks(rows.T, plan.lanes), end, delta, argmin
     d_times, d_kernel, d_pulses = call("backward", times.dtype, results, plan, *arrays)
     return d_times, d_kernel, d_pulses
 

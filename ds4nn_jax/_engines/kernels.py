@@ -10,15 +10,15 @@ from numba import njit
 
 from ds4nn_jax._engines.calls import (
     OPTIONS,
+    aligned_size,
+    allocate,
     argument,
     copy,
     fill,
     handler,
     pulses_before,
     result,
-    room,
     span,
-    taken,
 )
 from ds4nn_jax._engines.lanes import (
     array_at,
@@ -26,17 +26,17 @@ from ds4nn_jax._engines.lanes import (
     load,
     multiply_add,
     select,
+    slice_from,
     some,
     splat,
     store,
-    tail,
     trailing_zeros,
 )
 from ds4nn_jax._engines.plan import LANES, PLAN
 
 _SMALL = 32  # up to so many rows of a window, insertion beats counting
-_COLLECTED = 8  # parts in which the sums over the batch are taken
-_LOOKS = 8  # groups of events between looks whether all neurons of a block have fired
+_COLLECTED = 8  # parts in which the sums over the batch are collected
+_CHECK_EVERY = 8  # groups of events, whether all neurons of a block have fired
 
 
 @njit(inline="always", **OPTIONS)
@@ -63,34 +63,34 @@ def _add(sums, terms, size):
 
 @njit(**OPTIONS)
 def _read_row(times, width, inputs, steps, events, arrived, by_step, counting):
-    """Events of a row of pixels, of each in the order of its channels, and, where they
-    are to be counted, how many by step."""
+    """Events of each pixel of a row, in the order of its channels; where they are to be
+    counted, also how many each step has."""
     for x in range(width):
-        own = tail(events, x * inputs)
+        of_pixel = slice_from(events, x * inputs)
         n = np.intp(0)
         for i in range(inputs):
             t = times[x * inputs + i]
-            own[n] = _event(np.int64(t), i)
+            of_pixel[n] = _event(np.int64(t), i)
             n += np.intp((t >= 0) & (t < steps))
         arrived[x] = n
         if counting:
-            count = tail(by_step, x * steps)
+            count = slice_from(by_step, x * steps)
             fill(count, steps, 0)
             for k in range(n):
-                count[_step(own[k])] += 1
+                count[_step(of_pixel[k])] += 1
 
 
 @njit(**OPTIONS)
-def _insert(events, size, tap, found, ordered):
-    """Inserts events into the first `found` of `ordered`, by their steps."""
+def _insert(events, size, tap, count, ordered):
+    """Inserts events into the first `count` of `ordered`, by their steps."""
     for k in range(size):
-        event, to = events[k] + np.uint64(tap), found
+        event, to = events[k] + np.uint64(tap), count
         while to > 0 and _step(ordered[to - 1]) > _step(event):
             ordered[to] = ordered[to - 1]
             to -= 1
         ordered[to] = event
-        found += 1
-    return found
+        count += 1
+    return count
 
 
 @njit(**OPTIONS)
@@ -101,14 +101,14 @@ def _pulse_events(plan, size, events):
 
 
 @njit(**OPTIONS)
-def _merge(events, size, found, ordered):
-    """Merges events in order into the first `found` of `ordered`, behind equals."""
-    to = found + size
+def _merge(events, size, count, ordered):
+    """Merges events in order into the first `count` of `ordered`, behind equals."""
+    to = count + size
     while size > 0:
         to -= 1
-        if found > 0 and _step(ordered[found - 1]) > _step(events[size - 1]):
-            found -= 1
-            ordered[to] = ordered[found]
+        if count > 0 and _step(ordered[count - 1]) > _step(events[size - 1]):
+            count -= 1
+            ordered[to] = ordered[count]
         else:
             size -= 1
             ordered[to] = events[size]
@@ -139,7 +139,7 @@ def _lay_out(count, events, steps, peaks, when, place):
 
     place[t] is where the events of step t go, when[g] the step that ends with group g,
     or T where its step goes on. when[0] is spare: groups count from 1. Larger groups
-    need no branch for each step's own number of events, and fewer comparisons.
+    need fewer comparisons and no branch on how many events a step has.
     """
     compared = 65 if peaks else 45  # the cost of a comparison, where adding has 12
     pairs, fours = _groups(count, steps, np.intp(1)), _groups(count, steps, np.intp(2))
@@ -149,12 +149,12 @@ def _lay_out(count, events, steps, peaks, when, place):
     if (compared + 36) * fours < cost:
         groups, shift = fours, 2
     fill(when, groups + 1, steps)
-    found, rest = np.intp(0), (1 << shift) - 1
+    ended, rest = np.intp(0), (1 << shift) - 1
     for t in range(steps):
-        place[t] = found << shift
+        place[t] = ended << shift
         n = (np.intp(count[t]) + rest) >> shift
-        found += n
-        when[found if n > 0 else 0] = t
+        ended += n
+        when[ended if n > 0 else 0] = t
     return groups, shift
 
 
@@ -182,7 +182,7 @@ def _first_spikes(kind, lanes):
         weights, block, thresholds, steps, filled, spike = neurons
         silent, threshold = kind(steps), load(weights, thresholds, lanes)
         for k in range(filled, lanes):
-            spike[at + k] = -1  # idle lanes are done from the start
+            spike[at + k] = -1  # idle lanes have fired from the start
         first = load(spike, at, lanes)
         v = splat(kind(0), lanes)
         never = splat(silent, lanes)
@@ -193,7 +193,7 @@ def _first_spikes(kind, lanes):
                 k += 1
             fires = select(v >= threshold, when[group], never)
             first = select(first < fires, first, fires)
-            if group % _LOOKS == 0 and not some(first == silent):
+            if group % _CHECK_EVERY == 0 and not some(first == silent):
                 break
         store(spike, at, first)
 
@@ -204,14 +204,14 @@ def _highest_potentials(kind, lanes):
     """As `_first_spikes`, with the highest potential up to the spike and its step."""
 
     @njit(forceinline=True, **OPTIONS)
-    def integrate(slots, events, neurons, potential, until, at):
+    def integrate(slots, events, neurons, potential, end, at):
         order, when, groups = events
         weights, block, thresholds, steps, filled, spike = neurons
         silent, threshold = kind(steps), load(weights, thresholds, lanes)
         for k in range(filled, lanes):
-            potential[at + k] = np.inf  # idle lanes are done from the start
+            potential[at + k] = np.inf  # idle lanes have fired from the start
         peak = load(potential, at, lanes)
-        peak_step = load(until, at, lanes)
+        peak_step = load(end, at, lanes)
         v = splat(kind(0), lanes)
         k = 0
         for group in range(1, groups + 1):
@@ -224,10 +224,10 @@ def _highest_potentials(kind, lanes):
                 higher = waiting & (v > peak)
                 peak = select(higher, v, peak)
                 peak_step = select(higher, t, peak_step)
-                if group % _LOOKS == 0 and not some(waiting):
+                if group % _CHECK_EVERY == 0 and not some(waiting):
                     break
         store(potential, at, peak)
-        store(until, at, peak_step)
+        store(end, at, peak_step)
         never = splat(silent, lanes)
         store(spike, at, select(peak >= threshold, peak_step, never))
 
@@ -235,18 +235,18 @@ def _highest_potentials(kind, lanes):
 
 
 def _by_lanes(kind, compiled):
-    """Compiles something for blocks of both sizes; the first argument chooses."""
+    """Compiles a function for blocks of both sizes; the first argument chooses."""
     wide, narrow = LANES[np.dtype(kind).name]
     of_wide, of_narrow = compiled(kind, wide), compiled(kind, narrow)
 
     @njit(**OPTIONS)
-    def chosen(lanes, *arguments):
+    def dispatch(lanes, *arguments):
         if lanes == wide:
             of_wide(*arguments)
         else:
             of_narrow(*arguments)
 
-    return chosen
+    return dispatch
 
 
 def _by_lanes_and_slots(kind, compiled):
@@ -257,7 +257,7 @@ def _by_lanes_and_slots(kind, compiled):
     one, two, four = np.intp(1), np.intp(2), np.intp(4)
 
     @njit(**OPTIONS)
-    def chosen(lanes, slots, *arguments):
+    def dispatch(lanes, slots, *arguments):
         if lanes == wide and slots == 1:
             of_wide(one, *arguments)
         elif lanes == wide and slots == 2:
@@ -271,7 +271,7 @@ def _by_lanes_and_slots(kind, compiled):
         else:
             of_narrow(four, *arguments)
 
-    return chosen
+    return dispatch
 
 
 def _counting(kind, lanes):
@@ -306,9 +306,9 @@ def _forward(kind):
     count_block = _by_lanes(kind, _counting)
 
     @njit(**OPTIONS)
-    def integrate(plan, windows, of_row, weights, spike, potential, until):
+    def integrate(plan, windows, of_row, weights, spike, potential, end):
         """All neurons of a row of windows, block by block: the weights of a block stay
-        near while the events of all windows stream past."""
+        in cache while the events of all windows stream past."""
         listed, twin, order, when = of_row
         lanes, outputs, steps = plan[PLAN.lanes], plan[PLAN.outputs], plan[PLAN.steps]
         size = plan[PLAN.rows] * plan[PLAN.columns] * plan[PLAN.inputs]
@@ -322,11 +322,15 @@ def _forward(kind):
                 groups, slots = listed[x] >> 3, listed[x] & 7
                 if groups == 0 or twin[x] != x:
                     continue
-                events = tail(order, x * 4 * size), tail(when, x * (size + 1)), groups
+                events = (
+                    slice_from(order, x * 4 * size),
+                    slice_from(when, x * (size + 1)),
+                    groups,
+                )
                 neurons = weights, start, thresholds, steps, filled, spike
                 at = x * padded + block
                 if plan[PLAN.flag]:
-                    highest(lanes, slots, events, neurons, potential, until, at)
+                    highest(lanes, slots, events, neurons, potential, end, at)
                 else:
                     first_spikes(lanes, slots, events, neurons, at)
             start += (size + 2) * lanes
@@ -336,39 +340,41 @@ def _forward(kind):
         lanes, outputs, steps = plan[PLAN.lanes], plan[PLAN.outputs], plan[PLAN.steps]
         for block in range(0, outputs, lanes):
             filled = min(lanes, outputs - block)
-            count_block(lanes, tail(spike, block), filled, steps, counts)
+            count_block(lanes, slice_from(spike, block), filled, steps, counts)
 
     @njit(**OPTIONS)
     def memory(plan, at):
-        """What a thread needs for itself, and the address behind it."""
+        """The arrays of one thread, and the address behind them."""
         kh, width, inputs = plan[PLAN.rows], plan[PLAN.width], plan[PLAN.inputs]
         steps, lanes = plan[PLAN.steps], plan[PLAN.lanes]
         windows = plan[PLAN.out_width] * plan[PLAN.pool_columns]
         size = kh * plan[PLAN.columns] * inputs + plan[PLAN.pulses]
         neurons = windows * ((plan[PLAN.outputs] + lanes - 1) // lanes * lanes)
-        events, at = taken(at, kh * width * inputs + 1, np.uint64, 8)
-        arrived, at = taken(at, kh * width, np.intp, 8)
-        by_step, at = taken(at, kh * width * steps, np.int32, 4)  # events of a pixel
-        columns, at = taken(at, width * steps, np.int32, 4)  # sums over a window's rows
-        window_count, at = taken(at, steps, np.int32, 4)
-        pulses, at = taken(at, plan[PLAN.pulses], np.uint64, 8)
-        pulse_count, at = taken(at, steps, np.int32, 4)
-        place, at = taken(at, steps, np.intp, 8)
-        ordered, at = taken(at, size + 1, np.uint64, 8)
-        counts, at = taken(at, 2 * steps, np.intp, 8)
+        events, at = allocate(at, kh * width * inputs + 1, np.uint64, 8)
+        arrived, at = allocate(at, kh * width, np.intp, 8)
+        by_step, at = allocate(at, kh * width * steps, np.int32, 4)  # events of a pixel
+        columns, at = allocate(
+            at, width * steps, np.int32, 4
+        )  # sums over a window's rows
+        window_count, at = allocate(at, steps, np.int32, 4)
+        pulses, at = allocate(at, plan[PLAN.pulses], np.uint64, 8)
+        pulse_count, at = allocate(at, steps, np.int32, 4)
+        place, at = allocate(at, steps, np.intp, 8)
+        ordered, at = allocate(at, size + 1, np.uint64, 8)
+        counts, at = allocate(at, 2 * steps, np.intp, 8)
         # Groups of a window · 8 + events of a group.
-        listed, at = taken(at, windows, np.intp, 8)
+        listed, at = allocate(at, windows, np.intp, 8)
         # The window of a row whose neurons do the same: itself, or the first without
         # an input spike.
-        twin, at = taken(at, windows, np.intp, 8)
-        order, at = taken(at, windows * 4 * size, np.uint32, 4)
-        when, at = taken(at, windows * (size + 1), kind, size_of)
-        spike, at = taken(at, neurons, kind, size_of)
-        potential, at = taken(at, neurons, kind, size_of)
-        until, at = taken(at, neurons, kind, size_of)
+        twin, at = allocate(at, windows, np.intp, 8)
+        order, at = allocate(at, windows * 4 * size, np.uint32, 4)
+        when, at = allocate(at, windows * (size + 1), kind, size_of)
+        spike, at = allocate(at, neurons, kind, size_of)
+        potential, at = allocate(at, neurons, kind, size_of)
+        end, at = allocate(at, neurons, kind, size_of)
         of_pixels = events, arrived, by_step, columns
         of_window = window_count, (pulses, pulse_count), place, ordered, counts
-        of_row, of_neurons = (listed, twin, order, when), (spike, potential, until)
+        of_row, of_neurons = (listed, twin, order, when), (spike, potential, end)
         return of_pixels, of_window, of_row, of_neurons, at
 
     @njit(**OPTIONS)
@@ -379,29 +385,29 @@ def _forward(kind):
         outputs, kh, kw = plan[PLAN.outputs], plan[PLAN.rows], plan[PLAN.columns]
         pool_rows, pool_columns = plan[PLAN.pool_rows], plan[PLAN.pool_columns]
         steps, lanes, peaks = plan[PLAN.steps], plan[PLAN.lanes], plan[PLAN.flag] != 0
-        kinds, members = plan[PLAN.counts], pool_rows * pool_columns
+        kinds, pool_size = plan[PLAN.counts], pool_rows * pool_columns
         windows = out_width * pool_columns
         size = kh * kw * inputs
         total = size + plan[PLAN.pulses]
         padded = (outputs + lanes - 1) // lanes * lanes
         small = total <= _SMALL
 
-        in_turn = plan[PLAN.image_parts] * plan[PLAN.row_parts]
-        network, index = divmod(index, in_turn)
+        parts = plan[PLAN.image_parts] * plan[PLAN.row_parts]
+        network, index = divmod(index, parts)
         of_result = plan[PLAN.images] * out_height * out_width * outputs * size_of
         counters = plan[PLAN.images] * plan[PLAN.row_parts] * kinds * steps * 4
         times = array_at(operand(frame, plan, 0, network), kind)
         weights = array_at(operand(frame, plan, 1, network), kind)
         spike_times = array_at(result(frame, 0) + network * of_result, kind)
         out_potential = array_at(result(frame, 1) + network * of_result, kind)
-        out_until = array_at(result(frame, 2) + network * of_result, kind)
-        out_member = array_at(result(frame, 3) + network * of_result, kind)
+        out_end = array_at(result(frame, 2) + network * of_result, kind)
+        out_argmin = array_at(result(frame, 3) + network * of_result, kind)
         all_counts = array_at(result(frame, 4) + network * counters, np.int32)
 
         of_pixels, of_window, of_row, of_neurons, _ = memory(plan, scratch)
         events, arrived, by_step, columns = of_pixels
         window_count, (pulses, pulse_count), place, ordered, counts = of_window
-        (listed, twin, order, when), (spike, potential, until) = of_row, of_neurons
+        (listed, twin, order, when), (spike, potential, end) = of_row, of_neurons
         _pulse_events(plan, size, pulses)
         fill(pulse_count, steps, 0)
         for p in range(plan[PLAN.pulses]):
@@ -420,22 +426,25 @@ def _forward(kind):
                 first, bottom = max(top, 0), min(top + kh, height)
                 for row in range(max(read, first), bottom):
                     pixel, slot = (b * height + row) * width * inputs, row % kh * width
-                    own = tail(events, slot * inputs), tail(arrived, slot)
-                    count_to = tail(by_step, slot * steps)
-                    row_times = tail(times, pixel), width, inputs, steps
-                    _read_row(*row_times, *own, count_to, not small)
+                    to_row = (
+                        slice_from(events, slot * inputs),
+                        slice_from(arrived, slot),
+                    )
+                    count_to = slice_from(by_step, slot * steps)
+                    row_times = slice_from(times, pixel), width, inputs, steps
+                    _read_row(*row_times, *to_row, count_to, not small)
                 read = max(read, bottom)
                 if not small:
                     fill(columns, width * steps, 0)
                     for row in range(first, bottom):
-                        of_pixels = tail(by_step, row % kh * width * steps)
+                        of_pixels = slice_from(by_step, row % kh * width * steps)
                         _add(columns, of_pixels, width * steps)
                 quiet = -1
                 for x in range(windows):
                     left = x * plan[PLAN.column_stride] - plan[PLAN.left]
                     start, right = max(left, 0), min(left + kw, width)
-                    own_order = tail(order, x * 4 * total)
-                    own_when = tail(when, x * (total + 1))
+                    offsets = slice_from(order, x * 4 * total)
+                    group_ends = slice_from(when, x * (total + 1))
                     n, twin[x] = np.intp(0), x
                     for row in range(first, bottom):
                         for column in range(start, right):
@@ -451,101 +460,99 @@ def _forward(kind):
                             for column in range(start, right):
                                 pixel = row % kh * width + column
                                 tap = ((row - top) * kw + column - left) * inputs
-                                own = tail(events, pixel * inputs)
-                                n = _insert(own, arrived[pixel], tap, n, ordered)
+                                of_pixel = slice_from(events, pixel * inputs)
+                                n = _insert(of_pixel, arrived[pixel], tap, n, ordered)
                         _merge(pulses, plan[PLAN.pulses], n, ordered)
                         n += plan[PLAN.pulses]
-                        _list_one_by_one(ordered, n, steps, lanes, own_order, own_when)
+                        _list_one_by_one(ordered, n, steps, lanes, offsets, group_ends)
                         listed[x] = n * 8 + 1
                         from_0 = n > 0 and _step(ordered[0]) == 0
                     else:
                         copy(window_count, pulse_count, steps)
                         for column in range(start, right):
-                            _add(window_count, tail(columns, column * steps), steps)
+                            _add(
+                                window_count, slice_from(columns, column * steps), steps
+                            )
                         n += plan[PLAN.pulses]
                         groups, shift = _lay_out(
-                            window_count, n, steps, peaks, own_when, place
+                            window_count, n, steps, peaks, group_ends, place
                         )
                         if shift:  # a row of zeros fills up what is not full
-                            fill(own_order, groups << shift, total * lanes)
+                            fill(offsets, groups << shift, total * lanes)
                         for row in range(first, bottom):
                             for column in range(start, right):
                                 pixel = row % kh * width + column
                                 tap = ((row - top) * kw + column - left) * inputs
-                                own = tail(events, pixel * inputs)
-                                _place(
-                                    own, arrived[pixel], tap, lanes, place, own_order
+                                of_pixel = (
+                                    slice_from(events, pixel * inputs),
+                                    arrived[pixel],
                                 )
-                        _place(
-                            pulses,
-                            plan[PLAN.pulses],
-                            np.intp(0),
-                            lanes,
-                            place,
-                            own_order,
-                        )
+                                _place(*of_pixel, tap, lanes, place, offsets)
+                        of_pulses = pulses, plan[PLAN.pulses], np.intp(0)
+                        _place(*of_pulses, lanes, place, offsets)
                         listed[x] = groups * 8 + (1 << shift)
                         from_0 = window_count[0] > 0
-                    fill(tail(spike, x * padded), padded, steps)
+                    fill(slice_from(spike, x * padded), padded, steps)
                     if peaks:
                         # V(0) = 0 counts as a peak where nothing arrives at t = 0.
-                        fill(
-                            tail(potential, x * padded),
-                            padded,
-                            -np.inf if from_0 else 0,
-                        )
-                        fill(tail(until, x * padded), padded, 0)
-                neurons = spike, potential, until
+                        lowest = -np.inf if from_0 else 0
+                        fill(slice_from(potential, x * padded), padded, lowest)
+                        fill(slice_from(end, x * padded), padded, 0)
+                neurons = spike, potential, end
                 integrate(plan, windows, of_row, weights, *neurons)
                 for x in range(windows):
-                    own, same = x * padded, twin[x] * padded
-                    if own != same:
-                        copy(tail(spike, own), tail(spike, same), padded)
+                    at, same = x * padded, twin[x] * padded
+                    if at != same:
+                        copy(slice_from(spike, at), slice_from(spike, same), padded)
                         if peaks:
-                            copy(tail(potential, own), tail(potential, same), padded)
-                            copy(tail(until, own), tail(until, same), padded)
-                    member = y % pool_rows * pool_columns + x % pool_columns
+                            of_peak = slice_from(potential, same)
+                            copy(slice_from(potential, at), of_peak, padded)
+                            copy(slice_from(end, at), slice_from(end, same), padded)
+                    argmin = y % pool_rows * pool_columns + x % pool_columns
                     to = (b * out_height + y // pool_rows) * out_width
                     to = (to + x // pool_columns) * outputs
                     if kinds and listed[x] >> 3:
-                        count(plan, tail(spike, own), counts)
-                    if member == 0:
-                        copy(tail(spike_times, to), tail(spike, own), outputs)
+                        count(plan, slice_from(spike, at), counts)
+                    if argmin == 0:
+                        copy(
+                            slice_from(spike_times, to), slice_from(spike, at), outputs
+                        )
                         if peaks:
-                            of_peak = tail(potential, own)
-                            copy(tail(out_potential, to), of_peak, outputs)
-                            copy(tail(out_until, to), tail(until, own), outputs)
-                        if members > 1:
-                            fill(tail(out_member, to), outputs, 0)
+                            highest_of = slice_from(potential, at)
+                            copy(slice_from(out_potential, to), highest_of, outputs)
+                            copy(slice_from(out_end, to), slice_from(end, at), outputs)
+                        if pool_size > 1:
+                            fill(slice_from(out_argmin, to), outputs, 0)
                     elif listed[x] >> 3:
                         for o in range(outputs):
-                            if spike[own + o] < spike_times[to + o]:
-                                spike_times[to + o] = spike[own + o]
-                                out_member[to + o] = member
+                            if spike[at + o] < spike_times[to + o]:
+                                spike_times[to + o] = spike[at + o]
+                                out_argmin[to + o] = argmin
                                 if peaks:
-                                    out_potential[to + o] = potential[own + o]
-                                    out_until[to + o] = until[own + o]
-                    if kinds > 1 and member == members - 1:
+                                    out_potential[to + o] = potential[at + o]
+                                    out_end[to + o] = end[at + o]
+                    if kinds > 1 and argmin == pool_size - 1:
                         for o in range(to, to + outputs):
                             if spike_times[o] < steps:
                                 counts[steps + np.intp(spike_times[o])] += 1
-            own = (b * plan[PLAN.row_parts] + row_part) * kinds * steps
-            copy(tail(all_counts, own), counts, kinds * steps)
+            at = (b * plan[PLAN.row_parts] + row_part) * kinds * steps
+            copy(slice_from(all_counts, at), counts, kinds * steps)
 
     @njit(**OPTIONS)
     def counts_of(plan, phase):
-        in_turn = plan[PLAN.image_parts] * plan[PLAN.row_parts]
-        return plan[PLAN.networks] * in_turn if phase == 0 else 0
+        parts = plan[PLAN.image_parts] * plan[PLAN.row_parts]
+        return plan[PLAN.networks] * parts if phase == 0 else 0
 
     return counts_of, part, memory
 
 
-def _teaching(kind, lanes):
-    """Compiles what some neurons with an error teach `lanes` rows of their window."""
+def _scattering(kind, lanes):
+    """Compiles the scatter of the errors of some neurons of a window to `lanes` of its
+    rows: to the gradient of the weights and of the input times."""
 
     @njit(**OPTIONS)
-    def teach(lesson, kernel, block, rule, times, t_at, d_times, d_at):
-        neurons, deltas, limits, first, last = lesson
+    def scatter(errors, kernel, block, rule, times, t_at, d_times, d_at):
+        neurons, deltas, ends, first, last = errors
         (weights, d_weights), (steps, silent_inputs) = kernel, rule
         t = load(times, t_at, lanes)
         zero = splat(kind(0), lanes)
@@ -554,59 +561,60 @@ def _teaching(kind, lanes):
             silent = t >= kind(steps)
             for k in range(first, last):
                 at = block + neurons[k] * lanes
-                heard = t <= limits[k]
-                worth = select(heard, deltas[k], zero)
-                store(d_weights, at, load(d_weights, at, lanes) - worth)
-                worth = select(heard | silent, deltas[k], zero)
-                total = multiply_add(worth, load(weights, at, lanes), total)
+                causal = t <= ends[k]
+                error = select(causal, deltas[k], zero)
+                store(d_weights, at, load(d_weights, at, lanes) - error)
+                error = select(causal | silent, deltas[k], zero)
+                total = multiply_add(error, load(weights, at, lanes), total)
         elif some(t <= kind(steps - 1)):
             for k in range(first, last):
                 at = block + neurons[k] * lanes
-                worth = select(t <= limits[k], deltas[k], zero)
-                store(d_weights, at, load(d_weights, at, lanes) - worth)
-                total = multiply_add(worth, load(weights, at, lanes), total)
+                error = select(t <= ends[k], deltas[k], zero)
+                store(d_weights, at, load(d_weights, at, lanes) - error)
+                total = multiply_add(error, load(weights, at, lanes), total)
         else:
             return
         store(d_times, d_at, load(d_times, d_at, lanes) + total)
 
-    return teach
+    return scatter
 
 
 def _backward(kind):
     """What `calls.handler` asks for, of spike times of a scalar type."""
     size_of = np.dtype(kind).itemsize
-    teach = _by_lanes(kind, _teaching)
+    scatter = _by_lanes(kind, _scattering)
 
     @njit(**OPTIONS)
-    def lessons(plan, until, delta, member, b, found, begins, neurons, deltas, limits):
-        """Who has an error, from entry `found` on, window by window: window w is
-        begins[w] … begins[w+1].
+    def list_errors(plan, end, delta, argmin, b, entry, begins, neurons, deltas, ends):
+        """Lists the neurons with an error, from `entry` on, window by window: those of
+        window w are begins[w] … begins[w+1].
 
-        Windows are those of places in row order, members of a place in turn.
+        Windows are in row order of the places behind the pooling, and within a place in
+        row order of the pooling window.
         """
         places = plan[PLAN.out_height] * plan[PLAN.out_width]
         outputs = plan[PLAN.outputs]
-        members = plan[PLAN.pool_rows] * plan[PLAN.pool_columns]
+        pool_size = plan[PLAN.pool_rows] * plan[PLAN.pool_columns]
         last = kind(plan[PLAN.steps] - 1)
         for place in range(places):
             start = (b * places + place) * outputs
-            for index in range(members):
-                begins[place * members + index] = found
+            for index in range(pool_size):
+                begins[place * pool_size + index] = entry
                 for j in range(outputs):
                     at = start + j
-                    neurons[found] = j
-                    deltas[found] = delta[at]
-                    limits[found] = min(until[at], last)
-                    own = members == 1 or member[at] == kind(index)
-                    found += np.intp(own and delta[at] != 0)
-        begins[places * members] = found
+                    neurons[entry] = j
+                    deltas[entry] = delta[at]
+                    ends[entry] = min(end[at], last)
+                    first = pool_size == 1 or argmin[at] == kind(index)
+                    entry += np.intp(first and delta[at] != 0)
+        begins[places * pool_size] = entry
 
     @njit(**OPTIONS)
-    def pulse_lessons(plan, first, last, neurons, deltas, limits, bins):
-        """bins[c, j] −= δ of neurons j that heard c reference spikes."""
+    def scatter_to_pulses(plan, first, last, neurons, deltas, ends, bins):
+        """bins[c, j] −= δ of neurons j with c reference spikes up to their end."""
         for k in range(first, last):
             count = pulses_before(
-                np.intp(limits[k]) + 1, plan[PLAN.pulses], plan[PLAN.steps]
+                np.intp(ends[k]) + 1, plan[PLAN.pulses], plan[PLAN.steps]
             )
             bins[count * plan[PLAN.outputs] + neurons[k]] -= deltas[k]
 
@@ -617,32 +625,32 @@ def _backward(kind):
         size = plan[PLAN.rows] * plan[PLAN.columns] * plan[PLAN.inputs]
         padded = (size + lanes - 1) // lanes * lanes
         bins = plan[PLAN.pulses] + 1 if plan[PLAN.pulses] else 0
-        return room((padded + bins) * plan[PLAN.outputs], size_of)
+        return aligned_size((padded + bins) * plan[PLAN.outputs], size_of)
 
     @njit(**OPTIONS)
-    def together(plan):
-        """Images that learn block by block: a dense layer's weights, which no cache
-        holds, pass once for all of a part."""
+    def images_at_once(plan):
+        """How many images use a block of weights before the next: all of a part in a
+        dense layer, whose weights no cache holds."""
         dense = plan[PLAN.out_height] * plan[PLAN.out_width] == 1
         parts, images = plan[PLAN.image_parts], plan[PLAN.images]
         return (images + parts - 1) // parts if dense else np.intp(1)
 
     @njit(**OPTIONS)
     def memory(plan, at):
-        """What a thread needs for itself, and the address behind it."""
+        """The arrays of one thread, and the address behind them."""
         places, lanes = plan[PLAN.out_height] * plan[PLAN.out_width], plan[PLAN.lanes]
         windows = places * plan[PLAN.pool_rows] * plan[PLAN.pool_columns]
-        taught = places * plan[PLAN.outputs] + 1
+        most_errors = places * plan[PLAN.outputs] + 1
         size = plan[PLAN.rows] * plan[PLAN.columns] * plan[PLAN.inputs]
         padded = (size + lanes - 1) // lanes * lanes
-        images = together(plan)
-        begins, at = taken(at, images * (windows + 1), np.intp, 8)
-        neurons, at = taken(at, images * taught, np.intp, 8)
-        deltas, at = taken(at, images * taught, kind, size_of)
-        limits, at = taken(at, images * taught, kind, size_of)
-        t_window, at = taken(at, padded, kind, size_of)
-        d_window, at = taken(at, padded, kind, size_of)
-        return begins, (neurons, deltas, limits), t_window, d_window, at
+        images = images_at_once(plan)
+        begins, at = allocate(at, images * (windows + 1), np.intp, 8)
+        neurons, at = allocate(at, images * most_errors, np.intp, 8)
+        deltas, at = allocate(at, images * most_errors, kind, size_of)
+        ends, at = allocate(at, images * most_errors, kind, size_of)
+        t_window, at = allocate(at, padded, kind, size_of)
+        d_window, at = allocate(at, padded, kind, size_of)
+        return begins, (neurons, deltas, ends), t_window, d_window, at
 
     @njit(**OPTIONS)
     def gradients(frame, plan, index, scratch, partial):
@@ -652,8 +660,8 @@ def _backward(kind):
         outputs, kh, kw = plan[PLAN.outputs], plan[PLAN.rows], plan[PLAN.columns]
         pool_rows, pool_columns = plan[PLAN.pool_rows], plan[PLAN.pool_columns]
         steps, lanes = plan[PLAN.steps], plan[PLAN.lanes]
-        members = pool_rows * pool_columns
-        windows = out_height * out_width * members
+        pool_size = pool_rows * pool_columns
+        windows = out_height * out_width * pool_size
         size = kh * kw * inputs
         padded = (size + lanes - 1) // lanes * lanes
         image = height * width * inputs
@@ -661,39 +669,42 @@ def _backward(kind):
         network, index = divmod(index, plan[PLAN.image_parts])
         times = array_at(operand(frame, plan, 0, network), kind)
         weights = array_at(operand(frame, plan, 1, network), kind)
-        until = array_at(operand(frame, plan, 2, network), kind)
+        end = array_at(operand(frame, plan, 2, network), kind)
         delta = array_at(operand(frame, plan, 3, network), kind)
-        member = array_at(operand(frame, plan, 4, network), kind)
+        argmin = array_at(operand(frame, plan, 4, network), kind)
         all_inputs = plan[PLAN.images] * image * size_of
         d_times = array_at(result(frame, 0) + network * all_inputs, kind)
-        bins, pulses = tail(d_weights, padded * outputs), plan[PLAN.pulses]
-        begins, learners, t_window, d_window, _ = memory(plan, scratch)
+        bins, pulses = slice_from(d_weights, padded * outputs), plan[PLAN.pulses]
+        begins, errors, t_window, d_window, _ = memory(plan, scratch)
         pair, rule = (weights, d_weights), (steps, plan[PLAN.flag] != 0)
 
-        by_tap = inputs % lanes == 0  # a block is of one pixel: taken where it lies
+        by_tap = inputs % lanes == 0  # a block is of one pixel: no copy
         chunks = inputs // lanes if by_tap else 1
         fill(d_weights, padded * outputs, 0)
         if pulses:
             fill(bins, (pulses + 1) * outputs, 0)
         first_image, last_image = span(index, plan[PLAN.image_parts], plan[PLAN.images])
-        at_once, taught = together(plan), out_height * out_width * outputs + 1
+        at_once, most_errors = (
+            images_at_once(plan),
+            out_height * out_width * outputs + 1,
+        )
         for group in range(first_image, last_image, at_once):
             images = min(at_once, last_image - group)
             for i in range(images):
-                fill(tail(d_times, (group + i) * image), image, 0)
-                own = i * taught, tail(begins, i * (windows + 1))
-                lessons(plan, until, delta, member, group + i, *own, *learners)
+                fill(slice_from(d_times, (group + i) * image), image, 0)
+                begin = slice_from(begins, i * (windows + 1))
+                entry = group + i, i * most_errors
+                list_errors(plan, end, delta, argmin, *entry, begin, *errors)
                 if pulses:
-                    begin, end = own[1][0], own[1][windows]
-                    pulse_lessons(plan, begin, end, *learners, bins)
+                    scatter_to_pulses(plan, begin[0], begin[windows], *errors, bins)
             for task in range(chunks * windows * images):
-                turn, i = divmod(task, images)
-                chunk, window = divmod(turn, windows)
-                b, own = group + i, tail(begins, i * (windows + 1) + window)
-                if own[0] == own[1]:
+                of_image, i = divmod(task, images)
+                chunk, window = divmod(of_image, windows)
+                b, begin = group + i, slice_from(begins, i * (windows + 1) + window)
+                if begin[0] == begin[1]:
                     continue
-                lesson = *learners, own[0], own[1]
-                place, index = divmod(window, members)
+                of_window = *errors, begin[0], begin[1]
+                place, index = divmod(window, pool_size)
                 row_out, column_out = divmod(place, out_width)
                 y = row_out * pool_rows + index // pool_columns
                 x = column_out * pool_columns + index % pool_columns
@@ -707,29 +718,29 @@ def _backward(kind):
                             at = ((b * height + row) * width + column) * chunks
                             at = (at + chunk) * lanes
                             block = (tap * chunks + chunk) * outputs * lanes
-                            heard = times, at, d_times, at
-                            teach(lanes, lesson, pair, block, rule, *heard)
+                            inputs_at = times, at, d_times, at
+                            scatter(lanes, of_window, pair, block, rule, *inputs_at)
                     continue
                 fill(t_window, padded, steps)
                 fill(d_window, padded, 0)
                 for row in range(max(top, 0), min(top + kh, height)):
                     tap = (row - top) * kw + first - left
                     at = ((b * height + row) * width + first) * inputs
-                    to = tail(t_window, tap * inputs)
-                    copy(to, tail(times, at), (last - first) * inputs)
+                    to = slice_from(t_window, tap * inputs)
+                    copy(to, slice_from(times, at), (last - first) * inputs)
                 for block in range(0, padded, lanes):
-                    heard = t_window, block, d_window, block
-                    teach(lanes, lesson, pair, block * outputs, rule, *heard)
+                    copied = t_window, block, d_window, block
+                    scatter(lanes, of_window, pair, block * outputs, rule, *copied)
                 for row in range(max(top, 0), min(top + kh, height)):
                     tap = (row - top) * kw + first - left
                     at = ((b * height + row) * width + first) * inputs
-                    learnt = tail(d_window, tap * inputs)
-                    _add(tail(d_times, at), learnt, (last - first) * inputs)
+                    sums = slice_from(d_window, tap * inputs)
+                    _add(slice_from(d_times, at), sums, (last - first) * inputs)
 
     @njit(**OPTIONS)
     def collect(frame, plan, index, scratch, partial):
         """Sums the parts in their order, for some blocks of the weights; the first
-        part of this phase sums what pulses learn."""
+        part of this phase sums the gradient of the pulses."""
         outputs, lanes = plan[PLAN.outputs], plan[PLAN.lanes]
         size = plan[PLAN.rows] * plan[PLAN.columns] * plan[PLAN.inputs]
         blocks = (size + lanes - 1) // lanes
@@ -740,15 +751,15 @@ def _backward(kind):
         of_pulses = network * pulses * outputs * size_of
         d_pulses = array_at(result(frame, 2) + of_pulses, kind)
         if pulses and index == 0:
-            bins = tail(d_weights, blocks * lanes * outputs)
+            bins = slice_from(d_weights, blocks * lanes * outputs)
             for k in range(1, plan[PLAN.image_parts]):
-                _add(bins, tail(bins, k * stride), (pulses + 1) * outputs)
-            # A neuron that heard c of them heard pulses 0 … c − 1.
+                _add(bins, slice_from(bins, k * stride), (pulses + 1) * outputs)
+            # A neuron with c reference spikes up to its end had pulses 0 … c − 1.
             for p in range(pulses - 1, -1, -1):
-                of_pulse = tail(d_pulses, p * outputs)
-                copy(of_pulse, tail(bins, (p + 1) * outputs), outputs)
+                of_pulse = slice_from(d_pulses, p * outputs)
+                copy(of_pulse, slice_from(bins, (p + 1) * outputs), outputs)
                 if p + 1 < pulses:
-                    _add(of_pulse, tail(of_pulse, outputs), outputs)
+                    _add(of_pulse, slice_from(of_pulse, outputs), outputs)
         of_kernel = network * size * outputs * size_of
         d_kernel = array_at(result(frame, 1) + of_kernel, kind)
         sums = array_at(scratch, kind)
@@ -756,9 +767,9 @@ def _backward(kind):
         for block in range(first, last):
             for j in range(outputs):
                 at = (block * outputs + j) * lanes
-                copy(sums, tail(d_weights, at), lanes)
+                copy(sums, slice_from(d_weights, at), lanes)
                 for k in range(1, plan[PLAN.image_parts]):
-                    _add(sums, tail(d_weights, at + k * stride), lanes)
+                    _add(sums, slice_from(d_weights, at + k * stride), lanes)
                 for k in range(min(lanes, size - block * lanes)):
                     d_kernel[(block * lanes + k) * outputs + j] = sums[k]
 
@@ -789,5 +800,4 @@ def entry(kernel, kind, cell):
 
     See `calls.handler` for `cell`.
     """
-    made = _forward(kind) if kernel == "forward" else _backward(kind)
-    return handler(cell, *made)
+    return handler(cell, *(_forward if kernel == "forward" else _backward)(kind))

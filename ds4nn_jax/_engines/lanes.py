@@ -195,8 +195,8 @@ def array_at(typing, address, kind):
 
 
 @intrinsic
-def tail(typing, array, offset):
-    """The array from an offset on."""
+def slice_from(typing, array, offset):
+    """The array from an offset on: array[offset:]."""
 
     def build(context, builder, signature, args):
         return builder.gep(args[0], [args[1]])
@@ -217,7 +217,7 @@ def peek(typing, address):
 @intrinsic
 def write(typing, address, *words):
     """Puts words at an address, one behind the other."""
-    given = types.BaseTuple.from_types(words)
+    types_of_words = types.BaseTuple.from_types(words)
 
     def build(context, builder, signature, args):
         where = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
@@ -227,7 +227,7 @@ def write(typing, address, *words):
             place = builder.gep(where, [ir.Constant(ir.IntType(64), k)])
             builder.store(word, place)
 
-    return types.void(types.intp, given), build
+    return types.void(types.intp, types_of_words), build
 
 
 @intrinsic
@@ -260,10 +260,10 @@ def address_of(typing, name):
     def build(context, builder, signature, args):
         word = ir.IntType(64)
         kind = ir.FunctionType(word, [word])
-        found = builder.module.globals.get(name.literal_value)
-        if found is None:
-            found = ir.Function(builder.module, kind, name.literal_value)
-        return builder.ptrtoint(found, word)
+        function = builder.module.globals.get(name.literal_value)
+        if function is None:
+            function = ir.Function(builder.module, kind, name.literal_value)
+        return builder.ptrtoint(function, word)
 
     return types.intp(name), build
 

@@ -25,9 +25,9 @@ import jaxlib
 import numpy as np
 
 from ds4nn_jax._engines.trial import trial
-from ds4nn_jax._files import whole
+from ds4nn_jax._files import atomic_file
 
-SOURCES = ("calls", "kernels", "lanes", "pipeline", "plan", "sweep")
+SOURCES = ("calls", "early_exit_kernel", "kernels", "lanes", "pipeline", "plan")
 _LOCK = threading.RLock()
 
 
@@ -36,7 +36,7 @@ class Unusable(ImportError):
 
 
 def require(kernel: str, dtype: str) -> None:
-    """Raises Unusable where a kernel cannot be had that is asked for by name."""
+    """Raises Unusable where a kernel cannot be had and no other engine will do."""
     try:
         target(kernel, dtype)
     except Unusable as error:
@@ -64,17 +64,17 @@ def fault() -> str | None:
     except Exception as error:  # whatever a broken installation raises
         if isinstance(error, ModuleNotFoundError) and error.name == "numba":
             return "numba is not installed (pip install numba)"
-        return _told("numba cannot be imported", error)
+        return _explained("numba cannot be imported", error)
     if numba.config.DISABLE_JIT:
         return "numba's compiler is switched off (unset NUMBA_DISABLE_JIT)"
     try:
         ctypes.CDLL(None).sched_yield  # noqa: B018  the kernels call it
     except Exception as error:
-        return _told("its calls are not known here", error)
+        return _explained("its calls are not known here", error)
     return None
 
 
-def _told(what: str, error: Exception) -> str:
+def _explained(what: str, error: Exception) -> str:
     message = " ".join(str(error).split())
     message = message if len(message) < 200 else message[:200] + " …"
     return f"{what} ({type(error).__name__}: {message})"
@@ -106,28 +106,28 @@ def _registered(kernel: str, dtype: str) -> str | Unusable:
     try:
         address = _address(kernel, dtype)
     except Exception as error:
-        return Unusable(_told("numba cannot compile its kernels", error))
+        return Unusable(_explained("numba cannot compile its kernels", error))
     name = f"ds4nn_jax.{kernel}.{dtype}"
     function = ctypes.CFUNCTYPE(ctypes.c_void_p)(address)
     try:
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(function), platform="cpu")
-        right = _tried(name, *trial(kernel, dtype))
+        right = _passes(name, *trial(kernel, dtype))
     except Exception as error:
-        return Unusable(_told("XLA does not call its kernels", error))
+        return Unusable(_explained("XLA does not call its kernels", error))
     if not right:
         return Unusable("its kernels compute wrong spikes here")
     return name
 
 
-def _tried(name: str, plan: np.ndarray, operands: list, expected: list) -> bool:
-    """Whether a kernel that XLA calls gives what was worked out by hand."""
+def _passes(name: str, plan: np.ndarray, operands: list, expected: list) -> bool:
+    """Whether XLA gets from a kernel what was worked out by hand."""
     results = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in expected]
     # Compiled ahead, as this may be within another function's tracing.
     (cpu, *_) = jax.local_devices(backend="cpu")
     with jax.default_device(cpu), jax.transfer_guard("allow"):
         run = jax.jit(lambda *x: jax.ffi.ffi_call(name, results)(*x, plan=plan))
-        found = run.lower(*operands).compile()(*operands)
-        return all(map(np.array_equal, found, expected))
+        arrays = run.lower(*operands).compile()(*operands)
+        return all(map(np.array_equal, arrays, expected))
 
 
 # What XLA and its threads hold addresses of stays for as long as the process.
@@ -141,8 +141,8 @@ def _address(kernel: str, dtype: str) -> int:
 
     machine = cpu_target.target_context.codegen().magic_tuple()
     cell = f"ds4nn_jax_{kernel}_{dtype}"
-    own_address = ctypes.c_int64(0)
-    llvm.add_symbol(cell, ctypes.addressof(own_address))
+    entry = ctypes.c_int64(0)
+    llvm.add_symbol(cell, ctypes.addressof(entry))
     name = f"{kernel}-{dtype}-{_digest(machine)}.kernel"
     saved = _read(name)
     if saved is None:
@@ -155,9 +155,9 @@ def _address(kernel: str, dtype: str) -> int:
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), target)
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
-    own_address.value = engine.get_function_address(function)
-    _KEPT.extend((own_address, engine))
-    return own_address.value
+    entry.value = engine.get_function_address(function)
+    _KEPT.extend((entry, engine))
+    return entry.value
 
 
 def _compile(kernel: str, dtype: str, cell: str) -> tuple[str, bytes]:
@@ -165,7 +165,7 @@ def _compile(kernel: str, dtype: str, cell: str) -> tuple[str, bytes]:
     _announce()
     from numba import cfunc, types
 
-    source = "sweep" if kernel == "sweep" else "kernels"
+    source = "early_exit_kernel" if kernel == "early_exit" else "kernels"
     module = importlib.import_module(f"ds4nn_jax._engines.{source}")
     entry = module.entry(kernel, getattr(np, dtype), cell)
     options: Any = dict(error_model="numpy", _nrt=False)
@@ -198,8 +198,8 @@ def _digest(machine: tuple) -> str:
 
 def _folders() -> Iterator[tuple[Path, str]]:
     """Where kernels are looked for and kept, and how to name the place."""
-    if asked := os.environ.get("NUMBA_CACHE_DIR"):
-        yield Path(asked), "NUMBA_CACHE_DIR"
+    if folder := os.environ.get("NUMBA_CACHE_DIR"):
+        yield Path(folder), "NUMBA_CACHE_DIR"
         return
     yield Path(__file__).with_name("__pycache__"), "the package's own folder"
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
@@ -208,7 +208,7 @@ def _folders() -> Iterator[tuple[Path, str]]:
 
 
 def _read(name: str) -> tuple | None:
-    """What `_write` kept, if it is whole and nobody else can have written it."""
+    """What `_write` kept, if it is complete and nobody else can have written it."""
     for folder, _ in _folders():
         with contextlib.suppress(OSError, ValueError, EOFError, TypeError):
             file = folder / name
@@ -220,13 +220,15 @@ def _read(name: str) -> tuple | None:
     return None
 
 
-def _check_owner(found: os.stat_result) -> None:
-    """Machine code is taken only from root or from the user of this process."""
+def _check_owner(status: os.stat_result) -> None:
+    """Machine code must be root's or the user's of this process."""
     if not hasattr(os, "geteuid"):
         return
-    others = stat.S_IWOTH | (stat.S_IWGRP if found.st_gid != os.getegid() else 0)
-    sticky = found.st_mode & stat.S_ISVTX
-    if found.st_uid not in (0, os.geteuid()) or (found.st_mode & others and not sticky):
+    others = stat.S_IWOTH | (stat.S_IWGRP if status.st_gid != os.getegid() else 0)
+    sticky = status.st_mode & stat.S_ISVTX
+    if status.st_uid not in (0, os.geteuid()) or (
+        status.st_mode & others and not sticky
+    ):
         raise PermissionError("others can write here")
 
 
@@ -237,7 +239,7 @@ def _write(name: str, content: bytes) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             _check_owner(folder.stat())
-            with whole(folder / name) as unfinished:
+            with atomic_file(folder / name) as unfinished:
                 unfinished.touch(0o600)
                 unfinished.write_bytes(hashlib.sha256(content).digest() + content)
             return

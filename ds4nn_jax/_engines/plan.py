@@ -31,10 +31,10 @@ class Plan(NamedTuple):
     steps: int
     lanes: int
     image_parts: int
-    flag: int  # forward: peaks are asked for; backward: silent inputs take part
+    flag: int  # forward: return peaks; backward: silent inputs get an error
     # Of a forward pass alone.
     row_parts: int = 1
-    counts: int = 0  # rows of spike counts asked for: 0, 1 or, with those of pooling, 2
+    counts: int = 0  # rows of spike counts: 0, 1 or, with those of pooling, 2
     # Several networks of one structure in a call: their results lie one behind the
     # other; of each operand the bytes from one network's to the next's, 0 if shared.
     networks: int = 1
@@ -45,8 +45,9 @@ class Plan(NamedTuple):
     stride_4: int = 0
 
 
-class Sweep(NamedTuple):
-    """Of a decision; behind it a `Line` for each layer, then the orders of windows."""
+class NetworkPlan(NamedTuple):
+    """Of the early-exit kernel; behind it a `LayerPlan` for each layer, then the orders
+    of windows."""
 
     images: int
     layers: int
@@ -59,8 +60,9 @@ class Sweep(NamedTuple):
     events: int  # synapses that can act in one layer, and a stop for every position
 
 
-class Line(NamedTuple):
-    """Of a layer in a decision; the last is dense, a 1×1 convolution of one pixel.
+class LayerPlan(NamedTuple):
+    """Of a layer of the early-exit kernel; the last is dense: a 1×1 convolution of one
+    pixel.
 
     `weights` and `potentials` are offsets, `order` is one into the plan: for a
     convolution its windows as they are visited, for pooling the window of each pixel,
@@ -86,8 +88,8 @@ class Line(NamedTuple):
     visits: int = 0
 
 
-SWEEP_LANES = 16  # weight rows and potentials of a decision are padded to such blocks
+EXIT_LANES = 16  # the early-exit kernel pads weight rows and potentials to such blocks
 
 PLAN = Plan(*range(len(Plan._fields)))
-SWEEP = Sweep(*range(len(Sweep._fields)))
-LINE = Line(*range(len(Line._fields)))
+NETWORK = NetworkPlan(*range(len(NetworkPlan._fields)))
+LAYER = LayerPlan(*range(len(LayerPlan._fields)))

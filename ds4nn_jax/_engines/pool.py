@@ -1,4 +1,4 @@
-"""Earliest-spike pooling: the member of a window that fires first speaks for it."""
+"""Earliest-spike pooling: a window fires with the first spike in it."""
 
 import functools
 
@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from jax import lax
 
 
-def members(
+def taps(
     x: jax.Array, window: tuple[int, int], strides: tuple[int, int]
 ) -> list[jax.Array]:
-    """Members of all windows in row order, each [B, H', W', O] of x [B, H, W, O]."""
+    """Entries of all windows in row order, each [B, H', W', O] of x [B, H, W, O]."""
     batch, height, width, features = x.shape
     rows, columns = height - window[0] + 1, width - window[1] + 1
     return [
@@ -28,15 +28,15 @@ def members(
 def earliest(
     times: jax.Array, window: tuple[int, int], strides: tuple[int, int]
 ) -> jax.Array:
-    """Elementwise in both directions; the strict < leaves a tie to the first member."""
+    """Elementwise in both directions; the strict < gives a tie to the first entry."""
     return functools.reduce(
-        lambda first, t: jnp.where(t < first, t, first), members(times, window, strides)
+        lambda first, t: jnp.where(t < first, t, first), taps(times, window, strides)
     )
 
 
-def first_member(times: jax.Array, window: tuple[int, int]) -> jax.Array:
-    """Index in row order of the member that fires first, as a floating array."""
-    first, *others = members(times, window, window)
+def argmin(times: jax.Array, window: tuple[int, int]) -> jax.Array:
+    """Index in row order of each window's first spike, as a floating array."""
+    first, *others = taps(times, window, window)
     index = jnp.zeros_like(first)
     for k, t in enumerate(others, start=1):
         index = jnp.where(t < first, k, index)
@@ -44,20 +44,20 @@ def first_member(times: jax.Array, window: tuple[int, int]) -> jax.Array:
     return index
 
 
-def of_member(x: jax.Array, member: jax.Array, window: tuple[int, int]) -> jax.Array:
-    """What x [B, H, W, O] holds for the given member of each window [B, H', W', O]."""
-    choices = members(x, window, window)
+def gather(x: jax.Array, argmin: jax.Array, window: tuple[int, int]) -> jax.Array:
+    """The entry of x [B, H, W, O] at the argmin of each window [B, H', W', O]."""
+    entries = taps(x, window, window)
     return functools.reduce(
-        lambda chosen, k: jnp.where(member == k, choices[k], chosen),
-        range(1, len(choices)),
-        choices[0],
+        lambda chosen, k: jnp.where(argmin == k, entries[k], chosen),
+        range(1, len(entries)),
+        entries[0],
     )
 
 
-def to_member(x: jax.Array, member: jax.Array, window: tuple[int, int]) -> jax.Array:
-    """The transpose of `of_member`: x at the given members, 0 at all others."""
+def scatter(x: jax.Array, argmin: jax.Array, window: tuple[int, int]) -> jax.Array:
+    """The transpose of `gather`: x at the argmin of each window, 0 elsewhere."""
     (rows, columns), (batch, height, width, features) = window, x.shape
-    index = jnp.arange(rows * columns, dtype=member.dtype)
-    chosen = member[:, :, None, :, None] == index.reshape(rows, 1, columns, 1)
+    index = jnp.arange(rows * columns, dtype=argmin.dtype)
+    chosen = argmin[:, :, None, :, None] == index.reshape(rows, 1, columns, 1)
     spread = jnp.where(chosen, x[:, :, None, :, None], 0)
     return spread.reshape(batch, height * rows, width * columns, features)

@@ -29,6 +29,13 @@ def response(
     )
 
 
+def needed(shapes: Response, arrays) -> Response:
+    """The arrays of a response; None where there is no shape."""
+    pairs = zip(shapes, arrays, strict=True)
+    kept: Any = (None if shape is None else x for shape, x in pairs)
+    return Response(*kept)
+
+
 def geometry(synapse: Synapse, times, kernel, out, pool) -> dict[str, int]:
     """Images, windows and strides; a dense layer has 1×1 images.
 

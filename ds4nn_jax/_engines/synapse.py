@@ -1,4 +1,4 @@
-"""What the engines share: linear maps from spikes to current, and what they answer."""
+"""What the engines share: linear maps from spikes to currents, and their response."""
 
 import functools
 import math
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ds4nn_jax._engines.pool import members
+from ds4nn_jax._engines.pool import taps
 
 
 class Dense(NamedTuple):
@@ -25,7 +25,7 @@ class Dense(NamedTuple):
         return lax.dot(spikes, kernel, **_exact(kernel))
 
     def windows(self, times: jax.Array, kernel: jax.Array, fill: float) -> jax.Array:
-        """[B, K]: what the neurons of each image hear."""
+        """[B, K]: the inputs of each image's neurons."""
         return times
 
 
@@ -51,10 +51,10 @@ class Conv(NamedTuple):
         )
 
     def windows(self, times: jax.Array, kernel: jax.Array, fill: float) -> jax.Array:
-        """[B, H', W', K]: what each place hears, in the order of a kernel's rows."""
+        """[B, H', W', K]: the inputs of each place, in the order of a kernel's rows."""
         times = jnp.pad(times, ((0, 0), *self.pads, (0, 0)), constant_values=fill)
         window = kernel.shape[0], kernel.shape[1]
-        return jnp.concatenate(members(times, window, self.strides), axis=-1)
+        return jnp.concatenate(taps(times, window, self.strides), axis=-1)
 
 
 Synapse = Dense | Conv
@@ -70,10 +70,10 @@ def pulse_currents(pulses: jax.Array, num_steps: int) -> jax.Array:
     count, outputs = pulses.shape
     if count == num_steps:
         return pulses
-    none = jnp.zeros((num_steps, outputs), pulses.dtype)
+    silence = jnp.zeros((num_steps, outputs), pulses.dtype)
     if not count:
-        return none
-    return none.at[pulse_steps(count, num_steps)].add(pulses)
+        return silence
+    return silence.at[pulse_steps(count, num_steps)].add(pulses)
 
 
 def _exact(kernel: jax.Array) -> dict[str, Any]:
@@ -91,12 +91,12 @@ def slices(kernel: jax.Array) -> tuple[jax.Array, ...]:
     8 + 8 + 8 bits of a mantissa of 24. `reduce_precision`, because XLA may drop a
     conversion there and back.
     """
-    rest, found = kernel, []
+    rest, pieces = kernel, []
     for _ in range(3):
         piece = lax.reduce_precision(rest, exponent_bits=8, mantissa_bits=7)
-        found.append(piece.astype(jnp.bfloat16))
+        pieces.append(piece.astype(jnp.bfloat16))
         rest = rest - piece
-    return tuple(found)
+    return tuple(pieces)
 
 
 def current_on_matrix_units(
@@ -131,25 +131,25 @@ def current(synapse: Synapse, spikes: jax.Array, kernel: jax.Array) -> jax.Array
 
 
 class Response(NamedTuple):
-    """What a layer does with its input; None where it was not asked for.
+    """What a layer does with its input; None where it is not computed.
 
-    With earliest-spike pooling behind the layer (windows side by side) the arrays hold
-    one entry a pooling neuron: of the member of its window that fires first, in row
-    order among equals, which is the only one to be taught.
+    With earliest-spike pooling behind the layer (windows side by side) the arrays have
+    one entry for each pooling neuron: that of the first neuron of its window to fire
+    (among equals the first in row order), the only one that gets an error.
 
     Attributes:
       times: [B, …] spike times.
       potential: [B, …] highest potential up to the spike, or at it.
-      until: [B, …] the first step that reached it.
-      member: [B, …] which member of the window fires first, counted in row order.
+      end: [B, …] the first step that reached it: the end of the integration.
+      argmin: [B, …] index of that neuron in its window, in row order.
       counts: [B, 1 or 2, T] int32 spikes of each step: of the layer and, where there is
         pooling, of the pooling neurons.
     """
 
     times: jax.Array
     potential: jax.Array | None = None
-    until: jax.Array | None = None
-    member: jax.Array | None = None
+    end: jax.Array | None = None
+    argmin: jax.Array | None = None
     counts: jax.Array | None = None
 
 

@@ -1,52 +1,60 @@
 """A trial of each kernel: two images with spikes worked out by hand.
 
-A neuron pair hears three inputs with weights [[60, 60], [50, 30], [90, 90]], θ = 100,
+Two neurons have three inputs with weights [[60, 60], [50, 30], [90, 90]], θ = 100,
 T = 100. Of inputs at (3, 5, T) the first reaches 110 at step 5, the second has its peak
 of 90 there; inputs at (0, T, 0) lift both to 150 at step 0.
 """
 
 import numpy as np
 
-from ds4nn_jax._engines.plan import LANES, LINE, SWEEP, SWEEP_LANES, Line, Plan, Sweep
+from ds4nn_jax._engines.plan import (
+    EXIT_LANES,
+    LANES,
+    LAYER,
+    NETWORK,
+    LayerPlan,
+    NetworkPlan,
+    Plan,
+)
 
 _TIMES = [[3, 5, 100], [0, 100, 0]]
 _KERNEL = np.array([[60, 60], [50, 30], [90, 90]])
 _THRESHOLD = [[100, 100]]
-_UNTIL = [[5, 5], [0, 0]]
+_END = [[5, 5], [0, 0]]
 _RESULTS: dict[str, tuple] = {
-    "forward": ([[5, 100], [0, 0]], [[110, 90], [150, 150]], _UNTIL, [], [[], []]),
+    "forward": ([[5, 100], [0, 0]], [[110, 90], [150, 150]], _END, [], [[], []]),
     # Errors are 1, silent inputs take part: all inputs get the sums of their rows.
     "backward": (
         [[120, 80, 180], [120, 80, 180]],
         [[-2, -2], [-1, -1], [-1, -1]],
         np.zeros((0, 2)),
     ),
-    "sweep": ([0, 0], [5, 0], [[2, 1], [2, 2]]),
+    "early_exit": ([0, 0], [5, 0], [[2, 1], [2, 2]]),
 }
 
 
 def trial(kernel: str, dtype: str) -> tuple[np.ndarray, list, list]:
-    """(plan, operands, right results) of a call of "forward", "backward" or "sweep"."""
-    lanes = SWEEP_LANES if kernel == "sweep" else LANES[dtype][1]
+    """(plan, operands, right results) of a call of a kernel."""
+    lanes = EXIT_LANES if kernel == "early_exit" else LANES[dtype][1]
     rows = {
         "forward": np.vstack([_KERNEL, [[0, 0]], _THRESHOLD]),
         "backward": _KERNEL.T,
-        "sweep": np.vstack([_KERNEL, _THRESHOLD]),
+        "early_exit": np.vstack([_KERNEL, _THRESHOLD]),
     }[kernel]
     padded = np.pad(rows.astype(dtype), ((0, 0), (0, lanes - rows.shape[1])))
-    if kernel == "sweep":
+    if kernel == "early_exit":
         padded[-1, 2:] = np.inf  # there is no neuron
     operands = {
         "forward": [_TIMES, padded],
-        "backward": [_TIMES, padded, _UNTIL, np.ones((2, 2)), _UNTIL],
-        "sweep": [_TIMES, padded.ravel()],
+        "backward": [_TIMES, padded, _END, np.ones((2, 2)), _END],
+        "early_exit": [_TIMES, padded.ravel()],
     }[kernel]
     results = [np.asarray(x, dtype) for x in _RESULTS[kernel]]
     if kernel == "forward":
         results[-1] = np.zeros((2, 1, 0, 100), np.int32)  # no counts
-    if kernel == "sweep":
+    if kernel == "early_exit":
         results = [x.astype(np.int32) for x in results]
-    plan = _decision() if kernel == "sweep" else _layer(lanes)
+    plan = _decision() if kernel == "early_exit" else _layer(lanes)
     return plan, [np.asarray(x, dtype) for x in operands], results
 
 
@@ -58,17 +66,17 @@ def _layer(lanes: int) -> np.ndarray:
 
 
 def _decision() -> np.ndarray:
-    sizes = Sweep(
+    sizes = NetworkPlan(
         images=2,
         layers=1,
         steps=100,
         parts=2,
-        potentials=SWEEP_LANES,
+        potentials=EXIT_LANES,
         pooled=0,
         places=1,
         largest=3,
         events=4,
     )
-    line = Line(inputs=3, outputs=2, stride=SWEEP_LANES, visits=1)
-    line = line._replace(order=len(SWEEP) + len(LINE))
+    line = LayerPlan(inputs=3, outputs=2, stride=EXIT_LANES, visits=1)
+    line = line._replace(order=len(NETWORK) + len(LAYER))
     return np.array([*sizes, *line, 0])

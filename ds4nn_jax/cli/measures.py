@@ -7,8 +7,10 @@ import jax
 import numpy as np
 
 import ds4nn_jax as ds
+from ds4nn_jax import _checks
 from ds4nn_jax.layers import _response
 from ds4nn_jax.networks import quantization
+from ds4nn_jax.networks.network import check_params
 from ds4nn_jax.networks.spec import PoolSpec
 
 
@@ -82,8 +84,8 @@ def measure(
       on_batch: called with the images done.
       batch_size: images at a time; of no influence on the result.
     """
-    images, labels = ds.networks.evaluation.pairs(images, labels, network.num_classes)
-    ds.networks.evaluation.check_params(network, params, images)
+    images, labels = _checks.pairs(images, labels, network.num_classes)
+    check_params(network, params, images)
     variants = [urged(network, params, urgency) for urgency in urgencies]
 
     @jax.jit

@@ -16,7 +16,8 @@ import numpy as np
 import ds4nn_jax as ds
 from ds4nn_jax import _files, data
 from ds4nn_jax.cli import measures, progress
-from ds4nn_jax.networks import evaluation, pretrained
+from ds4nn_jax.networks import pretrained
+from ds4nn_jax.networks.network import check_params
 
 _AT_A_TIME = 16  # pictures
 _UNLIKE = 1.25  # times as light, or as dark, as the images of the training
@@ -148,7 +149,7 @@ def _model(weights: str, urgency: float | None) -> Model:
         pictures = _pictures(notes.get("pictures"), shape, dataset)
         model = Model(network, params, shape, names, pictures, dataset)
         blank = np.broadcast_to(np.uint8(0), (1, *shape))
-        evaluation.check_params(network, params, blank)
+        check_params(network, params, blank)
         jax.eval_shape(functools.partial(_run, network), params, blank)
     except Exception as error:  # what is written in a file can go wrong anywhere
         raise ValueError(f"{weights} cannot be used: {_why(error)}") from error
@@ -334,7 +335,7 @@ def _draw(path: Path, model: Model, answer: Answer) -> None:
         for canvas in canvases:
             canvas.draw()
     pixels = np.concatenate([np.asarray(canvas.buffer_rgba()) for canvas in canvases])
-    with _files.whole(path) as unfinished:
+    with _files.atomic_file(path) as unfinished:
         Image.fromarray(pixels).save(unfinished, "PNG")
 
 

@@ -80,9 +80,9 @@ def compare(times: object, num_steps: int) -> None:
             f"T = {num_steps}: encode images with network.encode"
         )
     if of_times is None and num_steps > DEFAULT_STEPS and _checks.at_hand(times):
-        seen = np.asarray(times)
-        silent = seen == DEFAULT_STEPS
-        if seen.size and seen.max() == DEFAULT_STEPS and silent.mean() >= 0.05:
+        values = np.asarray(times)
+        silent = values == DEFAULT_STEPS
+        if values.size and values.max() == DEFAULT_STEPS and silent.mean() >= 0.05:
             warnings.warn(
                 f"spike times look coded in T = {DEFAULT_STEPS} steps, the network has "
                 f"T = {num_steps}: encode images with network.encode",

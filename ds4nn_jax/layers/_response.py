@@ -1,8 +1,8 @@
-"""What every layer is made of: what is static about it, and its one custom gradient,
-written once for both synapses (dense, convolution) and both engines."""
+"""What is static about a layer, and its one custom gradient, written once for both
+synapses (dense, convolution) and both engines."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import jax
@@ -45,10 +45,10 @@ def dense_layer(
     urgency=0.0,
 ) -> tuple[Layer, *tuple[jax.Array, ...]]:
     """The layer, and its operands: times, kernel, pulses [P, O], thresholds [O]."""
-    whole = is_whole(kernel)
-    times, kernel = checked(times, kernel, num_steps, "[B, I]", "[I, O]")
-    layer = _layer(Dense(whole), num_steps, engine, surrogate)
-    pulses = reference(pulses, kernel, num_steps, urgency, whole)
+    axes, integers = ("[B, I]", "[I, O]"), is_whole(kernel)
+    times, kernel = _checks.times_and_kernel(times, kernel, num_steps, *axes)
+    layer = _layer(Dense(integers), num_steps, engine, surrogate)
+    pulses = reference(pulses, kernel, num_steps, urgency, integers)
     return layer, times, kernel, pulses, thresholds(threshold, kernel)
 
 
@@ -63,11 +63,11 @@ def conv_layer(
     padding,
     surrogate="constant",
 ) -> tuple[Layer, *tuple[jax.Array, ...]]:
-    axes, whole = ("[B, H, W, I]", "[kh, kw, I, O]"), is_whole(kernel)
-    times, kernel = checked(times, kernel, num_steps, *axes)
-    strides = pair("strides", strides)
+    axes, integers = ("[B, H, W, I]", "[kh, kw, I, O]"), is_whole(kernel)
+    times, kernel = _checks.times_and_kernel(times, kernel, num_steps, *axes)
+    strides = _checks.pair("strides", strides)
     pads = explicit_pads(padding, times.shape[1:3], kernel.shape[:2], strides)
-    layer = _layer(Conv(strides, pads, whole), num_steps, engine, surrogate)
+    layer = _layer(Conv(strides, pads, integers), num_steps, engine, surrogate)
     pulses = reference(pulses, kernel, num_steps)
     return layer, times, kernel, pulses, thresholds(threshold, kernel)
 
@@ -77,7 +77,7 @@ def reference(
     kernel: jax.Array,
     num_steps: int,
     urgency: jax.typing.ArrayLike = 0.0,
-    whole: bool = False,
+    integers: bool = False,
 ) -> jax.Array:
     """Weights [P, O] of the reference neurons of a layer with this kernel.
 
@@ -91,7 +91,7 @@ def reference(
         pulses = _checks.pulses(pulses, outputs, num_steps).astype(dtype)
     urgency = _checks.urgency(urgency)
     if _checks.is_traced(urgency) or urgency:
-        if whole:  # exact: in float64, before any program runs
+        if integers:  # exact: in float64, before any program runs
             totals = np.floor(np.float64(urgency) * np.arange(num_steps + 1))
             urgency = np.diff(totals)[:, None]
         pulses = pulse_currents(pulses, num_steps) + jnp.asarray(urgency, dtype)
@@ -99,7 +99,7 @@ def reference(
 
 
 def is_whole(kernel: jax.typing.ArrayLike) -> bool:
-    """Whether a layer is one of whole numbers: its weights are int8."""
+    """Whether a layer's weights are whole numbers: int8."""
     return jnp.result_type(kernel) == jnp.int8
 
 
@@ -150,9 +150,9 @@ def _refused(call: Callable, primals, tangents):
     raise TypeError(_ONCE)
 
 
-def _forward(layer: Layer, times, kernel, pulses, threshold, **asked) -> Response:
+def _forward(layer: Layer, times, kernel, pulses, threshold, **static) -> Response:
     arrays = times, kernel, pulses, threshold
-    return _dispatch(layer, "forward", *arrays, **asked)
+    return _dispatch(layer, "forward", *arrays, **static)
 
 
 def divides(window: tuple[int, int], shape: tuple[int, ...]) -> bool:
@@ -164,35 +164,35 @@ def divides(window: tuple[int, int], shape: tuple[int, ...]) -> bool:
 def _response(
     layer: Layer, times, kernel, pulses, threshold, pool=NO_POOL, counts=False
 ) -> Response:
-    """Spike times, behind the pooling, and spike counts if asked for."""
+    """Spike times, behind the pooling, and spike counts with `counts`."""
     arrays = times, kernel, pulses, threshold
-    found = _forward(layer, *arrays, peaks=False, pool=pool, counts=counts)
-    return Response(found.times, counts=found.counts)
+    response = _forward(layer, *arrays, peaks=False, pool=pool, counts=counts)
+    return Response(response.times, counts=response.counts)
 
 
 def _response_fwd(layer: Layer, times, kernel, pulses, threshold, pool, counts: bool):
     peaks, arrays = layer.surrogate.silent_learn, (times, kernel, pulses, threshold)
-    found = _forward(layer, *arrays, peaks=peaks, pool=pool, counts=counts)
-    # A fired neuron listened until its spike, which is also where its peak is; a silent
-    # one until T (its time) by the constant rule, until its peak by the window rule.
-    until = found.until if peaks else found.times
-    residuals = (*arrays, until, found.potential, found.member)
-    return Response(found.times, counts=found.counts), residuals
+    response = _forward(layer, *arrays, peaks=peaks, pool=pool, counts=counts)
+    # A neuron integrates up to its spike, which is also its peak; a silent one up to T
+    # (its time) by the constant rule, up to its peak by the window rule.
+    end = response.end if peaks else response.times
+    residuals = (*arrays, end, response.potential, response.argmin)
+    return Response(response.times, counts=response.counts), residuals
 
 
 def _response_bwd(layer: Layer, pool, counts: bool, residuals, cotangent: Response):
     del counts
-    *operands, threshold, until, potential, member = residuals
+    *operands, threshold, end, potential, argmin = residuals
     silent_inputs, delta = False, cotangent.times
     if layer.surrogate.silent_learn:
         silent_inputs = True
         theta = threshold.reshape(*[1] * (delta.ndim - 1), -1)
         delta = delta * layer.surrogate.slope(potential, theta)
-    arrays = (*operands, until, delta) + (() if member is None else (member,))
-    asked = dict(silent_inputs=silent_inputs, pool=pool)
+    arrays = (*operands, end, delta) + (() if argmin is None else (argmin,))
+    static = dict(silent_inputs=silent_inputs, pool=pool)
     # A threshold is a reference neuron of weight −θ that spikes before all others.
     d_threshold = jnp.sum(delta, axis=tuple(range(delta.ndim - 1)))
-    return *_dispatch(layer, "backward", *arrays, **asked), d_threshold
+    return *_dispatch(layer, "backward", *arrays, **static), d_threshold
 
 
 _response.defvjp(_response_fwd, _response_bwd)
@@ -210,28 +210,3 @@ def respond(layer: Layer, *arrays: jax.Array, **outputs) -> Response:
         if "custom_vjp" not in str(error):
             raise
         raise TypeError(_ONCE) from error
-
-
-def checked(
-    times: jax.Array, kernel: jax.Array, num_steps: int, of_times: str, of_kernel: str
-) -> tuple[jax.Array, jax.Array]:
-    """Both as arrays of one floating type, if they have these axes and fit."""
-    _checks.num_steps(num_steps)
-    times, kernel = _checks.times_and_kernel(times, kernel, num_steps)
-    _checks.rank("times", times, of_times)
-    _checks.rank("kernel", kernel, of_kernel)
-    if times.shape[-1] != kernel.shape[-2]:
-        raise ValueError(
-            f"times {times.shape} have {times.shape[-1]} input features, "
-            f"kernel {kernel.shape} expects {kernel.shape[-2]}"
-        )
-    if 0 in kernel.shape:
-        raise ValueError(f"kernel must not be empty, got shape {kernel.shape}")
-    return times, kernel
-
-
-def pair(name: str, value: Sequence[int]) -> tuple[int, int]:
-    pair = tuple(value) if isinstance(value, Sequence) else ()
-    if len(pair) != 2 or not all(isinstance(v, int) and v > 0 for v in pair):
-        raise ValueError(f"{name} must be two positive whole numbers, got {value!r}")
-    return pair

@@ -1,4 +1,4 @@
-"""Images to spike times and back: one spike per pixel, the brighter the earlier."""
+"""Images to spike times: one spike per pixel, the brighter the earlier."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,6 @@ import numpy as np
 
 from ds4nn_jax import _checks
 from ds4nn_jax.layers import _coding
-from ds4nn_jax.layers._coding import DEFAULT_STEPS
 from ds4nn_jax.types import SpikeTimes
 
 
@@ -26,10 +25,6 @@ def encode(images: jax.Array | np.ndarray, *, num_steps: int = 100) -> SpikeTime
     Returns:
       [...] float32 spike times (float64 for float64 images), whole steps in 0 … T.
 
-    Raises:
-      TypeError: images are neither uint8 nor floating.
-      ValueError: T ≤ 0 or > 2²⁴, or an intensity is NaN or outside [0, 1].
-
     Example:
       >>> import numpy as np
       >>> from ds4nn_jax import encode
@@ -42,15 +37,9 @@ def encode(images: jax.Array | np.ndarray, *, num_steps: int = 100) -> SpikeTime
 
 def spike_times(images: jax.Array | np.ndarray, steps: int) -> SpikeTimes:
     """As `encode`, for a network, which says T once."""
-    images = _checks.array(images)
+    images = jnp.asarray(_checks.images(images))
     if images.dtype == np.uint8:
-        return _grey_times(jnp.asarray(images), steps).astype(jnp.float32)
-    if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise TypeError(
-            f"images must be uint8 (0 … 255) or floating (0 … 1), got {images.dtype}"
-        )
-    _checks.intensities(images)
-    images = jnp.asarray(images)
+        return _grey_times(images, steps).astype(jnp.float32)
     rounding = float(jnp.finfo(images.dtype).eps)
     if images.dtype not in (jnp.float32, jnp.float64):
         images = images.astype(jnp.float32)
@@ -69,24 +58,3 @@ def _grey_times(grey: jax.Array, steps: int) -> jax.Array:
     dark = 255 - grey.astype(jnp.int32)
     quotient, rest = divmod(steps, 255)
     return dark * quotient + dark * rest // 255
-
-
-def raster(times: SpikeTimes, *, num_steps: int = DEFAULT_STEPS) -> jax.Array:
-    """Spike train S(t) = [t_i = t] of Eq. 2: times [...] -> bool [T, ...].
-
-    T is 100 if it is left out; times that are known to be of another are refused.
-    """
-    num_steps = _coding.settled(num_steps, times)
-    times = jnp.asarray(times)
-    steps = jnp.arange(num_steps, dtype=times.dtype)
-    return times[None] == steps.reshape((num_steps,) + (1,) * times.ndim)
-
-
-def decode(times: SpikeTimes, *, num_steps: int = DEFAULT_STEPS) -> jax.Array:
-    """Intensity shown by a spike time, for display: I = 1 − t/T; silence is black.
-
-    Inverts `encode` up to its rounding: 0 ≤ decode(encode(I)) − I < 1/T (but I = 0 is
-    exact). T as for `raster`.
-    """
-    num_steps = _coding.settled(num_steps, times)
-    return 1 - jnp.asarray(times) / num_steps

@@ -61,9 +61,6 @@ def dense(
       [B, O] spike times of the neurons.
 
     Raises:
-      TypeError: times are not floating, or kernel neither floating nor int8.
-      ValueError: shapes do not fit, T ≤ 0, θ ≤ 0, u < 0; outside jit also times that
-        are no whole steps in 0 … T, or weights that are not finite.
       ImportError: engine "event" where numba cannot work.
 
     Example:
@@ -116,10 +113,6 @@ def conv(
     Returns:
       [B, H', W', O] spike times of the neurons.
 
-    Raises:
-      As `dense`; ValueError also for strides < 1, an unknown padding, or a window
-      larger than the padded image.
-
     Example:
       >>> import numpy as np, ds4nn_jax as ds
       >>> times = np.array([4.0, 7.0, 9.0]).reshape(1, 1, 3, 1)
@@ -131,53 +124,6 @@ def conv(
         times, kernel, pulses, threshold, steps, engine, strides, padding, surrogate
     )
     return _coding.known(_response.respond(layer, *arrays).times, steps)
-
-
-def conv_pool(
-    times: SpikeTimes,
-    kernel: jax.Array,
-    *,
-    window: tuple[int, int] = (2, 2),
-    threshold: jax.typing.ArrayLike = 100.0,
-    num_steps: int = DEFAULT_STEPS,
-    strides: tuple[int, int] = (1, 1),
-    padding: Padding = "SAME",
-    engine: Engine = "auto",
-    surrogate: str | Surrogate = "constant",
-    pulses: jax.Array | None = None,
-) -> SpikeTimes:
-    """A convolution and the earliest-spike pooling behind it, as one layer.
-
-    Equals `earliest_pool(conv(times, kernel, …), window=window, strides=window)` in
-    both directions. The event engine keeps only what pooling passes on, which is a
-    quarter of the memory for 2×2 windows, and less time for it.
-
-    Args:
-      times: [B, H, W, I] spike times of the inputs, whole steps 0 … T; T is silent.
-      kernel: [kh, kw, I, O] weights, mV.
-      window: rows and columns of the pooling windows, side by side; the convolution's
-        output must divide into them.
-      threshold, num_steps, strides, padding, engine, surrogate, pulses: as for
-        `conv`.
-
-    Returns:
-      [B, H'/rows, W'/columns, O] spike times of the pooling neurons.
-
-    Raises:
-      As `conv`; ValueError also for a window that does not divide the output.
-    """
-    window = _response.pair("window", window)
-    steps = _coding.settled(num_steps, times)
-    layer, *arrays = _response.conv_layer(
-        times, kernel, pulses, threshold, steps, engine, strides, padding, surrogate
-    )
-    shape = jax.eval_shape(layer.synapse.current, *arrays[:2]).shape
-    if not _response.divides(window, shape):
-        raise ValueError(
-            f"window {window} does not divide the convolution's output {shape[1:3]}: "
-            "use earliest_pool, which drops what is left over"
-        )
-    return _coding.known(_response.respond(layer, *arrays, pool=window).times, steps)
 
 
 def earliest_pool(
@@ -200,11 +146,6 @@ def earliest_pool(
     Returns:
       [B, H', W', I] spike times; silent where the whole window is.
 
-    Raises:
-      TypeError: times are not floating.
-      ValueError: times are not [B, H, W, I], a window or stride < 1, or a window larger
-        than the image.
-
     Example:
       >>> import numpy as np, ds4nn_jax as ds
       >>> times = np.array([[4.0, 7.0], [100.0, 9.0]]).reshape(1, 2, 2, 1)
@@ -214,10 +155,8 @@ def earliest_pool(
     steps = _coding.of(times)
     times = _checks.spike_times(times)
     _checks.rank("times", times, "[B, H, W, I]")
-    window, strides = (
-        _response.pair("window", window),
-        _response.pair("strides", strides),
-    )
+    window = _checks.pair("window", window)
+    strides = _checks.pair("strides", strides)
     image = times.shape[1:3]
     if window[0] > image[0] or window[1] > image[1]:
         raise ValueError(f"window {window} is larger than the image {image}")
@@ -245,10 +184,11 @@ def membrane_potentials(
     Returns:
       [T, B, O] potentials V_j(t), mV, as they would run on after a spike.
     """
-    whole = _response.is_whole(kernel)
+    integers = _response.is_whole(kernel)
     num_steps = _coding.settled(num_steps, times)
-    times, kernel = _response.checked(times, kernel, num_steps, "[B, I]", "[I, O]")
-    pulses = _response.reference(pulses, kernel, num_steps, urgency, whole)
+    axes = "[B, I]", "[I, O]"
+    times, kernel = _checks.times_and_kernel(times, kernel, num_steps, *axes)
+    pulses = _response.reference(pulses, kernel, num_steps, urgency, integers)
 
     def step(potential: jax.Array, now: tuple[jax.Array, jax.Array]):
         t, reference = now
@@ -274,7 +214,7 @@ def decision_potentials(
 ) -> jax.Array:
     """What breaks ties: V_j(t_j) of a neuron that fires, V_j(T − 1) of a silent one.
 
-    Arguments and errors as `dense`. Takes no gradient.
+    Arguments as `dense`. Takes no gradient.
 
     Returns:
       [B, O] potentials, mV.
@@ -315,9 +255,6 @@ def peak_potentials(
 
     Returns:
       [B, O] or [B, H', W', O] potentials, mV.
-
-    Raises:
-      As `dense` and `conv`.
     """
     num_steps = _coding.settled(num_steps, times)
     never = 1e30  # mV: finite, as every threshold, and out of reach

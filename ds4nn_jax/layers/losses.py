@@ -21,9 +21,6 @@ def temporal_loss(times: SpikeTimes, target: SpikeTimes) -> jax.Array:
     """E = ½·Σ_k (t_k − target_k)²  per image (Eq. 5–6): [B, C], [B, C] -> [B].
 
     ∂E/∂t = t − target (Eq. 9); the target takes no gradient.
-
-    Raises:
-      ValueError: shapes differ.
     """
     if jnp.shape(times) != jnp.shape(target):
         raise ValueError(
@@ -47,9 +44,6 @@ def normalize_gradient(x: jax.Array, *, method: Normalization = "l2") -> jax.Arr
 
     Returns:
       x.
-
-    Raises:
-      ValueError: an unknown method, or x without a batch axis.
 
     Example:
       >>> import jax, jax.numpy as jnp, ds4nn_jax as ds

@@ -7,10 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ds4nn_jax._engines.synapse import (
-    NO_POOL,
-    Response,
-)
+from ds4nn_jax._engines.synapse import NO_POOL, Response
 from ds4nn_jax.layers import _response, functions
 from ds4nn_jax.layers.surrogates import Surrogate
 from ds4nn_jax.types import SpikeTimes
@@ -19,11 +16,7 @@ Initializer = Callable[..., jax.Array]
 
 
 def uniform_weights(low: float, high: float) -> Initializer:
-    """Initial weights uniform in [low, high) mV, as in the paper's Table 1.
-
-    Raises:
-      ValueError: bounds not finite or low ≥ high.
-    """
+    """Initial weights uniform in [low, high) mV, as in the paper's Table 1."""
     if not -float("inf") < low < high < float("inf"):
         raise ValueError(f"need finite low < high, got [{low}, {high})")
 
@@ -51,21 +44,17 @@ def scaled_weights(threshold: float = 100.0) -> Initializer:
 def _kernel(
     layer: "SpikingDense | SpikingConv", shape: tuple[int, ...], times: SpikeTimes
 ) -> jax.Array:
-    """The layer's parameter, drawn while the network is initialised.
-
-    Raises:
-      ValueError: there is none, or one of another shape.
-    """
+    """The layer's parameter, drawn while the network is initialised."""
     if not layer.is_initializing():
         if not layer.has_variable("params", "kernel"):
             raise ValueError(
                 f"the parameters have no kernel of {layer.name}: they are not those "
                 "of this network"
             )
-        found = jnp.shape(layer.get_variable("params", "kernel"))
-        if found != shape:
+        actual = jnp.shape(layer.get_variable("params", "kernel"))
+        if actual != shape:
             raise ValueError(
-                f"{layer.name} takes inputs of another size: its kernel is {found}, "
+                f"{layer.name} takes inputs of another size: its kernel is {actual}, "
                 f"spike times of shape {times.shape} need {shape}: images of another "
                 "size, or the parameters of another network"
             )
@@ -73,7 +62,7 @@ def _kernel(
     return layer.param("kernel", init, shape, times.dtype)
 
 
-def _own_pulses(layer: "SpikingDense | SpikingConv", times: SpikeTimes):
+def _pulses(layer: "SpikingDense | SpikingConv", times: SpikeTimes):
     """The parameter [P, O] of a layer that has reference neurons, else None."""
     if not layer.pulses:
         return None
@@ -81,8 +70,8 @@ def _own_pulses(layer: "SpikingDense | SpikingConv", times: SpikeTimes):
     return layer.param("pulses", nn.initializers.zeros, shape, times.dtype)
 
 
-def _own_threshold(layer: "SpikingDense | SpikingConv") -> jax.typing.ArrayLike:
-    """The parameter [O] of a layer that has thresholds of its own, else its number."""
+def _threshold(layer: "SpikingDense | SpikingConv") -> jax.typing.ArrayLike:
+    """The parameter [O] of a layer that has one, else its number."""
     if layer.has_variable("params", "threshold"):
         return layer.get_variable("params", "threshold")
     return layer.threshold
@@ -107,13 +96,13 @@ class SpikingDense(nn.Module):
 
     @nn.compact
     def respond(self, times: SpikeTimes, *, counts: bool = False) -> Response:
-        """Spike times and, if asked for, the spikes of every step."""
+        """Spike times and, with `counts`, the spikes of every step."""
         shape = (times.shape[-1], self.features)
         layer, *arrays = _response.dense_layer(
             times,
             _kernel(self, shape, times),
-            _own_pulses(self, times),
-            threshold=_own_threshold(self),
+            _pulses(self, times),
+            threshold=_threshold(self),
             num_steps=self.num_steps,
             engine=self.engine,
             surrogate=self.surrogate,
@@ -150,13 +139,13 @@ class SpikingConv(nn.Module):
         pool: tuple[int, int] = NO_POOL,
         counts: bool = False,
     ) -> Response:
-        """Spike times behind pooling windows and, if asked for, spikes of each step."""
+        """Spike times behind the pooling and, with `counts`, spikes of each step."""
         shape = (*self.window, times.shape[-1], self.features)
         layer, *arrays = _response.conv_layer(
             times,
             _kernel(self, shape, times),
-            _own_pulses(self, times),
-            threshold=_own_threshold(self),
+            _pulses(self, times),
+            threshold=_threshold(self),
             num_steps=self.num_steps,
             strides=self.strides,
             padding=self.padding,

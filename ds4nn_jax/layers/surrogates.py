@@ -65,10 +65,5 @@ class Window(Surrogate):
 
 
 def resolve(surrogate: str | Surrogate) -> Surrogate:
-    """A surrogate as it is, or by its name.
-
-    Raises:
-      ValueError: no surrogate has that name.
-      TypeError: it is no surrogate.
-    """
+    """A surrogate as it is, or by its name."""
     return chosen("surrogate", Surrogate, surrogate)

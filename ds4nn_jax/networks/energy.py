@@ -51,10 +51,6 @@ def synaptic_operations(
       network: its structure.
       input_shape: of one image, [H, W, I] or [I].
       layer_spikes: spikes of the input and of each layer (`Report.layer_spikes`).
-
-    Raises:
-      ValueError: not one number of spikes for the input and each layer, or an input
-        that the network cannot take.
     """
     if len(layer_spikes) != len(network.layers) + 1:
         raise ValueError(
@@ -84,10 +80,6 @@ def reference_operations(
       network: its structure.
       input_shape: of one image, [H, W, I] or [I].
       layer_reference_spikes: of each layer (`Report.layer_reference_spikes`).
-
-    Raises:
-      ValueError: not one number of spikes for each layer, or an input that the network
-        cannot take.
     """
     if len(layer_reference_spikes) != len(network.layers):
         raise ValueError(
@@ -105,7 +97,7 @@ def reference_operations(
 def multiply_accumulates(network: SpikingNetwork, input_shape: tuple[int, ...]) -> int:
     """Multiplications with addition that ReLU neurons in place of spiking ones take.
 
-    Arguments and errors as `synaptic_operations`.
+    Arguments as `synaptic_operations`.
     """
     return sum(
         math.prod(outputs[:-1]) * math.prod(kernel)
@@ -135,9 +127,6 @@ def bytes_moved(
       layer_reference_spikes: of each layer (`Report.layer_reference_spikes`), whose
         weights have 16 bits; None: there are none.
       bits: of a weight.
-
-    Raises:
-      ValueError: as `synaptic_operations`, `reference_operations`.
     """
     additions = synaptic_operations(network, input_shape, layer_spikes)
     references = 0.0
@@ -158,7 +147,7 @@ def relu_bytes_moved(
     Every multiplication reads a weight and an activation of so many bits, and the sum
     stays in a register until it is written as an activation. Pooling is left out.
 
-    Arguments and errors as `multiply_accumulates`.
+    Arguments as `multiply_accumulates`.
     """
     products = multiply_accumulates(network, input_shape)
     neurons = sum(

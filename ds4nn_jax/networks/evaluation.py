@@ -17,7 +17,7 @@ from ds4nn_jax import _checks
 from ds4nn_jax._engines.synapse import flat, pulse_steps
 from ds4nn_jax.layers.encoding import spike_times
 from ds4nn_jax.networks.inference import batches_of
-from ds4nn_jax.networks.network import SpikingNetwork, Trace
+from ds4nn_jax.networks.network import SpikingNetwork, Trace, check_params
 from ds4nn_jax.types import SpikeTimes
 
 _LOGGER = logging.getLogger("ds4nn_jax")
@@ -37,9 +37,6 @@ def predict(times: SpikeTimes, potentials: jax.Array | None = None) -> jax.Array
 
     Returns:
       [B] int32 classes.
-
-    Raises:
-      ValueError: times are not [B, C], or potentials of another shape.
 
     Example:
       >>> import numpy as np, ds4nn_jax as ds
@@ -71,9 +68,6 @@ def predict_by(times: SpikeTimes, potentials: jax.Array) -> jax.Array:
 
     Returns:
       [T, B] int32 classes; the last row is `predict`.
-
-    Raises:
-      ValueError: times are not [B, C], or potentials not [T, B, C].
     """
     times, potentials = jnp.asarray(times), jnp.asarray(potentials)
     _checks.rank("times", times, "[B, C]")
@@ -195,11 +189,7 @@ class Report(NamedTuple):
 
 
 def report(batches: Iterable[tuple[Decisions, np.ndarray]], num_classes: int) -> Report:
-    """Gathers decisions and true labels, batch by batch, into one report.
-
-    Raises:
-      ValueError: no images, or labels outside 0 … C−1.
-    """
+    """Gathers decisions and true labels, batch by batch, into one report."""
     kept: list[tuple[np.ndarray, ...]] = []
     fired: list[np.ndarray] = []
     for decisions, labels in batches:
@@ -267,13 +257,9 @@ def evaluate(
       batch_size: images at a time; of no influence on the result.
       on_images: called with how many images are done, after every batch.
 
-    Raises:
-      ValueError, TypeError: images, labels or parameters do not fit each other or the
-        network; NaN or infinite weights.
-
     Logs a warning, once for a network, if its decisions say little: see `advise`.
     """
-    images, labels = pairs(images, labels, network.num_classes)
+    images, labels = _checks.pairs(images, labels, network.num_classes)
     result = reported(network, params, images, labels, batch_size, on_images)
     advise(network, images, result)
     return result
@@ -287,29 +273,28 @@ def reported(
     batch_size: int,
     on_images: Callable[[int], None] | None = None,
 ) -> Report:
-    """`evaluate` of `pairs`, without advice."""
-    classes = network.num_classes
+    """`evaluate` of checked pairs, without advice."""
     check_params(network, params, images)
 
     def batches():
-        for start, some, count in batches_of(images, batch_size):
-            decisions = _decide(network, params, some)
+        for start, batch, count in batches_of(images, batch_size):
+            decisions = _decide(network, params, batch)
             rows = jax.tree.map(lambda x, n=count: x[:n], decisions)
             if on_images is not None:
                 on_images(start + count)
             yield rows._replace(fired=decisions.fired), labels[start : start + count]
 
-    return report(batches(), classes)
+    return report(batches(), network.num_classes)
 
 
 def advise(network: SpikingNetwork, images: Any, result: Report | None = None) -> None:
     """Logs what is wrong with images or with decisions on them, and the remedy: most
     pixels at step 0, over half of the images decided without an output spike, over half
     tied, all decided at step 0. Each once for a network."""
-    few = np.asarray(images[:: max(1, len(images) // 100)])
-    at_once = float(np.mean(np.asarray(spike_times(few, network.num_steps)) == 0))
+    sample = np.asarray(images[:: max(1, len(images) // 100)])
+    at_once = float(np.mean(np.asarray(spike_times(sample, network.num_steps)) == 0))
     if at_once > 0.5:
-        _advised(
+        _advise_once(
             network,
             "light",
             f"{at_once:.0%} of the pixels spike at step 0, as on a light ground: most "
@@ -319,7 +304,7 @@ def advise(network: SpikingNetwork, images: Any, result: Report | None = None) -
     if result is None:
         return
     if result.silent > 0.5:
-        _advised(
+        _advise_once(
             network,
             "silent",
             f"{result.silent:.0%} of the images are decided by potentials, without an "
@@ -327,14 +312,14 @@ def advise(network: SpikingNetwork, images: Any, result: Report | None = None) -
             "threshold, or give the outputs an urgency (network.clone(urgency=…))",
         )
     if result.tied > 0.5:
-        _advised(
+        _advise_once(
             network,
             "tied",
             f"in {result.tied:.0%} of the images several outputs fire first: use more "
             "time steps (num_steps), or smaller initial weights",
         )
     if result.decision_step == 0:
-        _advised(
+        _advise_once(
             network,
             "at once",
             "all images are decided at step 0, before most of them has arrived: use "
@@ -342,12 +327,12 @@ def advise(network: SpikingNetwork, images: Any, result: Report | None = None) -
         )
 
 
-_said: set[tuple[SpikingNetwork, str]] = set()
+_advice: set[tuple[SpikingNetwork, str]] = set()  # logged so far
 
 
-def _advised(network: SpikingNetwork, kind: str, text: str) -> None:
-    if (network, kind) not in _said:
-        _said.add((network, kind))
+def _advise_once(network: SpikingNetwork, kind: str, text: str) -> None:
+    if (network, kind) not in _advice:
+        _advice.add((network, kind))
         _LOGGER.warning(text)
 
 
@@ -355,78 +340,3 @@ def _advised(network: SpikingNetwork, kind: str, text: str) -> None:
 def _decide(network: SpikingNetwork, params: dict, images: jax.Array):
     trace: Any = network.apply(params, network.encode(images), method="trace")
     return decide(trace)
-
-
-def check_params(network: SpikingNetwork, params: dict, images: np.ndarray) -> None:
-    """Refuses parameters that are not this network's, or not finite.
-
-    Raises:
-      ValueError: a layer is missing, left over, or of another shape; NaN or infinite
-        weights.
-    """
-    expected = jax.eval_shape(
-        network.init,
-        jax.random.key(0),
-        jax.ShapeDtypeStruct((1, *np.shape(images)[1:]), jnp.float32),
-    )
-
-    def leaves(tree: Any) -> dict[str, Any]:
-        found = jax.tree_util.tree_leaves_with_path(tree)
-        return {jax.tree_util.keystr(path): leaf for path, leaf in found}
-
-    given = leaves(params)
-    for name, arrays in expected["params"].items():
-        kernel, thresholds = arrays["kernel"], f"['params']['{name}']['threshold']"
-        if thresholds in given:  # a layer may have its own
-            arrays["threshold"] = jax.ShapeDtypeStruct(kernel.shape[-1:], kernel.dtype)
-    shapes = {name: np.shape(leaf) for name, leaf in given.items()}
-    wanted = {name: leaf.shape for name, leaf in leaves(expected).items()}
-    if shapes != wanted:
-        raise ValueError(
-            f"parameters do not fit the network {network.spec} and images of shape "
-            f"{np.shape(images)[1:]}: expected {wanted}, got {shapes}"
-        )
-    for name, leaf in given.items():
-        if not np.isfinite(leaf).all():
-            raise ValueError(f"parameters {name} hold NaN or infinite weights")
-
-
-def pairs(images: Any, labels: Any, classes: int) -> tuple[Any, Any]:
-    """Images [n, …] and labels [n] as arrays, whatever container they come in.
-
-    By position: a pandas Series is its values in their order, not by its index.
-
-    Args:
-      images: [n, …] uint8, or floating in [0, 1].
-      labels: [n] integers 0 … C−1, or one-hot [n, C].
-      classes: C.
-
-    Raises:
-      TypeError, ValueError: they are something else, or do not fit each other.
-    """
-    images, labels = map(_checks.array, (images, labels))
-    if not images.ndim or not len(images):
-        raise ValueError("no images")
-    if images.dtype != np.uint8:
-        spike_times(images[:0], 1)  # refuses types that have no code
-        _checks.intensities(images)
-    if images.ndim == 4 and images.shape[1] in (1, 3) and images.shape[3] > 4:
-        raise ValueError(
-            f"images {images.shape} look channels-first [n, C, H, W]: "
-            "np.moveaxis(images, 1, -1) makes them [n, H, W, C]"
-        )
-    if labels.dtype.kind in "OUS":
-        raise TypeError(
-            f"labels must be integers 0 … {classes - 1}, got {labels.ravel()[:1]}: "
-            "np.unique(labels, return_inverse=True) numbers them"
-        )
-    if labels.shape == (len(images), classes) and classes > 1:
-        hot = labels == 1
-        if not ((hot | (labels == 0)).all() and (hot.sum(axis=1) == 1).all()):
-            raise ValueError(
-                f"labels {labels.shape} must be one-hot, with a single 1 for each "
-                "image; shares of classes are soft_labels"
-            )
-        labels = hot.argmax(axis=1)
-    checked = _checks.labels(labels, len(images), classes)
-    return images, checked if isinstance(labels, jax.Array) else np.asarray(checked)

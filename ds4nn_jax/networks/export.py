@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ds4nn_jax._engines.synapse import Dense
+from ds4nn_jax._engines.synapse import Conv
 from ds4nn_jax.networks import quantization
-from ds4nn_jax.networks.inference import Inference, _stages, classify
+from ds4nn_jax.networks.inference import Inference, classify, stages
 from ds4nn_jax.networks.network import SpikingNetwork
 from ds4nn_jax.networks.spec import PoolSpec
 
@@ -38,9 +38,6 @@ def to_c(
 
     Returns:
       {"network.h": …, "network.c": …, "main.c": …}
-
-    Raises:
-      ValueError: weights that are not whole numbers, or images that are not uint8.
     """
     check_whole(params)
     images = np.asarray(images)
@@ -69,9 +66,6 @@ def to_arrays(
       ({"spec", "num_steps", "padding", "layers": [names]}, {"LAYER/kernel" int8,
       "LAYER/threshold" int32 [O], "LAYER/pulses" int32 [P, O]}); an urgency is among
       the pulses, of which pulse p comes at step ⌊p·T/P⌋.
-
-    Raises:
-      ValueError: weights that are not whole numbers.
     """
     check_whole(params)
     structure = dict(
@@ -82,8 +76,8 @@ def to_arrays(
     )
     arrays = {}
     references = network.reference_weights(params)
-    whole = zip(network.weighted, references, network.thresholds(params), strict=True)
-    for name, reference, threshold in whole:
+    by_layer = network.weighted, references, network.thresholds(params)
+    for name, reference, threshold in zip(*by_layer, strict=True):
         arrays[f"{name}/kernel"] = np.asarray(params["params"][name]["kernel"])
         arrays[f"{name}/threshold"] = np.asarray(threshold, np.int32)
         arrays[f"{name}/pulses"] = np.asarray(reference, np.int32)
@@ -136,14 +130,19 @@ def _plan(network: SpikingNetwork, params: dict, shape, stop: bool) -> _Plan:
     kernels = [params["params"][name]["kernel"] for name in network.weighted]
     references = network.reference_weights(params)
     most = max(quantization.largest_sums(network, params).values())
-    stages = _stages(network, shape, kernels)
     rows = dict(zip(network.weighted, map(len, references), strict=True))
     layers = []
-    for name, spec, stage in zip(network.names, network.layers, stages, strict=True):
+    by_layer = zip(
+        network.names,
+        network.layers,
+        stages(network, shape, kernels),
+        strict=True,
+    )
+    for name, spec, stage in by_layer:
         image, after = (1, 1, *stage.shape)[-3:], (1, 1, *stage.out)[-3:]
         top = left = 0
         stride = getattr(spec, "stride", 1)
-        if stage.synapse is not None and not isinstance(stage.synapse, Dense):
+        if isinstance(stage.synapse, Conv):
             (top, _), (left, _) = stage.synapse.pads
         geometry = *image, stage.size, stride, top, left, *after
         weights = "" if isinstance(spec, PoolSpec) else name
@@ -220,15 +219,13 @@ def _layerwise(layers: list[_Layer], types: dict, constants: dict):
     words = max(
         -(-(i * step) // index) + e + -(-(o * step) // index) for i, e, o in sizes
     )
-    room, placed = words * index // step, []
-    for turn, (layer, (into, events, out)) in enumerate(
-        zip(merged, sizes, strict=True)
-    ):
+    arena, placed = words * index // step, []
+    for k, (layer, (into, events, out)) in enumerate(zip(merged, sizes, strict=True)):
         low, high = -(-into * step // index), words - -(-into * step // index) - events
-        if turn % 2:
-            placed.append(layer._replace(into=room - into, out=0, events=high))
+        if k % 2:
+            placed.append(layer._replace(into=arena - into, out=0, events=high))
         else:
-            placed.append(layer._replace(into=0, out=room - out, events=low))
+            placed.append(layer._replace(into=0, out=arena - out, events=low))
     steps = constants["STEPS"]
     ram = words * index + 4 * steps + index * (steps + 1) + 4 * constants["CLASSES"]
     return placed, dict(ARENA=words, BLOCK=_BLOCK), ram
@@ -275,10 +272,8 @@ def _tables(network: SpikingNetwork, params: dict, plan: _Plan) -> str:
     lines += [f"typedef {kind} {name};" for name, kind in kinds.items()]
     lines += ["", _STRUCT]
     references = network.reference_weights(params)
-    of_layers = zip(
-        network.weighted, references, network.thresholds(params), strict=True
-    )
-    for name, reference, threshold in of_layers:
+    by_layer = network.weighted, references, network.thresholds(params)
+    for name, reference, threshold in zip(*by_layer, strict=True):
         kernel = params["params"][name]["kernel"]
         lines.append(_array("int8_t", f"{name}_kernel", kernel))
         lines.append(_array("int32_t", f"{name}_threshold", threshold))

@@ -1,7 +1,7 @@
 """A feed-forward network of single-spike layers, as a Flax Linen module."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -115,12 +115,7 @@ class SpikingNetwork(nn.Module):
 
     @classmethod
     def from_spec(cls, spec: str, **attributes: Any) -> "SpikingNetwork":
-        """A network in the paper's notation, such as "64C3-P2-128C3-P2-10".
-
-        Raises:
-          ValueError: a malformed spec (see `parse_spec`), or `initial_weights` of
-            another length than there are layers with weights.
-        """
+        """A network in the paper's notation, such as "64C3-P2-128C3-P2-10"."""
         input_size, layers = parse_spec(spec)
         return cls(layers=layers, input_size=input_size, **attributes)
 
@@ -246,16 +241,16 @@ class SpikingNetwork(nn.Module):
                 stack.append(SpikingPool(spec.size, name=name))
                 continue
             init = uniform_weights(*next(ranges)) if self.initial_weights else None
-            own = dict(shared, surrogate=hidden, kernel_init=init, name=name)
-            own["pulses"] = self.pulse_counts[name]
+            fields = dict(shared, surrogate=hidden, kernel_init=init, name=name)
+            fields["pulses"] = self.pulse_counts[name]
             if isinstance(spec, ConvSpec):
-                own |= dict(strides=spec.strides, padding=self.padding)
+                fields |= dict(strides=spec.strides, padding=self.padding)
                 window = (spec.size, spec.size)
-                stack.append(SpikingConv(spec.features, window, **own))
+                stack.append(SpikingConv(spec.features, window, **fields))
                 continue
             if name == self.names[-1]:
-                own |= dict(surrogate=output, urgency=self.urgency)
-            stack.append(SpikingDense(spec.features, **own))
+                fields |= dict(surrogate=output, urgency=self.urgency)
+            stack.append(SpikingDense(spec.features, **fields))
         self.stack = stack
 
     def __call__(self, times: SpikeTimes) -> SpikeTimes:
@@ -285,19 +280,19 @@ class SpikingNetwork(nn.Module):
 
     def _potentials(self, entering: SpikeTimes) -> jax.Array:
         output = self.stack[-1].variables["params"]
-        own = output.get("threshold")
+        theta = output.get("threshold")
         potentials = functions.decision_potentials(
             entering,
             output["kernel"],
             pulses=output.get("pulses"),
-            threshold=self.threshold if own is None else own,
+            threshold=self.threshold if theta is None else theta,
             num_steps=self.num_steps,
             engine=self.engine,
             urgency=self.urgency,
         )
-        if own is None:
+        if theta is None:
             return potentials
-        return _response.comparable(potentials, jnp.asarray(own, potentials.dtype))
+        return _response.comparable(potentials, jnp.asarray(theta, potentials.dtype))
 
     def _propagate(
         self,
@@ -321,13 +316,13 @@ class SpikingNetwork(nn.Module):
                 if counts:
                     kept.append(spikes_per_step(times, self.num_steps))
             else:
-                entering, asked = times, {}
+                entering, settings = times, {}
                 if isinstance(spec, DenseSpec):
                     entering = flat(times)
                 elif keep != "times":
                     pool = self._merged(spec, following, times.shape)
-                    merged, asked = pool != NO_POOL, dict(pool=pool)
-                response = layer.respond(entering, counts=counts, **asked)
+                    merged, settings = pool != NO_POOL, dict(pool=pool)
+                response = layer.respond(entering, counts=counts, **settings)
                 times = response.times
                 hook = next(remaining) if hooks and following is not None else None
                 if counts:
@@ -368,3 +363,30 @@ class SpikingNetwork(nn.Module):
                 f"got times of shape {times.shape}"
             )
         return times
+
+
+def check_params(network: SpikingNetwork, params: dict, images: np.ndarray) -> None:
+    """Refuses parameters that are not this network's on such images, or not finite."""
+    expected = jax.eval_shape(
+        network.init,
+        jax.random.key(0),
+        jax.ShapeDtypeStruct((1, *np.shape(images)[1:]), jnp.float32),
+    )["params"]
+    for name, arrays in expected.items():
+        if "threshold" in params["params"].get(name, ()):  # a layer may have its own
+            kernel = arrays["kernel"]
+            arrays["threshold"] = jax.ShapeDtypeStruct(kernel.shape[-1:], kernel.dtype)
+
+    def shapes(layers: Mapping) -> dict[str, dict]:
+        return {
+            name: {kind: np.shape(array) for kind, array in arrays.items()}
+            for name, arrays in layers.items()
+        }
+
+    if shapes(params["params"]) != shapes(expected):
+        raise ValueError(
+            f"parameters do not fit the network {network.spec} and images of shape "
+            f"{np.shape(images)[1:]}: expected {shapes(expected)}, got "
+            f"{shapes(params['params'])}"
+        )
+    _checks.finite_weights(jax.device_get(params))

@@ -24,10 +24,10 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(f.stem for f in files if f.suffix == ".safetensors"))
 
 
-def find(given: str) -> Weights:
+def find(name: str) -> Weights:
     """A trained network by its name, as `load` gives it, or the weights of a file, as
     `load_weights` does. Errors as theirs."""
-    return load(given) if given in names() else load_weights(given)
+    return load(name) if name in names() else load_weights(name)
 
 
 def load(name: str) -> Weights:

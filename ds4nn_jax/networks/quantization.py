@@ -4,9 +4,7 @@ Spikes carry no scale, so a channel with weights w and threshold θ fires when o
 w/s and θ/s does. With whole w/s, sums are exact in every order and on every machine.
 """
 
-import operator
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,8 +45,7 @@ def quantize(
       t is ⌊u·(t + 1)⌋ − ⌊u·t⌋.
 
     Raises:
-      ValueError: bits out of range, weights that are whole already or not finite, or
-        sums that could reach 2²⁴, where float32 is no longer exact.
+      ValueError: sums could reach 2²⁴, where float32 is no longer exact.
 
     Example:
       >>> import jax, numpy as np, ds4nn_jax as ds
@@ -60,10 +57,10 @@ def quantize(
       (array([[ 2,  1],
              [-1,  3]], dtype=int8), 4.0)
     """
-    check_bits(bits)
+    _checks.bits(bits)
     if is_whole(params):
         raise ValueError("these weights are whole numbers already")
-    _check_finite(params)
+    _checks.finite_weights(params)
     layers: dict = {}
     for name, arrays in params["params"].items():
         weights, theta, _ = _rounded(network, name, arrays, bits)
@@ -94,8 +91,8 @@ def rounded(
         weights, _, scale = _rounded(network, name, arrays, bits)
         layers[name] = dict(arrays)
         for kind, whole in weights.items():
-            given = arrays[kind]
-            layers[name][kind] = given + jax.lax.stop_gradient(scale * whole - given)
+            real = arrays[kind]
+            layers[name][kind] = real + jax.lax.stop_gradient(scale * whole - real)
     if not network.urgency:
         return network, {"params": layers}
     output, steps = layers[network.names[-1]], network.num_steps
@@ -157,15 +154,6 @@ def is_whole(params: Mapping) -> bool:
     return all(_response.is_whole(arrays["kernel"]) for arrays in layers)
 
 
-def check_bits(bits: Any) -> None:
-    try:
-        valid = not isinstance(bits, bool) and 1 <= operator.index(bits) <= 8
-    except TypeError:
-        valid = False
-    if not valid:
-        raise ValueError(f"bits must be a whole number in 1 … 8, got {bits!r}")
-
-
 def largest_sums(network: SpikingNetwork, params: Mapping) -> dict[str, int]:
     """What |V| of each layer with whole weights cannot exceed, whatever spikes arrive
     and in whatever order they are added."""
@@ -188,9 +176,3 @@ def check_exact(network: SpikingNetwork, params: Mapping) -> None:
                 f"{name}: sums of its whole weights reach {most}, float32 is exact "
                 f"below 2²⁴ = {EXACT}: use fewer bits, inputs or pulses"
             )
-
-
-def _check_finite(params: Mapping) -> None:
-    for name, arrays in params["params"].items():
-        for kind, array in arrays.items():
-            _checks.finite(f"{kind} of {name}", array)

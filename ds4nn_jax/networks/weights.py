@@ -13,6 +13,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from ds4nn_jax import _checks
 from ds4nn_jax._files import write_atomically
 from ds4nn_jax._values import plain
 from ds4nn_jax.networks.network import SpikingNetwork
@@ -24,7 +25,7 @@ _ENTRY = "ds4nn_jax"  # of the file's metadata: [header as JSON text, SHA-256]
 
 
 class WeightsError(ValueError):
-    """A file that does not hold what was asked for; the message says why."""
+    """A file that does not hold the weights expected; the message says why."""
 
 
 class Weights(NamedTuple):
@@ -54,14 +55,13 @@ def save_weights(
         "input_shape", "class_names" and "pictures", see `data.Pictures`.
 
     Raises:
-      ValueError: layers that are not the network's, or NaN or infinite weights.
-      TypeError: notes that JSON cannot hold, or weights of another type.
       OSError: the file cannot be written; an older one is then left as it was.
     """
-    path = Path(path)
+    params = jax.device_get(params)
+    _checks.finite_weights(params)
     tensors = {
         f"{layer}/{name}": np.ascontiguousarray(array)
-        for layer, arrays in jax.device_get(params["params"]).items()
+        for layer, arrays in params["params"].items()
         for name, array in arrays.items()
     }
     counts = network.pulse_counts
@@ -77,14 +77,11 @@ def save_weights(
             raise TypeError(
                 f"{name} must be one of {', '.join(_DTYPES)}, got {array.dtype}"
             )
-        if not np.isfinite(array).all():
-            raise ValueError(f"{name} holds NaN or infinite weights: nothing written")
     packed = {}
     for name, array in tensors.items():
         if array.dtype == np.int8:
-            bits = _bits(array)
-            tensors[name] = _packed(array, bits)
-            packed[name] = [bits, *array.shape]
+            packed[name] = [_bits(array), *array.shape]
+            tensors[name] = _packed(array, packed[name][0])
     header = {
         "format": FORMAT,
         "version": VERSION if packed else 1,
@@ -105,8 +102,7 @@ def save_weights(
     # One entry: safetensors writes several in no fixed order, and the same weights
     # should be the same bytes.
     signed = json.dumps([text, digest(text, sorted(tensors.items()))])
-    content = safetensors.numpy.save(tensors, {_ENTRY: signed})
-    write_atomically(path, content)
+    write_atomically(Path(path), safetensors.numpy.save(tensors, {_ENTRY: signed}))
 
 
 def load_weights(
@@ -121,7 +117,6 @@ def load_weights(
         engine.
 
     Raises:
-      FileNotFoundError: no such file.
       WeightsError: truncated, altered, or no weights of this library; a newer
         format; another network.
     """
@@ -150,14 +145,14 @@ def load_weights(
     stored = {name: header[name] for name in ("num_steps", "threshold", "padding")}
     stored["urgency"] = header.get("urgency", 0.0)
     stored["pulses"] = tuple(header.get("pulses", ()))
-    own = SpikingNetwork.from_spec(header["spec"], **stored)
-    network = own if network is None else network
+    of_file = SpikingNetwork.from_spec(header["spec"], **stored)
+    network = network or of_file
     for name in ("spec", *stored):
-        value = getattr(own, name)
-        if getattr(network, name) != value:
+        value, expected = getattr(of_file, name), getattr(network, name)
+        if value != expected:
             raise WeightsError(
                 f"{path} belongs to another network: its {name} is {value!r}, "
-                f"expected {getattr(network, name)!r}"
+                f"expected {expected!r}"
             )
     params: dict = {}
     for name, (bits, *shape) in header.get("packed", {}).items():
@@ -169,37 +164,37 @@ def load_weights(
 
 
 def _bits(weights: np.ndarray) -> int:
-    """Of the fewest that hold whole weights: ±1 one, else |q| ≤ 2^(b−1) − 1."""
+    """The fewest bits that hold whole weights: ±1 one, else |q| ≤ 2^(b−1) − 1."""
     most = int(np.abs(weights.astype(int)).max(initial=1))
     return 1 if np.all(np.abs(weights) == 1) else min(8, most.bit_length() + 1)
 
 
 def _packed(weights: np.ndarray, bits: int) -> np.ndarray:
-    """Whole weights one behind the other, as two's complement of so many bits; of one
-    bit 1 is −1."""
+    """Whole weights one behind the other, as two's complement of so many bits; with one
+    bit 1 means −1."""
     if bits == 8:
         return weights
-    codes = weights < 0 if bits == 1 else weights.astype(np.uint8)
-    each = np.unpackbits(codes.astype(np.uint8).reshape(-1, 1), axis=1)
-    return np.packbits(each[:, 8 - bits :])
+    codes = weights < 0 if bits == 1 else weights
+    rows = np.unpackbits(codes.astype(np.uint8).reshape(-1, 1), axis=1)
+    return np.packbits(rows[:, 8 - bits :])
 
 
 def _unpacked(packed: np.ndarray, bits: int, shape: list[int]) -> np.ndarray:
     if bits == 8:
         return packed
     size = math.prod(shape)
-    each = np.unpackbits(packed, count=size * bits).reshape(size, bits)
-    # The first bit is the sign, in front of which all others are like it.
+    rows = np.unpackbits(packed, count=size * bits).reshape(size, bits)
     if bits == 1:
-        return (1 - 2 * each.astype(np.int8)).reshape(shape)
-    full = np.concatenate([each[:, :1].repeat(8 - bits, axis=1), each], axis=1)
+        return (1 - 2 * rows.astype(np.int8)).reshape(shape)
+    # The first bit is the sign: it fills the bits in front of it.
+    full = np.pad(rows, ((0, 0), (8 - bits, 0)), mode="edge")
     return np.packbits(full, axis=1).view(np.int8).reshape(shape)
 
 
 def _for_json(value: Any) -> Any:
-    if (known := plain(value)) is value:
+    if (number := plain(value)) is value:
         raise TypeError(f"{type(value).__name__} {value!r:.40} is none of its types")
-    return known
+    return number
 
 
 def digest(header: str, arrays: Iterable[tuple[str, np.ndarray]]) -> str:

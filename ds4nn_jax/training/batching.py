@@ -14,7 +14,6 @@ import jax
 import numpy as np
 
 from ds4nn_jax import _checks, data
-from ds4nn_jax.networks import evaluation
 from ds4nn_jax.training.config import TrainConfig
 
 Pair = tuple[np.ndarray, np.ndarray]  # images, labels
@@ -31,7 +30,7 @@ class Arrays:
         soft_labels: np.ndarray | None,
         held_out: Pair | None,
     ):
-        images, labels = evaluation.pairs(images, labels, config.network().num_classes)
+        images, labels = _checks.pairs(images, labels, config.network().num_classes)
         if soft_labels is not None:
             soft_labels = np.asarray(_checks.array(soft_labels))
             _check_soft_labels(config, soft_labels, len(labels))
@@ -139,7 +138,7 @@ def _pair(batch: Any, classes: int) -> Pair:
         )
     # Copies: a loader may fill its arrays anew while a step still waits for these.
     images, labels = map(np.array, batch)
-    return evaluation.pairs(images, labels, classes)
+    return _checks.pairs(images, labels, classes)
 
 
 def _check_soft_labels(config: TrainConfig, soft: np.ndarray, images: int) -> None:

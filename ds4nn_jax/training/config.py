@@ -3,11 +3,11 @@
 import dataclasses
 from typing import Literal
 
+from ds4nn_jax import _checks
 from ds4nn_jax._values import require, settle
 from ds4nn_jax.layers import functions
 from ds4nn_jax.layers.surrogates import Surrogate, Window
 from ds4nn_jax.networks.network import SpikingNetwork
-from ds4nn_jax.networks.quantization import check_bits
 from ds4nn_jax.training.augmentation import Augmentation
 from ds4nn_jax.training.initial_weights import FiringRates, InitialWeights, Uniform
 from ds4nn_jax.training.optimizers import Adam, HeldNorms, Optimizer
@@ -100,7 +100,7 @@ class TrainConfig:
         require(self, "threshold", 0 < self.threshold < float("inf"), "> 0 mV")
         require(self, "urgency", 0 <= self.urgency < float("inf"), "≥ 0 mV a step")
         if self.bits is not None:
-            check_bits(self.bits)
+            _checks.bits(self.bits)
         require(self, "centring", 0 <= self.centring <= 1, "in [0, 1]")
         require(self, "validation", 0 <= self.validation < 1, "in [0, 1)")
         require(self, "seed", 0 <= self.seed < 2**32, "in 0 … 2³²−1")

@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ds4nn_jax import _checks
 from ds4nn_jax.networks import evaluation
-from ds4nn_jax.networks.network import SpikingNetwork
+from ds4nn_jax.networks.network import SpikingNetwork, check_params
 from ds4nn_jax.networks.quantization import is_whole, quantize, real_weights
 from ds4nn_jax.training import batching, parallel
 from ds4nn_jax.training.batching import Arrays, Loader
@@ -112,7 +113,7 @@ def fit(
       metrics of every epoch, each [epochs]. Parameters are in mV also where there are
       `bits`: `quantize` makes them whole.
     """
-    images, labels = evaluation.pairs(images, labels, config.network().num_classes)
+    images, labels = _checks.pairs(images, labels, config.network().num_classes)
     images, labels = jnp.asarray(images), jnp.asarray(labels)
     steps = batching.steps_per_epoch(len(images), config.batch_size)
     optimizer = make_optimizer(config, steps)
@@ -260,7 +261,7 @@ def _batches(
 ) -> Arrays | Loader:
     """Of arrays, or of a loader if there are no labels."""
     classes = config.network().num_classes
-    held_out = validation and evaluation.pairs(*validation, classes)
+    held_out = validation and _checks.pairs(*validation, classes)
     if labels is not None:
         return Arrays(config, images, labels, soft_labels, held_out)
     if soft_labels is not None:
@@ -278,7 +279,7 @@ def _beginning(
     if params is not None:
         if is_whole(params):
             params = real_weights(params, config.threshold)
-        evaluation.check_params(network, params, batches.sample)
+        check_params(network, params, batches.sample)
         params = jax.tree.map(lambda w: jnp.asarray(w, jnp.float32), dict(params))
 
     def beginning() -> Checkpoint:
