@@ -72,7 +72,10 @@ def test_lowers_for(name, platform):
         assert "HIGHEST" in line or "batching_dims" in line, line
 
 
-@pytest.mark.parametrize("name", ["training step", "infer", "evaluate"])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param("training step", marks=pytest.mark.slow), "infer", "evaluate"],
+)
 def test_exports_on_the_cpu_and_computes_the_same(name):
     function, *arrays = programs()[name]
     state = step.init(

@@ -71,6 +71,7 @@ def test_help_has_what_a_command_needs(command, words, capsys):
     assert ("--epochs" in text) == (command[:1] == ["train"])
 
 
+@pytest.mark.slow
 def test_terminals_and_platforms_of_another_kind(tmp_path):
     """Without docstrings, letters or a TPU: text in ASCII, and one line of error."""
     variables = {

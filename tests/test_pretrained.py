@@ -7,7 +7,11 @@ from ds4nn_jax import data
 from ds4nn_jax.networks import pretrained, quantization
 
 
-@pytest.mark.parametrize("name", pretrained.names())
+LARGE = "fashion_mnist", "fashion_mnist_sparse"
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in LARGE]
+
+
+@pytest.mark.parametrize("name", [*sorted({*pretrained.names()} - {*LARGE}), *SLOW])
 def test_gives_exactly_its_card_s_figures(name):
     network, params, card = pretrained.load(name)
     dataset = card["dataset"]
