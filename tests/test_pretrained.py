@@ -6,7 +6,6 @@ import ds4nn_jax as ds
 from ds4nn_jax import data
 from ds4nn_jax.networks import pretrained, quantization
 
-
 LARGE = "fashion_mnist", "fashion_mnist_sparse"
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in LARGE]
 
