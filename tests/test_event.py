@@ -398,6 +398,7 @@ def in_subprocess(code, prefix=(), **environment):
     return result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs affinity")
 def test_results_do_not_depend_on_threads():
     """Real weights, whose sums show their order; one core must not deadlock either."""
@@ -470,6 +471,7 @@ def test_ctrl_c_is_a_keyboard_interrupt_and_breaks_nothing(kind):
     assert said["seen"] == {"KeyboardInterrupt": 8} and said["wrong"] == 0
 
 
+@pytest.mark.slow
 def test_python_threads_and_the_end_of_the_interpreter():
     """Calls from several threads at once; and some still at work at the end."""
     in_subprocess(

@@ -61,18 +61,25 @@ def run(program=PROGRAM, **environment):
 @pytest.mark.parametrize(
     ("package", "environment", "why"),
     {
-        "broken on import": (
+        "broken on import": pytest.param(
             'raise ImportError("Numba needs NumPy 2.2 or less")',
             {},
             r"numba cannot be imported \(ImportError: Numba needs NumPy 2.2 or less\)",
+            marks=pytest.mark.slow,
         ),
-        "an error of its own": (
+        "an error of its own": pytest.param(
             'raise SystemError("initialization of _internal failed")',
             {},
             r"numba cannot be imported \(SystemError: initialization of",
+            marks=pytest.mark.slow,
         ),
         "absent": (None, {}, r"numba is not installed \(pip install numba\)"),
-        "switched off": ("", {"NUMBA_DISABLE_JIT": "1"}, "unset NUMBA_DISABLE_JIT"),
+        "switched off": pytest.param(
+            "",
+            {"NUMBA_DISABLE_JIT": "1"},
+            "unset NUMBA_DISABLE_JIT",
+            marks=pytest.mark.slow,
+        ),
         "wrong in its trial": (WRONG, {}, "its kernels compute wrong spikes here"),
     }.values(),
     ids=str,

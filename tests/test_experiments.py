@@ -189,6 +189,7 @@ def test_a_run_that_cannot_start_leaves_the_earlier_one(smoke_run, arguments, me
     assert contents() == before
 
 
+@pytest.mark.slow
 def test_going_on_for_longer(smoke_run, tmp_path):
     """What was trained stays, an epoch is added; one run at a time."""
     out = tmp_path / "run"

@@ -69,6 +69,7 @@ def test_worked_decision(engine):
     np.testing.assert_array_equal(got.spikes, [[2, 2], [0, 0]])
 
 
+@pytest.mark.slow
 def test_real_images(images, engine):
     """Real images and real-valued weights: the same labels, steps and counts."""
     times = ds.encode(images[0][:50])

@@ -122,9 +122,14 @@ def test_network_equals_layers_by_hand(engine, rng):
         ("5C3-P2-6C3-P2-4", (8, 8, 1), "SAME", "constant"),
         ("5C3-P2-6C3-P2-4", (7, 9, 2), "SAME", "window"),  # pooling leaves a rest
         ("4C2-P3-P2-4", (13, 13, 1), "VALID", "window"),
-        ("P2-3C3-P1-4C3-4", (6, 6, 2), ((2, 0), (1, 1)), "constant"),
         ("9-7-4", (9,), "SAME", "window"),
-        ("5C3s2-P2-6C3-P2-4", (16, 13, 2), "SAME", "window"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("P2-3C3-P1-4C3-4", (6, 6, 2), ((2, 0), (1, 1)), "constant"),
+                ("5C3s2-P2-6C3-P2-4", (16, 13, 2), "SAME", "window"),
+            )
+        ),
     ],
 )
 def test_activity_equals_trace(spec, shape, padding, surrogate, engine, rng):

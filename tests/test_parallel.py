@@ -111,6 +111,7 @@ def test_refuses():
     assert parallel.shared_out(mesh, np.ones((3, 2))).shape == (3, 2)
 
 
+@pytest.mark.slow
 def test_refuses_batches_that_cannot_be_shared_out():
     code = """
 for attempt in (

@@ -6,11 +6,15 @@ import ds4nn_jax as ds
 from ds4nn_jax import data
 from ds4nn_jax.networks import pretrained, quantization
 
-LARGE = "fashion_mnist", "fashion_mnist_sparse"
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in LARGE]
+QUICK = "mnist_sparse"
+OTHERS = [
+    pytest.param(name, marks=pytest.mark.slow)
+    for name in pretrained.names()
+    if name != QUICK
+]
 
 
-@pytest.mark.parametrize("name", [*sorted({*pretrained.names()} - {*LARGE}), *SLOW])
+@pytest.mark.parametrize("name", [QUICK, *OTHERS])
 def test_gives_exactly_its_card_s_figures(name):
     network, params, card = pretrained.load(name)
     dataset = card["dataset"]

@@ -67,7 +67,7 @@ def test_rounding_by_hand(bits, rng):
     assert whole.threshold == params["params"]["dense2"]["threshold"][0]
 
 
-@pytest.mark.parametrize("bits", [1, 3])
+@pytest.mark.parametrize("bits", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_equal_everywhere(bits, rng):
     """Engines, precisions and NumPy, with pulses and an urgency; and what training
     sees, in mV; and what is read back from a file."""
@@ -290,9 +290,14 @@ def decisions(network, params, images):
     [
         ("12-9-4", (12,), dict(pulses=(3, 0), urgency=6.0)),
         ("5C3-P2-6C3-4", (7, 9, 2), dict(pulses=(5,))),
-        ("5C3s2-P2-6C3s2-4", (12, 9, 2), dict(urgency=9.0)),
-        ("P2-3C1-P2-P1-4", (9, 8, 2), dict(padding="VALID")),
-        ("3C3-4C3-18-4", (5, 5, 1), dict(padding=((2, 0), (1, 1)))),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("5C3s2-P2-6C3s2-4", (12, 9, 2), dict(urgency=9.0)),
+                ("P2-3C1-P2-P1-4", (9, 8, 2), dict(padding="VALID")),
+                ("3C3-4C3-18-4", (5, 5, 1), dict(padding=((2, 0), (1, 1)))),
+            )
+        ),
     ],
 )
 def test_c_decides_the_same(spec, shape, attributes, tmp_path, compiler, rng):
@@ -309,6 +314,7 @@ def test_c_decides_the_same(spec, shape, attributes, tmp_path, compiler, rng):
         np.testing.assert_array_equal(compiled(compiler, tmp_path, images), expected)
 
 
+@pytest.mark.slow
 def test_a_shipped_network_from_the_command(images, tmp_path, compiler, capsys):
     """`ds4nn export`, to C, arrays and NIR: real images, and what the sources say of
     the memory that they take."""

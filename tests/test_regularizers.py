@@ -97,6 +97,7 @@ def test_is_behind_every_hidden_layer_and_its_pooling(spec, behind, rng):
         np.testing.assert_array_equal(actual, trace.times[index])
 
 
+@pytest.mark.slow
 def test_pushes_by_its_strength(rng):
     """With a strength of zero gradients are what they are without a regularizer."""
     network = ds.SpikingNetwork.from_spec(

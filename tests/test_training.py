@@ -731,6 +731,7 @@ def test_fine_tuning_and_held_out_images_of_ones_own(digits):
         )
 
 
+@pytest.mark.slow
 def test_classify_and_evaluate_do_not_depend_on_batch_size(digits):
     network = ds.SpikingNetwork.from_spec("4C3-P2-10", num_steps=37)
     images, labels = digits[0][:25].reshape(25, 8, 8, 1), digits[1][:25]
