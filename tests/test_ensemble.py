@@ -34,7 +34,6 @@ def potentials(network, params, images):
 @pytest.mark.parametrize(
     "spec, shape, padding, pulses",
     [
-        (SPECS[0], (8, 8, 1), "SAME", ()),
         ("4C3-P2-5C3-3", (8, 6, 2), "SAME", (4, 0, 7)),
         (SPECS[1], (8, 10, 1), "VALID", (5,)),
         ("96-7-5-3", (8, 6, 2), "SAME", (6, 3, 0)),
