@@ -31,12 +31,15 @@ def at_hand(x: Any) -> bool:
     return all(device.platform == "cpu" for device in on_devices)
 
 
-def num_steps(steps: int) -> None:
+def _is_integer(x: Any, low: int, high: float = math.inf) -> bool:
     try:
-        valid = not isinstance(steps, bool) and operator.index(steps) > 0
+        return not isinstance(x, bool) and low <= operator.index(x) <= high
     except TypeError:
-        valid = False
-    if not valid:
+        return False
+
+
+def num_steps(steps: int) -> None:
+    if not _is_integer(steps, 1):
         raise ValueError(f"num_steps must be a positive whole number, got {steps!r}")
     if steps > MOST_STEPS:
         raise ValueError(
@@ -209,11 +212,7 @@ def finite_weights(params: Mapping) -> None:
 
 
 def bits(number: Any) -> None:
-    try:
-        valid = not isinstance(number, bool) and 1 <= operator.index(number) <= 8
-    except TypeError:
-        valid = False
-    if not valid:
+    if not _is_integer(number, 1, 8):
         raise ValueError(f"bits must be a whole number in 1 … 8, got {number!r}")
 
 

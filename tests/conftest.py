@@ -1,4 +1,6 @@
 import os
+import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +38,16 @@ def real_data_dir(name):
         if root and (folder := Path(root) / name).is_dir():
             return folder
     return None
+
+
+def compiler(language):
+    """The command of a compiler of "c" or "c++": this machine's, or the wheel's."""
+    names = {"c": ("cc", "gcc", "clang"), "c++": ("c++", "g++", "clang++")}[language]
+    for name in names:
+        if shutil.which(name):
+            return [name]
+    pytest.importorskip("ziglang", reason="needs a compiler: pip install ziglang")
+    return [sys.executable, "-m", "ziglang", names[0]]
 
 
 @pytest.fixture(scope="session")

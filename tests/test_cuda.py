@@ -1,10 +1,10 @@
 """The CUDA kernels, run on the CPU (`cuda_on_cpu.h`), against the other engines."""
 
 import functools
-import shutil
 import subprocess
 from pathlib import Path
 
+import conftest
 import jax
 import jax.export
 import numpy as np
@@ -54,12 +54,17 @@ PULSES = (0, 1, 10, 100, 230)
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory):
     """The same source, compiled as C++."""
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("needs g++")
     made = tmp_path_factory.mktemp("cuda") / "cuda.so"
     here = Path(__file__).parent
-    command = [compiler, "-O2", "-std=c++17", "-x", "c++", "-DDS4NN_ON_CPU", "-shared"]
+    command = [
+        *conftest.compiler("c++"),
+        "-O2",
+        "-std=c++17",
+        "-x",
+        "c++",
+        "-DDS4NN_ON_CPU",
+        "-shared",
+    ]
     command += ["-fPIC", "-U_FORTIFY_SOURCE", f"-I{here}", "-Wall", "-Werror"]
     command += ["-Wno-unknown-pragmas", f"-isystem{jax.ffi.include_dir()}"]
     subprocess.run([*command, str(cuda.SOURCE), "-o", str(made)], check=True)

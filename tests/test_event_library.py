@@ -3,11 +3,11 @@
 import ctypes
 import os
 import re
-import shutil
 import subprocess
 import sys
 import textwrap
 
+import conftest
 import jax
 import pytest
 
@@ -149,9 +149,6 @@ def test_kernels_are_found_again_beside_new_ones(tmp_path):
 
 def test_offsets_are_those_of_this_jaxlib_s_header(tmp_path):
     """Where the kernels read in XLA's structures, against XLA's own header."""
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("needs g++")
     calls = pytest.importorskip("ds4nn_jax._engines.calls")  # needs numba
     frame, api = "XLA_FFI_CallFrame", "XLA_FFI_Api"
     fields = {
@@ -176,7 +173,12 @@ def test_offsets_are_those_of_this_jaxlib_s_header(tmp_path):
     source = tmp_path / "offsets.cc"
     lines = ["#include <cstddef>", '#include "xla/ffi/api/c_api.h"', *checks]
     source.write_text("\n".join(lines))
-    command = [compiler, "-std=c++17", "-fsyntax-only", "-Wno-invalid-offsetof"]
+    command = [
+        *conftest.compiler("c++"),
+        "-std=c++17",
+        "-fsyntax-only",
+        "-Wno-invalid-offsetof",
+    ]
     subprocess.run([*command, f"-I{jax.ffi.include_dir()}", str(source)], check=True)
 
 

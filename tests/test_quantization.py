@@ -2,11 +2,11 @@
 
 import functools
 import json
-import shutil
 import struct
 import subprocess
 import sys
 
+import conftest
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -246,12 +246,10 @@ STRICT = "-std=c99 -Wall -Wextra -Werror -pedantic".split()
 
 @pytest.fixture(scope="session")
 def compiler():
-    """Whatever C compiler is there; the wheel ziglang brings one."""
-    for name in ("cc", "gcc", "clang"):
-        if shutil.which(name):
-            return [name, "-O1", "-fsanitize=address,undefined", *STRICT]
-    pytest.importorskip("ziglang", reason="needs a C compiler: pip install ziglang")
-    return [sys.executable, "-m", "ziglang", "cc", "-fsanitize=undefined", *STRICT]
+    command = conftest.compiler("c")
+    if "ziglang" in command:  # which has no address sanitizer
+        return [*command, "-fsanitize=undefined", *STRICT]
+    return [*command, "-O1", "-fsanitize=address,undefined", *STRICT]
 
 
 def compiled(compiler, folder, images):

@@ -181,6 +181,19 @@ def test_what_is_missing_is_told_in_its_place_and_at_the_end(hostile):
     assert "strict accuracy" in html
 
 
+def test_a_fault_beside_the_networks_costs_none_of_them(smoke_run, tmp_path):
+    def damaged(dataset):
+        raise ValueError("results are damaged")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chapters, "reported", damaged)
+        with pytest.raises(SystemExit, match="without: .*: results are damaged"):
+            papers.main([f"--run_dir={smoke_run[0]}", f"--out_dir={tmp_path}"])
+    html = (tmp_path / "report.html").read_text("utf-8")
+    (notice,) = re.findall('<p class="missing">(.*?)</p>', html)
+    assert "results are damaged" in notice and "strict accuracy" in html
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to open the page in")
 @pytest.mark.parametrize("width", [1280, 390])
 def test_opens_in_a_browser_without_scrolling_sideways(hostile, tmp_path, width):

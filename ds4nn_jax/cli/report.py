@@ -100,7 +100,8 @@ def _report(args: argparse.Namespace, chapters: Chapters) -> tuple[Path, list[st
         try:
             trained = read()
             dataset = _dataset(args, trained)
-            readable.append((name, dataset, trained, _images(args, trained, load)))
+            images = _images(args, trained, dataset, load)
+            readable.append((name, dataset, trained, images))
         except _BAD as error:
             leave_out(dataset, name, error)
     for fault in faults() if readable else ():
@@ -122,15 +123,19 @@ def _report(args: argparse.Namespace, chapters: Chapters) -> tuple[Path, list[st
     path = Path(args.out_dir) / "report.html"
     path.parent.mkdir(parents=True, exist_ok=True)
     print("writing the page …", flush=True)
-    _write(path, chapters, sections, networks)
+    for dataset, shown in networks.items():
+        try:
+            with figures.style():
+                sections[dataset][:0] = chapters.of_dataset(dataset, shown)
+        except _BAD as error:
+            leave_out(dataset, "comparison of networks", error)
+    names = sorted(sections, key=lambda dataset: dataset not in networks)
+    _write(path, chapters, {dataset: sections[dataset] for dataset in names})
     return path, faults()
 
 
 def _write(
-    path: Path,
-    chapters: Chapters,
-    sections: dict[str, list[page.Block]],
-    networks: dict[str, list[Network]],
+    path: Path, chapters: Chapters, sections: dict[str, list[page.Block]]
 ) -> None:
     made = (
         f"Made on {datetime.date.today()} with ds4nn_jax {ds.__version__} and jax "
@@ -138,11 +143,8 @@ def _write(
     )
     blocks: list[page.Block] = [page.Text(made), page.Text(_INTRODUCTION)]
     with figures.style():
-        for dataset in sorted(sections, key=lambda dataset: dataset not in networks):
-            blocks.append(page.Heading(2, chapters.title(dataset)))
-            if dataset in networks:
-                blocks += chapters.of_dataset(dataset, networks[dataset])
-            blocks += sections[dataset]
+        for dataset, section in sections.items():
+            blocks += page.Heading(2, chapters.title(dataset)), *section
         page.write_html("ds4nn_jax: report", blocks, path)
 
 
@@ -213,9 +215,11 @@ def _dataset(args: argparse.Namespace, trained: Trained) -> str:
 
 
 def _images(
-    args: argparse.Namespace, trained: Trained, load: Callable[..., data.Dataset]
+    args: argparse.Namespace,
+    trained: Trained,
+    name: str,
+    load: Callable[..., data.Dataset],
 ) -> data.Dataset:
-    name = _dataset(args, trained)
     print(f"{trained.name}: reading {name} …", flush=True)
     folder: str | Path | None = trained.data_dir
     if args.data_dir:
