@@ -176,10 +176,11 @@ def test_offsets_are_those_of_this_jaxlib_s_header(tmp_path):
     command = [
         *conftest.compiler("c++"),
         "-std=c++17",
-        "-fsyntax-only",
+        "-c",
         "-Wno-invalid-offsetof",
     ]
-    subprocess.run([*command, f"-I{jax.ffi.include_dir()}", str(source)], check=True)
+    command += [f"-I{jax.ffi.include_dir()}", str(source), "-o", str(tmp_path / "o")]
+    subprocess.run(command, check=True)
 
 
 @pytest.mark.parametrize(("frame_bytes", "api_bytes"), [(160, 200), (168, 144)])
