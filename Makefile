@@ -35,12 +35,9 @@ docs: $(VENV)/ready
 # What a page would fetch from another host, or ask it.
 FETCHED := '<(script|img|iframe|link rel="(stylesheet|preconnect)")[^>]*(src|href)="https?:[^"]*|data-md-component="source"'
 
-# The tutorials' notebooks, run anew from their sources.
+# The tutorials' notebooks, run anew.
 notebooks: $(VENV)/ready
-	for name in quickstart custom_rule; do \
-	  $(RUN) -m jupytext --to ipynb --execute --quiet \
-	    --output docs/tutorials/$$name.ipynb experiments/notebooks/$$name.py || exit 1; \
-	done
+	$(RUN) -m jupyter execute --inplace docs/tutorials/*.ipynb
 
 clean:
 	rm -rf $(VENV) .jax_cache .pytest_cache .ruff_cache build *.egg-info
