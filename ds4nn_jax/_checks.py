@@ -7,7 +7,7 @@ arrays on CPUs; single numbers anywhere.
 
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -31,6 +31,26 @@ def at_hand(x: Any) -> bool:
     return all(device.platform == "cpu" for device in on_devices)
 
 
+def need(holds: Any, rule: str, value: Any, kind: type[Exception] = ValueError) -> None:
+    """Raises, with the rule and what broke it, unless it holds."""
+    if not holds:
+        raise kind(f"{rule}, got {value}")
+
+
+def _need_type(rule: str, x: Any, kind: Any) -> None:
+    need(jnp.issubdtype(x.dtype, kind), rule, x.dtype, TypeError)
+
+
+def _need_all(rule: str, x: Any, holds: Callable) -> None:
+    """The same of every value of x, where they are at hand: the first that breaks the
+    rule is named."""
+    if at_hand(x):
+        values = np.asarray(x)
+        wrong = ~holds(values)
+        if wrong.any():
+            need(False, rule, values[wrong].flat[0])
+
+
 def _is_integer(x: Any, low: int, high: float = math.inf) -> bool:
     try:
         return not isinstance(x, bool) and low <= operator.index(x) <= high
@@ -39,13 +59,10 @@ def _is_integer(x: Any, low: int, high: float = math.inf) -> bool:
 
 
 def num_steps(steps: int) -> None:
-    if not _is_integer(steps, 1):
-        raise ValueError(f"num_steps must be a positive whole number, got {steps!r}")
-    if steps > MOST_STEPS:
-        raise ValueError(
-            f"num_steps must be at most 2²⁴ = {MOST_STEPS:,}, got {steps:,}: beyond it "
-            "float32 does not tell steps apart"
-        )
+    whole = _is_integer(steps, 1)
+    need(whole, "num_steps must be a positive whole number", repr(steps))
+    most = f"at most 2²⁴ = {MOST_STEPS:,}: beyond it float32 does not tell steps apart"
+    need(steps <= MOST_STEPS, f"num_steps must be {most}", steps)
 
 
 def array(x: Any) -> jax.Array | np.ndarray:
@@ -69,16 +86,10 @@ def threshold(values: jax.typing.ArrayLike, outputs: int) -> jax.Array | np.ndar
     """θ of all outputs, or one of each [O]."""
     if not isinstance(values, jax.Array):
         values = np.asarray(values, float)
-    if values.shape not in ((), (outputs,)):
-        raise ValueError(
-            f"threshold must be a number or one of each output [O] = ({outputs},), "
-            f"got shape {values.shape}"
-        )
-    if at_hand(values):
-        wrong = ~(np.isfinite(values) & (np.asarray(values) > 0))
-        if wrong.any():
-            first = np.asarray(values)[wrong].flat[0]
-            raise ValueError(f"threshold must be a finite number > 0 mV, got {first}")
+    rule = f"threshold must be a number or one of each output [O] = ({outputs},)"
+    need(values.shape in ((), (outputs,)), rule, f"shape {values.shape}")
+    positive = lambda theta: np.isfinite(theta) & (theta > 0)  # noqa: E731
+    _need_all("threshold must be a finite number > 0 mV", values, positive)
     return values
 
 
@@ -86,47 +97,40 @@ def urgency(value: Any) -> jax.Array | float:
     if is_traced(value):
         return value
     number = float(value)
-    if not (number >= 0 and math.isfinite(number)):
-        raise ValueError(f"urgency must be a finite number ≥ 0 mV a step, got {number}")
+    fits = number >= 0 and math.isfinite(number)
+    need(fits, "urgency must be a finite number ≥ 0 mV a step", number)
     return number
 
 
 def pulses(values: jax.Array | np.ndarray, outputs: int, steps: int) -> jax.Array:
     """Weights [P, O] of reference neurons, of which no two spike at once."""
     values = _on_host(values)
-    if not jnp.issubdtype(values.dtype, jnp.number):
-        raise TypeError(f"pulses must be numbers, got {values.dtype}")
-    if values.ndim != 2 or values.shape[1] != outputs or len(values) > steps:
-        raise ValueError(
-            f"pulses must have shape [P, O] with P ≤ T = {steps} and O = {outputs}, "
-            f"got {values.shape}"
-        )
+    _need_type("pulses must be numbers", values, jnp.number)
+    fits = values.ndim == 2 and values.shape[1] == outputs and len(values) <= steps
+    rule = f"pulses must have shape [P, O] with P ≤ T = {steps} and O = {outputs}"
+    need(fits, rule, values.shape)
     finite("pulses", values)
     return jnp.asarray(values)
 
 
 def pulse_counts(counts: tuple[int, ...], layers: int, steps: int) -> None:
-    integers = all(isinstance(n, int) and not isinstance(n, bool) for n in counts)
-    if not integers or not all(0 <= n <= steps for n in counts) or len(counts) > layers:
-        raise ValueError(
-            f"pulses must be whole numbers in 0 … T = {steps}, no more than one for "
-            f"each of the {layers} layers with weights, got {counts!r}"
-        )
+    rule = f"pulses must be whole numbers in 0 … T = {steps}, no more than one for "
+    rule += f"each of the {layers} layers with weights"
+    fits = all(_is_integer(n, 0, steps) for n in counts) and len(counts) <= layers
+    need(fits, rule, repr(counts))
 
 
 def rank(name: str, x: jax.Array, axes: str) -> None:
     """`axes` names the axes, as in "[B, H, W, I]"."""
-    expected = axes.count(",") + 1
-    if jnp.ndim(x) != expected:
-        raise ValueError(
-            f"{name} must have {expected} axes {axes}, got shape {jnp.shape(x)}"
-        )
+    count = axes.count(",") + 1
+    rule = f"{name} must have {count} axes {axes}"
+    need(jnp.ndim(x) == count, rule, f"shape {jnp.shape(x)}")
 
 
 def pair(name: str, value: Sequence[int]) -> tuple[int, int]:
     pair = tuple(value) if isinstance(value, Sequence) else ()
-    if len(pair) != 2 or not all(isinstance(v, int) and v > 0 for v in pair):
-        raise ValueError(f"{name} must be two positive whole numbers, got {value!r}")
+    fits = len(pair) == 2 and all(isinstance(v, int) and v > 0 for v in pair)
+    need(fits, f"{name} must be two positive whole numbers", repr(value))
     return pair
 
 
@@ -142,16 +146,13 @@ def times_and_kernel(
     num_steps(steps)
     times = spike_times(times, steps)
     kernel = _on_host(kernel)
-    if not (jnp.issubdtype(kernel.dtype, jnp.floating) or kernel.dtype == jnp.int8):
-        raise TypeError(f"kernel must be floating or int8, got {kernel.dtype}")
+    if kernel.dtype != jnp.int8:
+        _need_type("kernel must be floating or int8", kernel, jnp.floating)
     finite("kernel", kernel)
     kernel = jnp.asarray(kernel)
     dtype = jnp.promote_types(times.dtype, kernel.dtype)
-    if dtype not in (jnp.float32, jnp.float64):
-        raise TypeError(
-            f"spike times {times.dtype} and kernel {kernel.dtype} must be float32 or "
-            "float64: narrower types cannot hold potentials near the threshold"
-        )
+    rule = "spike times and kernel must be float32 or float64, to hold potentials"
+    need(dtype in (jnp.float32, jnp.float64), rule, dtype, TypeError)
     times, kernel = times.astype(dtype), kernel.astype(dtype)
     rank("times", times, of_times)
     rank("kernel", kernel, of_kernel)
@@ -160,49 +161,30 @@ def times_and_kernel(
             f"times {times.shape} have {times.shape[-1]} input features, "
             f"kernel {kernel.shape} expects {kernel.shape[-2]}"
         )
-    if 0 in kernel.shape:
-        raise ValueError(f"kernel must not be empty, got shape {kernel.shape}")
+    need(0 not in kernel.shape, "kernel must not be empty", f"shape {kernel.shape}")
     return times, kernel
 
 
 def spike_times(times: jax.Array | np.ndarray, steps: int | None = None) -> jax.Array:
     """Times as a floating array; whole steps 0 … T where values are at hand."""
     times = _on_host(times)
-    if not jnp.issubdtype(times.dtype, jnp.floating):
-        raise TypeError(
-            f"spike times must be a floating array, got {times.dtype}: "
-            "encode images with ds4nn_jax.encode, or cast whole steps to float32"
-        )
-    if at_hand(times):
-        values = np.asarray(times)
-        wrong = ~((values >= 0) & (values == np.floor(values)))
-        if steps is not None:
-            wrong |= values > steps
-        if wrong.any():
-            top = "T" if steps is None else f"T = {steps}"
-            raise ValueError(
-                f"spike times must be whole steps 0 … {top} ({top} is silent), "
-                f"got {values[wrong].flat[0]}"
-            )
+    rule = "spike times must be a floating array (encode images with ds4nn_jax.encode)"
+    _need_type(rule, times, jnp.floating)
+    top, last = ("T", math.inf) if steps is None else (f"T = {steps}", steps)
+    whole = lambda t: (t >= 0) & (t == np.floor(t)) & (t <= last)  # noqa: E731
+    rule = f"spike times must be whole steps 0 … {top} ({top} is silent)"
+    _need_all(rule, times, whole)
     return jnp.asarray(times)
 
 
 def potentials(values: jax.Array | None, times: jax.Array) -> None:
     shape = None if values is None else jnp.shape(values)
-    if shape != times.shape:
-        raise ValueError(
-            f"potentials must have the shape of times {times.shape}, got {shape}"
-        )
+    rule = f"potentials must have the shape of times {times.shape}"
+    need(shape == times.shape, rule, shape)
 
 
 def finite(name: str, x: jax.Array | np.ndarray) -> None:
-    if at_hand(x):
-        wrong = ~np.isfinite(np.asarray(x))
-        if wrong.any():
-            raise ValueError(
-                f"{name} must be finite, got {wrong.sum()} NaN or infinite of "
-                f"{wrong.size} values"
-            )
+    _need_all(f"{name} must be finite", x, np.isfinite)
 
 
 def finite_weights(params: Mapping) -> None:
@@ -212,8 +194,8 @@ def finite_weights(params: Mapping) -> None:
 
 
 def bits(number: Any) -> None:
-    if not _is_integer(number, 1, 8):
-        raise ValueError(f"bits must be a whole number in 1 … 8, got {number!r}")
+    fits = _is_integer(number, 1, 8)
+    need(fits, "bits must be a whole number in 1 … 8", repr(number))
 
 
 def images(x: Any) -> jax.Array | np.ndarray:
@@ -221,37 +203,24 @@ def images(x: Any) -> jax.Array | np.ndarray:
     x = array(x)
     if x.dtype == np.uint8:
         return x
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(
-            f"images must be uint8 (0 … 255) or floating (0 … 1), got {x.dtype}"
-        )
-    if at_hand(x):
-        values = np.asarray(x)
-        if not ((values >= 0) & (values <= 1)).all():  # NaN included
-            raise ValueError(
-                "floating images must lie in [0, 1], got values from "
-                f"{values.min()} to {values.max()}: divide by I_max, or pass uint8"
-            )
+    _need_type("images must be uint8 (0 … 255) or floating (0 … 1)", x, jnp.floating)
+    rule = "floating images must lie in [0, 1] (divide by I_max, or pass uint8)"
+    _need_all(rule, x, lambda values: (values >= 0) & (values <= 1))  # NaN included
     return x
 
 
 def some_images(x: Any) -> jax.Array | np.ndarray:
     """As `images`, [n, …] with n > 0."""
     x = array(x)
-    if not x.ndim or not len(x):
-        raise ValueError("no images")
+    need(x.ndim and len(x), "no images", f"shape {x.shape}")
     return images(x)
 
 
 def pairs(images: Any, targets: Any, classes: int) -> tuple[Any, Any]:
     """Images [n, …] and labels [n] as arrays, whatever container they come in.
 
-    By position: a pandas Series is its values in their order, not by its index.
-
-    Args:
-      images: [n, …] uint8, or floating in [0, 1].
-      targets: [n] integers 0 … C−1, or one-hot [n, C].
-      classes: C.
+    By position: a pandas Series is its values in their order, not by its index. Labels
+    are integers 0 … C−1, or one-hot [n, C].
     """
     images, targets = some_images(images), array(targets)
     if images.ndim == 4 and images.shape[1] in (1, 3) and images.shape[3] > 4:
@@ -267,11 +236,9 @@ def pairs(images: Any, targets: Any, classes: int) -> tuple[Any, Any]:
     of_numpy = not isinstance(targets, jax.Array)
     if targets.shape == (len(images), classes) and classes > 1:
         hot = targets == 1
-        if not ((hot | (targets == 0)).all() and (hot.sum(axis=1) == 1).all()):
-            raise ValueError(
-                f"labels {targets.shape} must be one-hot, with a single 1 for each "
-                "image; shares of classes are soft_labels"
-            )
+        rule = "labels must be one-hot, with a single 1 for each image, or soft_labels"
+        fits = (hot | (targets == 0)).all() and (hot.sum(axis=1) == 1).all()
+        need(fits, rule, f"others in {targets.shape}")
         targets = hot.argmax(axis=1)
     numbers = labels(targets, len(images), classes)
     return images, np.asarray(numbers) if of_numpy else numbers
@@ -280,41 +247,25 @@ def pairs(images: Any, targets: Any, classes: int) -> tuple[Any, Any]:
 def labels(values: jax.Array | np.ndarray, batch: int, classes: int) -> jax.Array:
     """Labels [B] as whole numbers 0 … C−1."""
     values = array(values)
-    if not jnp.issubdtype(values.dtype, jnp.integer):
-        raise TypeError(f"labels must be integers, got {values.dtype}")
-    if values.shape != (batch,):
-        column = values.shape == (batch, 1)
-        raise ValueError(
-            f"labels must have shape [B] = ({batch},), got {values.shape}"
-            f"{': labels[:, 0] has it' if column else ''}"
-        )
-    if at_hand(values) and values.size:
-        low, high = np.asarray(values).min(), np.asarray(values).max()
-        if low < 0 or high >= classes:
-            raise ValueError(
-                f"labels must lie in 0 … {classes - 1}, got {low} … {high}"
-            )
+    _need_type("labels must be integers", values, jnp.integer)
+    hint = " (labels[:, 0] has it)" if values.shape == (batch, 1) else ""
+    rule = f"labels must have shape [B] = ({batch},){hint}"
+    need(values.shape == (batch,), rule, values.shape)
+    known = lambda values: (values >= 0) & (values < classes)  # noqa: E731
+    _need_all(f"labels must lie in 0 … {classes - 1}", values, known)
     return jnp.asarray(values.astype(np.int32))
 
 
 def soft_labels(values: jax.Array | np.ndarray, batch: int, classes: int) -> jax.Array:
     """Soft labels [B, C]: how much of each image belongs to each class."""
     values = _on_host(values)
-    if not jnp.issubdtype(values.dtype, jnp.floating):
-        raise TypeError(f"soft labels must be floating, got {values.dtype}")
-    if values.shape != (batch, classes):
-        raise ValueError(
-            f"soft labels must have shape [B, C] = {(batch, classes)}, "
-            f"got {values.shape}"
-        )
+    _need_type("soft labels must be floating", values, jnp.floating)
+    rule = f"soft labels must have shape [B, C] = {(batch, classes)}"
+    need(values.shape == (batch, classes), rule, values.shape)
     if at_hand(values) and values.size:
         rows = np.asarray(values)
         sums = rows.sum(axis=1, dtype=np.float32)  # of float16 too: it rounds by 5e-4
         holds = (rows >= 0).all(axis=1) & (np.abs(sums - 1) < 1e-3)
-        if not holds.all():  # NaN included
-            image = int(np.argmin(holds))
-            raise ValueError(
-                "soft labels must be shares ≥ 0 that sum to 1 for each image, "
-                f"image {image} has {rows[image].tolist()}"
-            )
+        rule = "soft labels must be shares ≥ 0 that sum to 1 for each image"
+        need(holds.all(), rule, rows[np.argmin(holds)])  # NaN included
     return jnp.asarray(values)

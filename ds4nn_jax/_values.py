@@ -2,8 +2,8 @@
 
 Fields are converted to what they are annotated with (lists to tuples, 16.0 to 16,
 NumPy's numbers to Python's), so that a value survives JSON; what cannot be converted is
-refused. A kind of choice (an output rule, say) is a class of which its
-file defines subclasses, each with a name for flags and JSON.
+refused. A kind of choice (an output rule, say) is a class of which its file defines
+subclasses, each with a name for flags and JSON.
 """
 
 import dataclasses
@@ -46,8 +46,7 @@ class Value:
 
 
 def require(value: Any, name: str, holds: bool, rule: str) -> None:
-    if not holds:
-        raise ValueError(f"{name} must be {rule}, got {getattr(value, name)!r}")
+    _checks.need(holds, f"{name} must be {rule}", repr(getattr(value, name)))
 
 
 def settle(value: Any) -> None:
@@ -71,23 +70,20 @@ def kinds(choice: type[Value]) -> dict[str, type[Value]]:
 def chosen(what: str, choice: type[Value], value: Any) -> Any:
     """A value of the kind `choice`, from a value, its name or a mapping."""
     named = kinds(choice)
-    if isinstance(value, str):
-        value = {"name": value}
-    if isinstance(value, Mapping):
-        fields = dict(value)
-        name = fields.pop("name", None)
-        if name not in named:
-            raise ValueError(f"{what} must be one of {', '.join(named)}, got {name!r}")
-        known = [f.name for f in dataclasses.fields(named[name]) if f.init]
-        for other in fields.keys() - set(known):
-            raise TypeError(f"{what}: {name} has no {other!r}, only {known}")
-        return named[name](**fields)
-    if not isinstance(value, choice):
+    if isinstance(value, choice):
+        return value
+    fields = dict(value) if isinstance(value, Mapping) else {"name": value}
+    name = fields.pop("name", None)
+    if not isinstance(name, str):
         raise TypeError(
             f"{what} must be an instance of {choice.__name__}, or one of "
             f"{', '.join(named)}, got {value!r}"
         )
-    return value
+    _checks.need(name in named, f"{what} must be one of {', '.join(named)}", repr(name))
+    known = [f.name for f in dataclasses.fields(named[name]) if f.init]
+    for other in fields.keys() - set(known):
+        raise TypeError(f"{what}: {name} has no {other!r}, only {known}")
+    return named[name](**fields)
 
 
 def _convert(name: str, kind: Any, value: Any) -> Any:
@@ -95,18 +91,19 @@ def _convert(name: str, kind: Any, value: Any) -> Any:
     if isinstance(kind, type) and issubclass(kind, Value):
         return chosen(name, kind, value)
     if origin is typing.Literal:
-        if value not in inner:
-            choices = ", ".join(map(str, inner))
-            raise ValueError(f"{name} must be one of {choices}, got {value!r}")
+        rule = f"{name} must be one of {', '.join(map(str, inner))}"
+        _checks.need(value in inner, rule, repr(value))
         return value
     if origin in (typing.Union, types.UnionType):
         return None if value is None else _convert(name, inner[0], value)
     if origin is tuple:
-        if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray):
-            raise TypeError(f"{name} must be a sequence, got {value!r}")
-        if inner[-1] is not ... and len(value) != len(inner):
-            raise ValueError(f"{name} must have {len(inner)} entries, got {value!r}")
+        several = isinstance(value, Sequence | np.ndarray) and not isinstance(
+            value, str
+        )
+        _checks.need(several, f"{name} must be a sequence", repr(value), TypeError)
         kinds = inner[:1] * len(value) if inner[-1] is ... else inner
+        rule = f"{name} must have {len(kinds)} entries"
+        _checks.need(len(kinds) == len(value), rule, repr(value))
         return tuple(_convert(name, k, x) for k, x in zip(kinds, value, strict=True))
     return scalar(name, kind, value)
 
@@ -125,16 +122,13 @@ def plain(value: Any) -> Any:
 def scalar(name: str, kind: type, value: Any) -> Any:
     """A bool, int, float or str, from NumPy and JAX too; 16.0 is a whole number. What
     is annotated as something else is left alone."""
-    if kind not in (bool, int, float, str):
-        return value
-    if getattr(value, "shape", None) == ():
-        value = value.item()
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if kind is int and number and float(value).is_integer():
-        return int(value)
-    if kind is float and number:
-        return float(value)
-    if kind in (bool, str) and isinstance(value, kind):
-        return value
     what = {int: "a whole number", float: "a number", bool: "a bool", str: "text"}
-    raise TypeError(f"{name} must be {what[kind]}, got {value!r}")
+    if kind not in what:
+        return value
+    value = value.item() if getattr(value, "shape", None) == () else value
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if number and (kind is float or kind is int and float(value).is_integer()):
+        return kind(value)
+    fits = kind in (bool, str) and isinstance(value, kind)
+    _checks.need(fits, f"{name} must be {what[kind]}", repr(value), TypeError)
+    return value

@@ -1,13 +1,5 @@
 """Networks as NIR graphs (Pedersen et al. 2024), and back. Needs the extra `nir`.
 
-NIR knows integrate-and-fire neurons that fire as often as they reach their threshold. A
-neuron that fires once is one whose reset lies so far below that all that can still
-arrive does not lift it again: `v_reset` is minus the largest sum of positive weights.
-A simulator that does not take `v_reset` from the graph lets neurons fire again and
-gives other times: snnTorch, Norse, Sinabs and spyx ignore it, SpikingJelly 2.0
-takes it.
-That times are equal is tested on a plain executor of the graph, not on any of them.
-
     layer                 nodes
     64C3                  Conv2d (no bias) → IF
     P2                    SumPool2d → IF with threshold 1: fires with its first input
@@ -17,18 +9,16 @@ That times are equal is tested on a plain executor of the graph, not on any of t
     10, with pulses       Input "LAYER_reference" [P] → Linear → the same IF
     64C3, with pulses     Input "LAYER_reference" [P, H, W] → Conv2d 1×1 → the same IF
 
-A reference neuron spikes once, whatever the image, at a step that is in the metadata of
-its Input: {"steps": [t_0, …, t_P−1]}, t_p = ⌊p·T/P⌋. Whoever runs the graph feeds these
-spikes in, of a convolution at all places.
-
-NIR fires at v > v_threshold, these networks at V ≥ θ: `v_threshold` is the float32 just
-below θ, which makes the two the same. NIR has no notion of a last step: T is not in the
-graph. Axes are channels first, as NIR wants them.
+NIR's neurons fire at v > `v_threshold`, again and again. Those of a graph fire at
+V ≥ θ, because their `v_threshold` is the float32 just below θ, and once, because their
+`v_reset` is minus the largest sum of positive weights. Reference neurons spike at the
+steps in the metadata of their Input: {"steps": [t_0, …, t_P−1]}, t_p = ⌊p·T/P⌋. T is
+not in the graph. Axes are channels first.
 """
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -36,8 +26,8 @@ import numpy as np
 from ds4nn_jax._engines.synapse import explicit_pads, pulse_steps
 from ds4nn_jax.layers import _response
 from ds4nn_jax.networks import quantization
-from ds4nn_jax.networks.network import SpikingNetwork
-from ds4nn_jax.networks.spec import ConvSpec, PoolSpec
+from ds4nn_jax.networks.network import SpikingNetwork, check_params
+from ds4nn_jax.networks.spec import ConvSpec, DenseSpec, PoolSpec, parse_spec
 
 try:
     import nir
@@ -65,6 +55,7 @@ def to_nir(
         or pooling windows do not divide what they pool: NIR cannot say these.
     """
     silent = np.full((1, *input_shape), network.num_steps, np.float32)
+    check_params(network, params, silent)
     trace = jax.eval_shape(lambda p: network.apply(p, silent, method="trace"), params)
     shapes = [times.shape[1:] for times in trace.times]
     nodes = {"input": nir.Input({"input": np.array(_channels_first(shapes[0]))})}
@@ -87,10 +78,14 @@ def to_nir(
         if len(pulses):
             weights = np.asarray(pulses, np.float32)
             most += _most(weights)
-            names = f"{name}_reference", f"{name}_reference_in"
-            reference = _reference(weights, shape[:-1], network.num_steps)
-            references |= zip(names, reference, strict=True)
-            edges += [names, (names[1], name)]
+            size = {"input": np.array((len(weights), *shape[:-1]))}
+            steps = {"steps": pulse_steps(len(weights), network.num_steps)}
+            own, weighing = f"{name}_reference", f"{name}_reference_in"
+            references[own] = nir.Input(size, metadata=steps)
+            references[weighing] = nir.Linear(weights.T)
+            if len(shape) == 3:
+                references[weighing] = _conv2d(weights[None, None], shape[:2])
+            edges += [(own, weighing), (weighing, name)]
         neuron = np.ones(_channels_first(shape), np.float32)
         below = np.nextafter(np.asarray(threshold, np.float32), np.float32(0))
         below = below.reshape(-1, *[1] * (len(shape) - 1))  # channels first
@@ -117,44 +112,33 @@ def _summing(
         pooling = nir.SumPool2d(size, size, np.zeros(2, int))
         return {f"{name}_in": pooling}, float(layer.size**2)
     kernel = np.asarray(params["params"][name]["kernel"], np.float32)
-    most = _most(kernel)
     if isinstance(layer, ConvSpec):
-        window, strides = kernel.shape[:2], layer.strides
-        pads = explicit_pads(network.padding, before[:2], window, strides)
+        pads = explicit_pads(
+            network.padding, before[:2], kernel.shape[:2], layer.strides
+        )
         if any(low != high for low, high in pads):
             raise ValueError(
                 f"{name} pads {pads}: NIR pads both sides alike, so choose odd "
                 "kernels or padding VALID"
             )
         sides = tuple(low for low, _ in pads)
-        return {f"{name}_in": _conv2d(kernel, before[:2], strides, sides)}, most
+        conv = _conv2d(kernel, before[:2], layer.strides, sides)
+        return {f"{name}_in": conv}, _most(kernel)
     nodes: dict[str, nir.NIRNode] = {}
     if len(before) == 3:
         image = {"input": np.array(_channels_first(before))}
         nodes["flatten"] = nir.Flatten(image, start_dim=0)
-        kernel = kernel.reshape(*before, -1).transpose(2, 0, 1, 3)
-        kernel = kernel.reshape(-1, kernel.shape[-1])
+        rows = kernel.reshape(*before, -1).transpose(2, 0, 1, 3)
+        kernel = rows.reshape(kernel.shape)
     nodes[f"{name}_in"] = nir.Linear(kernel.T)
-    return nodes, most
-
-
-def _reference(
-    pulses: np.ndarray, places: tuple[int, ...], num_steps: int
-) -> tuple[nir.Input, nir.NIRNode]:
-    """Reference neurons of a layer that has neurons at these places, and what weighs
-    their spikes."""
-    steps = {"steps": pulse_steps(len(pulses), num_steps)}
-    neurons = nir.Input({"input": np.array((len(pulses), *places))}, metadata=steps)
-    if not places:
-        return neurons, nir.Linear(pulses.T)
-    return neurons, _conv2d(pulses[None, None], places, (1, 1), (0, 0))
+    return nodes, _most(kernel)
 
 
 def _conv2d(
     kernel: np.ndarray,
     image: tuple[int, ...],
-    strides: tuple[int, int],
-    padding: tuple[int, ...],
+    strides: tuple[int, int] = (1, 1),
+    padding: tuple[int, ...] = (0, 0),
 ) -> nir.Conv2d:
     return nir.Conv2d(
         input_shape=image,
@@ -185,170 +169,205 @@ def from_nir(
       (network, parameters); `to_nir` inverts it.
 
     Raises:
-      ValueError: the graph is no chain, has a node that is not among these, or neurons
-        that single-spike integrate-and-fire neurons are not (a bias of hidden ones, or
-        one that differs between the outputs, r ≠ 1, a threshold that differs within a
-        channel, a reset from which they could fire again, reference neurons that spike
-        at other steps than these).
+      ValueError: the graph is no chain, or differs from what `to_nir` makes of the
+        network: other nodes, neurons that could fire again, a bias of hidden neurons.
     """
-    for name, node in graph.nodes.items():
-        if not np.isfinite(getattr(node, "weight", 0.0)).all():
-            raise ValueError(f"{name}: weight has NaN or infinite values")
-    params: dict = {}
-    thresholds: list[np.ndarray] = []
-    paddings: dict[str, tuple] = {}
-    tokens: list[str] = []
-    current: _Current | None = None
-    pulses, chain = _pulses(graph, num_steps), _chain(graph)
-    shape = _image(chain)
-    bias, before = 0.0, ""  # of the neurons that came last
-    for name, node in chain[1:-1]:
-        if isinstance(node, nir.IF):
-            if current is None:
-                raise ValueError(f"{name}: an IF needs Conv2d, SumPool2d or Linear")
-            layer, threshold = _neurons(
-                name, node, current, pulses.get(name), num_steps
-            )
-            if layer:
-                params[f"{current.kind}{len(params) + 1}"] = layer
-                thresholds.append(threshold)
-            if bias:
-                raise ValueError(f"{before}: only the output neurons may have a bias")
-            bias, before = current.bias, name
-            tokens.append(current.token)
-            shape, current = current.shape, None
-        elif current is not None:
-            raise ValueError(
-                f"{name}: {type(node).__name__} stands where an IF must be: "
-                "single-spike neurons do not leak"
-            )
-        elif isinstance(node, nir.Conv2d):
-            paddings[name] = _pads(name, node, shape)
-            current = _convolution(name, node, shape, paddings[name][0])
-        elif isinstance(node, nir.SumPool2d):
-            current = _pooling(name, node, shape)
-        elif isinstance(node, nir.Linear | nir.Affine):
-            current = _linear(name, node, shape)
-            tokens = tokens or [str(math.prod(shape))]
-        elif not isinstance(node, nir.Flatten):
-            raise ValueError(f"{name}: {type(node).__name__} is no single-spike layer")
-    if current is not None:
-        raise ValueError("the last node needs an IF")
-    if len(np.unique(np.concatenate(thresholds))) > 1:
-        for layer, values in zip(params.values(), thresholds, strict=True):
-            layer["threshold"] = values
+    pairs, references = _chain(graph)
+    image = shape = _image(graph, pairs[0][0][1])
+    specs: list[Any] = []
+    pads: list[tuple] = []  # of each convolution, and what "SAME" would be
+    neurons: list[dict] = []
+    params: dict[str, dict] = {}
+    for (name, node), (fires, cells) in pairs:
+        spec, kernel = _layer(name, node, shape)
+        if isinstance(spec, ConvSpec):
+            pads.append(_pads(node, spec, shape))
+            sides = zip(shape[:2], pads[-1][0], strict=True)
+            places = ((n + sum(p) - spec.size) // spec.stride + 1 for n, p in sides)
+            shape = (*places, spec.features)
+        elif isinstance(spec, PoolSpec):
+            shape = (shape[0] // spec.size, shape[1] // spec.size, shape[2])
+        else:
+            shape = (spec.features,)
+        specs.append(spec)
+        neurons.append(_fields(fires, cells, _channels_first(shape)))
+        if kernel is not None:
+            below = neurons[-1]["v_threshold"][:, 0]
+            layer = dict(threshold=np.nextafter(below, np.float32(np.inf)))
+            layer["kernel"] = np.ascontiguousarray(kernel)
+            if fires in references:
+                weight = np.asarray(getattr(references[fires][2], "weight", 0.0))
+                if weight.ndim < 2 or weight.shape[2:] not in ((), (1, 1)):
+                    raise ValueError(f"{fires}: pulses need a Linear or 1×1 Conv2d")
+                layer["pulses"] = weight.reshape(weight.shape[:2]).T.copy()
+            kind = "conv" if isinstance(spec, ConvSpec) else "dense"
+            params[f"{kind}{len(params) + 1}"] = layer
+    inputs = [math.prod(image)] if isinstance(specs[0], DenseSpec) else []
+    notation = "-".join(map(str, (*inputs, *specs)))
+    parse_spec(notation)
+    thetas = [layer["threshold"] for layer in params.values()]
+    if len(np.unique(np.concatenate(thetas))) == 1:
+        for layer in params.values():
+            del layer["threshold"]
     counts = tuple(len(layer.get("pulses", ())) for layer in params.values())
+    bias = np.ravel(getattr(pairs[-1][0][1], "bias", 0.0))
     network = SpikingNetwork.from_spec(
-        "-".join(tokens),
+        notation,
         num_steps=num_steps,
-        threshold=_shortest(thresholds[-1].max()),
-        padding=_padding(paddings),
-        urgency=bias,
+        threshold=_shortest(thetas[-1].max()),
+        padding=_padding(pads),
+        urgency=_shortest(np.float32(bias[0])),
         pulses=counts if any(counts) else (),
         **attributes,
     )
+    right = _chain(to_nir(network, {"params": params}, image))
+    _compare((pairs, references), right, neurons)
     return network, {"params": params}
 
 
-class _Current(NamedTuple):
-    """What flows into the next neurons: a layer but for its threshold."""
-
-    kind: str
-    token: str
-    shape: tuple[int, ...]  # of the neurons: [O] or [C, H, W]
-    kernel: np.ndarray | None
-    most: float
-    bias: float = 0.0
-
-
-def _convolution(
-    name: str, node: nir.Conv2d, image: tuple[int, ...], pads: tuple
-) -> _Current:
-    if np.any(node.bias) or node.groups != 1 or _pair(node.dilation) != (1, 1):
-        raise ValueError(f"{name}: a Conv2d must have no bias, groups or dilation")
-    down, right = _pair(node.stride)
-    if down != right:
-        raise ValueError(f"{name}: strides must be equal, got {node.stride}")
-    kernel = np.ascontiguousarray(np.asarray(node.weight).transpose(2, 3, 1, 0))
-    if kernel.shape[0] != kernel.shape[1]:
-        raise ValueError(f"{name}: kernel must be square, got {kernel.shape[:2]}")
-    token = str(ConvSpec(kernel.shape[3], kernel.shape[0], down))
-    sides = (
-        (size + low + high - kernel.shape[0]) // down + 1
-        for size, (low, high) in zip(image[1:], pads, strict=True)
-    )
-    shape = (kernel.shape[3], *sides)
-    return _Current("conv", token, shape, kernel, _most(kernel))
-
-
-def _pads(name: str, node: nir.Conv2d, shape: tuple) -> tuple:
-    """A convolution's pads, and what "SAME" would be."""
-    channels = np.shape(node.weight)[1]
-    if len(shape) != 3 or shape[0] != channels:
-        raise ValueError(
-            f"{name}: its input must be [{channels}, H, W], got {list(shape)}"
-        )
-    geometry = shape[1:], node.weight.shape[2:], _pair(node.stride)
-    padding = (
-        node.padding.upper()
-        if isinstance(node.padding, str)
-        else tuple((side, side) for side in _pair(node.padding))
-    )
-    return explicit_pads(padding, *geometry), explicit_pads("SAME", *geometry)
+def _chain(graph: nir.NIRGraph) -> tuple[list, dict[str, tuple]]:
+    """For each layer the node that weighs or sums, and its neurons; and reference
+    neurons, with what weighs their spikes, by the IF that they reach."""
+    after = dict(graph.edges)
+    aside: set[str] = set()
+    references: dict[str, tuple] = {}
+    for name, node in graph.nodes.items():
+        if isinstance(node, nir.Input) and "steps" in node.metadata:
+            weighing = after.get(name, "")
+            aside |= {name, weighing}
+            references[after.get(weighing, "")] = name, node, graph.nodes.get(weighing)
+    nodes = {name: node for name, node in graph.nodes.items() if name not in aside}
+    edges = [edge for edge in graph.edges if edge[0] not in aside]
+    after = dict(edges)
+    chain: list[tuple[str, Any]] = []
+    name = next((k for k, node in nodes.items() if isinstance(node, nir.Input)), "")
+    while name in nodes:
+        chain.append((name, nodes[name]))
+        name = after.pop(name, "")
+    if not len(chain) == len(nodes) == len(edges) + 1 > 2:
+        raise ValueError("the graph must be a chain from one input to one output")
+    chain = [pair for pair in chain[1:] if not isinstance(pair[1], nir.Flatten)]
+    summing = nir.Conv2d | nir.SumPool2d | nir.Linear | nir.Affine
+    expected: tuple[Any, ...] = (*(summing, nir.IF) * (len(chain) // 2), nir.Output)
+    for (name, node), kind in zip(chain, expected, strict=False):
+        if not isinstance(node, kind):
+            what = "an IF" if kind is nir.IF else "what weighs or sums"
+            raise ValueError(
+                f"{name}: {type(node).__name__} stands where {what} must be: layers "
+                "are Conv2d, SumPool2d, Linear or Affine, then an IF"
+            )
+    return list(zip(chain[:-1:2], chain[1::2], strict=True)), references
 
 
-def _pooling(name: str, node: nir.SumPool2d, image: tuple[int, ...]) -> _Current:
-    sizes = {*_pair(node.kernel_size), *_pair(node.stride)}
-    if len(sizes) != 1 or _pair(node.padding) != (0, 0):
-        raise ValueError(
-            f"{name}: pooling windows must be square, side by side and unpadded"
-        )
-    (size,) = sizes
-    shape = (image[0], *(side // size for side in image[1:]))
-    return _Current("pool", f"P{size}", shape, None, size**2)
-
-
-def _linear(name: str, node: nir.Linear | nir.Affine, shape: tuple) -> _Current:
-    kernel, inputs = np.asarray(node.weight).T, math.prod(shape)
-    bias = np.asarray(getattr(node, "bias", 0.0), np.float32)
-    if len(kernel) != inputs:
-        raise ValueError(f"{name}: takes {len(kernel)} inputs, gets {inputs}")
-    if np.ptp(bias) != 0 or bias.flat[0] < 0:
-        raise ValueError(f"{name}: a bias must be one current ≥ 0 for all its neurons")
-    if len(shape) == 3:
-        kernel = kernel.reshape(*shape, -1).transpose(1, 2, 0, 3)
-    kernel = np.ascontiguousarray(kernel.reshape(-1, kernel.shape[-1]))
-    most, urgency = _most(kernel), _shortest(bias.flat[0])
-    outputs = kernel.shape[1]
-    return _Current("dense", str(outputs), (outputs,), kernel, most, urgency)
-
-
-def _image(chain: list[tuple[str, nir.NIRNode]]) -> tuple[int, ...]:
-    """The shape of one image: [I] or [C, H, W]."""
-    name, node = chain[0]
-    size = node.input_type["input"]
+def _image(graph: nir.NIRGraph, first: Any) -> tuple[int, ...]:
+    """The shape of one image: [I] or [H, W, C]. `first` is the node of the first
+    weights: its shape serves an input that does not say its own."""
+    inputs = (n for n in graph.nodes.values() if isinstance(n, nir.Input))
+    size = next(n for n in inputs if "steps" not in n.metadata).input_type["input"]
     shape = () if size is None else tuple(int(length) for length in np.ravel(size))
     if shape in ((), (1,)):
-        shape = _first_inputs(name, chain)
+        shape = np.shape(getattr(first, "weight", ()))[1:2]
+        if isinstance(first, nir.Conv2d):
+            shape += () if first.input_shape is None else _pair(first.input_shape)
     if len(shape) == 4 and shape[0] == 1:
         shape = shape[1:]
-    if len(shape) not in (1, 2, 3):
+    if len(shape) == 2:
+        shape = 1, *shape
+    if len(shape) not in (1, 3):
         raise ValueError(
             f"the input must be [I], [H, W], [C, H, W] or [1, C, H, W], got {shape}"
         )
-    return (1, *shape) if len(shape) == 2 else shape
+    return (*shape[1:], shape[0]) if len(shape) == 3 else shape
 
 
-def _first_inputs(name: str, chain: list[tuple[str, nir.NIRNode]]) -> tuple[int, ...]:
-    """The shape that the first weights need, for an input that does not say its own."""
-    for _, node in chain[1:]:
-        if isinstance(node, nir.Linear | nir.Affine):
-            return (np.shape(node.weight)[1],)
-        if isinstance(node, nir.Conv2d) and node.input_shape is not None:
-            return (np.shape(node.weight)[1], *_pair(node.input_shape))
-        if not isinstance(node, nir.Flatten):
-            break
-    raise ValueError(f"the input {name!r} must say its shape, [C, H, W]")
+def _layer(name: str, node: Any, shape: tuple[int, ...]) -> tuple[Any, Any]:
+    """The layer that a node is for an input [I] or [H, W, C], and its kernel."""
+    if isinstance(node, nir.Conv2d | nir.SumPool2d) and len(shape) != 3:
+        raise ValueError(f"{name}: its input must be [C, H, W], got {list(shape)}")
+    if isinstance(node, nir.SumPool2d):
+        return PoolSpec(_pair(node.kernel_size)[0]), None
+    weight = np.asarray(node.weight)
+    if isinstance(node, nir.Conv2d):
+        layer = ConvSpec(len(weight), weight.shape[2], _pair(node.stride)[0])
+        return layer, weight.transpose(2, 3, 1, 0)
+    if len(shape) == 3 and weight.shape[1] == math.prod(shape):
+        images = weight.reshape(-1, shape[2], *shape[:2])
+        weight = images.transpose(0, 2, 3, 1).reshape(weight.shape)
+    return DenseSpec(len(weight)), weight.T
+
+
+def _pads(node: nir.Conv2d, layer: ConvSpec, shape: tuple[int, ...]) -> tuple:
+    geometry = shape[:2], node.weight.shape[2:], layer.strides
+    padding: Any = node.padding
+    named = isinstance(padding, str)  # "same" or "valid"
+    padding = padding.upper() if named else [(n, n) for n in _pair(padding)]
+    return explicit_pads(padding, *geometry), explicit_pads("SAME", *geometry)
+
+
+def _padding(pads: list[tuple]) -> Any:
+    """The one padding of all convolutions."""
+    if all(padding == same for padding, same in pads):
+        return "SAME"
+    if len({padding for padding, _ in pads}) > 1:
+        raise ValueError(f"convolutions must pad alike, got {pads}")
+    return pads[0][0] if np.any(pads[0][0]) else "VALID"
+
+
+def _fields(name: str, node: nir.IF, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """r, v_threshold and v_reset of neurons [C, …], each as [C, places]."""
+    fields, places = {}, math.prod(shape[1:])
+    for field in ("r", "v_threshold", "v_reset"):
+        values = np.asarray(getattr(node, field), np.float32)
+        if values.size not in (1, shape[0], shape[0] * places):
+            raise ValueError(
+                f"{name}: {field} has shape {list(values.shape)}, its neurons are "
+                f"{list(shape)}"
+            )
+        rows = values.reshape(shape[0] if values.size > 1 else 1, -1)
+        fields[field] = np.broadcast_to(rows, (shape[0], places))
+    return fields
+
+
+def _compare(graph: tuple, expected: tuple, neurons: list[dict]) -> None:
+    """Refuses a graph that is not, but for its names, the one of the network."""
+    references, layers = graph[1], zip(graph[0], expected[0], neurons, strict=True)
+    for (one, (name, _)), (other, (other_name, cells)), fields in layers:
+        _same(*one, other[1])
+        pulses, others = references.pop(name, ()), expected[1].get(other_name, ())
+        if len(pulses) > len(others):
+            raise ValueError(f"{name}: pooling neurons have no reference neurons")
+        for pair in zip(pulses[1:], others[1:], strict=True):
+            _same(pulses[0], *pair)
+        right = _fields(name, cells, cells.r.shape)
+        if np.any(fields["r"] != 1):
+            raise ValueError(f"{name}: r must be 1, scale the weights instead")
+        if np.any(fields["v_threshold"] != right["v_threshold"]):
+            raise ValueError(
+                f"{name}: the neurons of a channel must share one threshold, pooling "
+                "neurons fire with their first input: their threshold is 1"
+            )
+        if np.any(fields["v_reset"] - right["v_reset"] > right["v_threshold"]):
+            raise ValueError(
+                f"{name}: neurons could fire again, their v_reset must be "
+                f"{right['v_reset'].min():g} or less"
+            )
+    if references:
+        names = [name for name, *_ in references.values()]
+        raise ValueError(f"{names}: reference neurons must reach the IF of a layer")
+
+
+def _same(name: str, node: Any, expected: Any) -> None:
+    """Refuses a node that sums in another way, or spikes at other steps."""
+    for field in ("stride", "dilation", "groups", "bias", "kernel_size", "steps"):
+        value, right = (
+            np.asarray(n.metadata.get(field, getattr(n, field, 0)))
+            for n in (node, expected)
+        )
+        unlike = value.shape and right.shape and value.shape != right.shape
+        if unlike or np.any(value != right):
+            raise ValueError(
+                f"{name}: {field} must be {right.tolist()}, got {value.tolist()}"
+            )
 
 
 def _most(kernel: np.ndarray) -> float:
@@ -369,123 +388,3 @@ def _pair(value) -> tuple[int, int]:
 def _shortest(stored: np.float32) -> float:
     """The shortest decimal that is stored so: 0.3 of the float32 nearest to it."""
     return float(str(stored))
-
-
-def _threshold(name: str, node: nir.IF, current: _Current, most: float) -> np.ndarray:
-    """θ [O] of neurons that can receive at most so much."""
-    for field in ("r", "v_threshold", "v_reset"):
-        shape, neurons = np.shape(getattr(node, field)), current.shape
-        channels = (neurons[0],), (neurons[0], 1, 1)
-        if math.prod(shape) != 1 and shape not in (neurons, *channels):
-            raise ValueError(
-                f"{name}: {field} has shape {list(shape)}, its neurons are "
-                f"{list(neurons)}"
-            )
-    if np.any(node.r != 1):
-        raise ValueError(f"{name}: r must be 1, scale the weights instead")
-    below = np.asarray(node.v_threshold, np.float32)
-    if below.size == 1:
-        below = np.full(current.shape[0], below.ravel()[0])
-    below = below.reshape(current.shape[0], -1)
-    if np.ptp(below, axis=1).any():
-        raise ValueError(f"{name}: the neurons of a channel must share one threshold")
-    below = below[:, 0]
-    if float(np.max(node.v_reset)) + most > below.min():
-        raise ValueError(
-            f"{name}: neurons could fire again, their v_reset of "
-            f"{np.max(node.v_reset):g} must be {-most:g} or less"
-        )
-    return np.nextafter(below, np.float32(np.inf))
-
-
-def _neurons(
-    name: str,
-    node: nir.IF,
-    current: _Current,
-    pulses: np.ndarray | None,
-    num_steps: int,
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """The weights of a layer, none of pooling, and its θ [O]."""
-    arrays = {"kernel": current.kernel, "pulses": pulses}
-    layer = {key: array for key, array in arrays.items() if array is not None}
-    most = current.most + num_steps * current.bias
-    if current.kernel is None and layer:
-        raise ValueError(f"{name}: pooling neurons have no reference neurons")
-    if pulses is not None:
-        most += _most(pulses)
-    threshold = _threshold(name, node, current, most)
-    if not layer and (threshold != 1).any():
-        raise ValueError(
-            f"{name}: a pooling neuron fires with its first input, so its "
-            f"threshold is 1, got {threshold.max():g}"
-        )
-    return layer, threshold
-
-
-def _padding(paddings: dict[str, tuple]):
-    """The one padding of all convolutions: each has its pads and those of "SAME"."""
-    if all(pads == same for pads, same in paddings.values()):
-        return "SAME"
-    kinds = {pads for pads, _ in paddings.values()}
-    if kinds == {((0, 0), (0, 0))}:
-        return "VALID"
-    if len(kinds) != 1:
-        raise ValueError(f"convolutions must pad alike, got {paddings}")
-    return kinds.pop()
-
-
-def _reference_neurons(graph: nir.NIRGraph) -> dict[str, str]:
-    """Names of Inputs that are reference neurons, and what weighs their spikes."""
-    edges = dict(graph.edges)
-    return {
-        name: edges.get(name, "")
-        for name, node in graph.nodes.items()
-        if isinstance(node, nir.Input) and "steps" in node.metadata
-    }
-
-
-def _pulses(graph: nir.NIRGraph, num_steps: int) -> dict[str, np.ndarray]:
-    """Weights [P, O] of reference neurons, by the IF that they reach."""
-    pulses: dict[str, np.ndarray] = {}
-    for name, weighing in _reference_neurons(graph).items():
-        node, reached = graph.nodes.get(weighing), dict(graph.edges).get(weighing, "")
-        plain = isinstance(node, nir.Linear)
-        if isinstance(node, nir.Conv2d):
-            sizes = node.weight.shape[2:], _pair(node.stride), _pair(node.padding)
-            plain = sizes == ((1, 1), (1, 1), (0, 0)) and not np.any(node.bias)
-        fires = isinstance(graph.nodes.get(reached), nir.IF)
-        if not plain or not fires or reached in pulses:
-            raise ValueError(
-                f"{name}: reference neurons must reach an IF of their own, through a "
-                "Linear or a 1×1 Conv2d without bias"
-            )
-        weights = np.asarray(node.weight)
-        pulses[reached] = np.ascontiguousarray(weights.reshape(weights.shape[:2]).T)
-        steps = np.asarray(graph.nodes[name].metadata["steps"]).tolist()
-        expected = pulse_steps(len(pulses[reached]), num_steps).tolist()
-        if steps != expected:
-            raise ValueError(
-                f"{name}: with T = {num_steps} these reference neurons spike at steps "
-                f"{expected}, got {steps}"
-            )
-    return pulses
-
-
-def _chain(graph: nir.NIRGraph) -> list[tuple[str, nir.NIRNode]]:
-    """Nodes from input to output, without reference neurons."""
-    fault = ValueError("the graph must be a chain from one input to one output")
-    aside = {name for pair in _reference_neurons(graph).items() for name in pair}
-    edges = [edge for edge in graph.edges if edge[0] not in aside]
-    nodes = {name: node for name, node in graph.nodes.items() if name not in aside}
-    after = dict(edges)
-    starts = [name for name, node in nodes.items() if isinstance(node, nir.Input)]
-    one_each = len(after) == len({*after.values()}) == len(edges)
-    if len(starts) != 1 or not one_each:
-        raise fault
-    chain, name = [], starts[0]
-    while name is not None:
-        chain.append((name, nodes[name]))
-        name = after.pop(name, None)
-    if len(chain) != len(nodes) or not isinstance(chain[-1][1], nir.Output):
-        raise fault
-    return chain

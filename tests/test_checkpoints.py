@@ -14,7 +14,7 @@ import pytest
 import ds4nn_jax as ds
 from ds4nn_jax import data
 from ds4nn_jax.cli import runner
-from ds4nn_jax.training import checkpoints, parallel
+from ds4nn_jax.training import checkpoints
 from ds4nn_jax.training.checkpoints import CheckpointError, Checkpoints
 from experiments import digits
 
@@ -124,7 +124,7 @@ def test_another_run_is_refused(tmp_path, saved, monkeypatch):
 
 # orbax reads all arrays at once and abandons the others when one fails.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_damage_is_refused(tmp_path, saved, caplog, monkeypatch):
+def test_damage_is_refused(tmp_path, saved, caplog):
     """Every file of a checkpoint, cut short or with a bit flipped, is refused or reads
     the same. orbax alone reads arrays with flipped bits without a word."""
     store = Checkpoints(tmp_path, CONFIG)
@@ -146,11 +146,9 @@ def test_damage_is_refused(tmp_path, saved, caplog, monkeypatch):
         return "same"
 
     def flipped(content, position):
-        return (
-            content[:position]
-            + bytes([content[position] ^ 1])
-            + content[position + 1 :]
-        )
+        damaged = bytearray(content)
+        damaged[position] ^= 1
+        return bytes(damaged)
 
     files = {f: f.read_bytes() for f in (tmp_path / "1").rglob("*") if f.is_file()}
     files = {file: content for file, content in files.items() if len(content) > 1}
@@ -161,9 +159,6 @@ def test_damage_is_refused(tmp_path, saved, caplog, monkeypatch):
     content = files[file]
     bits = [flipped(content, k) for k in range(500, len(content), 1000)]
     assert "another" not in [outcome(file, content, damaged) for damaged in bits]
-    checksum = checkpoints._digest(parallel.to_host(saved[1]))
-    monkeypatch.setattr(checkpoints, "_digest", lambda host: checksum)
-    assert "another" in [outcome(file, content, damaged) for damaged in bits]
     gc.collect()  # what was abandoned complains here, not in the next test
     assert outcome(file, content, content) == "same"
 
@@ -182,12 +177,6 @@ def test_a_full_disk_leaves_the_last_one(tmp_path, saved, monkeypatch):
     same(Checkpoints(tmp_path, CONFIG).latest(saved[0]), saved[0])
 
 
-def test_a_place_that_is_no_directory(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="cannot hold checkpoints"):
-        Checkpoints(tmp_path / "file" / "checkpoints", CONFIG)
-
-
 RESUME = "--resume goes on from here\n"
 
 
@@ -200,7 +189,7 @@ def without_seconds(out):
 def no_figures():
     """They have tests of their own and take as long as these runs."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, "_figures", lambda *_: None)
+        patch.setattr(runner._Run, "_draw", lambda *_: None)
         yield
 
 
@@ -243,7 +232,7 @@ def test_a_second_signal_ends_a_run_at_once(monkeypatch):
         raise SystemExit(128 + number)
 
     monkeypatch.setattr(runner.progress, "leave_at_once", leave)
-    stopping = runner._Stopping(None, 0)
+    stopping = runner._Stopping(None, 0, None)
     stopping._ask(signal.SIGINT, None)
     with pytest.raises(SystemExit) as left:
         stopping._ask(signal.SIGINT, None)

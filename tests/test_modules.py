@@ -13,29 +13,19 @@ import ds4nn_jax as ds
 T = 20
 
 
+C, P, D = ds.ConvSpec, ds.PoolSpec, ds.DenseSpec
+
+
 @pytest.mark.parametrize(
     "spec, size, layers",
     [
-        (
-            "64C3-P2-128C3-P2-10",
-            None,
-            (
-                ("conv", 64, 3),
-                ("pool", 2),
-                ("conv", 128, 3),
-                ("pool", 2),
-                ("dense", 10),
-            ),
-        ),
-        ("784-400-10", 784, (("dense", 400), ("dense", 10))),
-        ("8C5-10", None, (("conv", 8, 5), ("dense", 10))),
-        ("P2-10", None, (("pool", 2), ("dense", 10))),
+        ("64C3-P2-8C5s2-P3-10", None, (C(64, 3), P(2), C(8, 5, 2), P(3), D(10))),
+        ("784-400-10", 784, (D(400), D(10))),
+        ("P2-10", None, (P(2), D(10))),
     ],
 )
 def test_parse_spec(spec, size, layers):
-    kinds = {"conv": ds.ConvSpec, "pool": ds.PoolSpec, "dense": ds.DenseSpec}
-    expected = tuple(kinds[kind](*numbers) for kind, *numbers in layers)
-    assert ds.parse_spec(spec) == (size, expected)
+    assert ds.parse_spec(spec) == (size, layers)
     assert ds.SpikingNetwork.from_spec(spec).spec == spec
 
 
@@ -45,20 +35,15 @@ def test_parse_spec(spec, size, layers):
         ("64C3-Q2-10", "'Q2' is none of", "Q2"),
         ("64C3--10", "'' is none of", ""),
         ("64C-10", "'64C' is none of", "64C"),
-        ("64c3-10", "'64c3' is none of", "64c3"),
         ("64C3-P2", "last layer must be fully connected", "P2"),
         ("64C3-P0-10", "'P0' has a size of zero", "P0"),
-        ("0C3-10", "'0C3' has a size of zero", "0C3"),
         ("64C3-10-P2-10", "'P2' cannot follow a fully connected", "P2"),
         ("10", "an input size needs at least one layer", "10"),
         ("", "'' is none of", ""),
-        ("64C3-10 ", "'10 ' is none of", "10 "),
         ("64C3-٣", "'٣' is none of", "٣"),
         ("99999999999C3-10", "is none of", "99999999999C3"),
         ("64C3s0-10", "'64C3s0' has a size of zero", "64C3s0"),
         ("8C3-P2s2-10", "'P2s2': only a convolution has a stride", "P2s2"),
-        ("8C3-10s2", "'10s2': only a convolution has a stride", "10s2"),
-        ("64C3S2-10", "'64C3S2' is none of", "64C3S2"),
     ],
 )
 def test_malformed_spec_points_at_the_token(spec, why, marked):
@@ -83,35 +68,36 @@ def test_any_text_parses_or_is_refused(text):
 
 
 def test_network_equals_layers_by_hand(engine, rng):
-    """The module does what composing the functions does, and what the oracle says."""
+    """The module does what composing the functions does, and what the oracle says.
+    `4C3s2` takes every second window; SAME pads 4 × 4 images below and right."""
     network = ds.SpikingNetwork.from_spec(
-        "3C3-P2-4C3-5", num_steps=T, threshold=4.0, engine=engine
+        "3C3-P2-4C3s2-5", num_steps=T, threshold=4.0, engine=engine
     )
-    times = rng.integers(0, T + 1, (2, 6, 6, 1)).astype(np.float32)
+    times = rng.integers(0, T + 1, (2, 8, 8, 1)).astype(np.float32)
     params = network.init(jax.random.key(0), times)
     assert jax.tree.map(jnp.shape, params) == {
         "params": {
             "conv1": {"kernel": (3, 3, 1, 3)},
             "conv2": {"kernel": (3, 3, 3, 4)},
-            "dense3": {"kernel": (36, 5)},
+            "dense3": {"kernel": (16, 5)},
         }
     }
     exact = jax.tree.map(  # sums of eighths are exact: engines and oracle must agree
         lambda w: (rng.integers(-8, 17, w.shape) / 8).astype(np.float32), params
     )
     weights = [exact["params"][name]["kernel"] for name in network.weighted]
-    same = ((1, 1), (1, 1))
-    first = reference.conv(times, weights[0], 4.0, T, pads=same).times
+    first = reference.conv(times, weights[0], 4.0, T, pads=((1, 1), (1, 1))).times
     pooled, _ = reference.pool(first, (2, 2), (2, 2))
-    second = reference.conv(pooled, weights[1], 4.0, T, pads=same).times
-    last = reference.dense(second.reshape(2, -1), weights[2], 4.0, T)
+    pads = ((0, 1), (0, 1))
+    second = reference.conv(pooled, weights[1], 4.0, T, strides=(2, 2), pads=pads).times
+    entering = second.reshape(2, -1)
+    last = reference.dense(entering, weights[2], 4.0, T)
     trace = network.apply(exact, times, method="trace")
-    for got, want in zip(
-        trace.times, (times, first, pooled, second, last.times), strict=True
-    ):
-        np.testing.assert_array_equal(got, want)
+    expected = times, first, pooled, second, last.times
+    for actual, layer in zip(trace.times, expected, strict=True):
+        np.testing.assert_array_equal(actual, layer)
     np.testing.assert_array_equal(network.apply(exact, times), last.times)
-    final = np.where(second.reshape(2, -1)[:, :, None] < T, weights[2], 0).sum(axis=1)
+    final = np.where(entering[:, :, None] < T, weights[2], 0).sum(axis=1)
     potentials = np.where(last.times < T, last.potential, final)
     np.testing.assert_array_equal(trace.potentials, potentials)
 
@@ -228,13 +214,6 @@ def test_windowed_network_teaches_silent_neurons(rng):
     assert np.all(np.abs(first_layer_gradient("window")) > 0)
 
 
-def test_fully_connected_network_takes_images():
-    network = ds.SpikingNetwork.from_spec("16-5-3")
-    times = jnp.zeros((2, 4, 4, 1))
-    params = network.init(jax.random.key(0), times)
-    assert network.apply(params, times).shape == (2, 3)
-
-
 def test_initial_weights():
     network = ds.SpikingNetwork.from_spec(
         "8C3-P2-10", initial_weights=((0, 80), (-1, 5))
@@ -246,35 +225,10 @@ def test_initial_weights():
         assert high - 0.1 * (high - low) < kernel.max() <= high
 
 
-def test_network_refuses():
-    with pytest.raises(ValueError, match="each of the 2 layers with weights, got 1"):
-        ds.SpikingNetwork.from_spec("8C3-P2-10", initial_weights=((0, 1),))
-    with pytest.raises(ValueError, match="low < high"):
-        ds.SpikingNetwork.from_spec("64-10", initial_weights=((3, 3),))
-    network, key = ds.SpikingNetwork.from_spec("8C3-10"), jax.random.key(0)
-    with pytest.raises(ValueError, match=r"4 axes \[B, H, W, I\]"):
-        network.init(key, jnp.zeros((2, 8, 8)))
+def test_pooling_larger_than_the_image_is_refused():
     with pytest.raises(ValueError, match="larger than the image"):
-        ds.SpikingNetwork.from_spec("8C3-P9-10").init(key, jnp.zeros((1, 8, 8, 1)))
-
-
-def test_strided_network_equals_layers_by_hand(engine, rng):
-    """`3C3s2` takes every second window; SAME pads 6 × 6 images below and right."""
-    network = ds.SpikingNetwork.from_spec(
-        "3C3s2-5", num_steps=T, threshold=4.0, engine=engine
-    )
-    assert network.spec == "3C3s2-5"
-    times = rng.integers(0, T + 1, (2, 6, 6, 1)).astype(np.float32)
-    params = jax.tree.map(
-        lambda w: (rng.integers(-8, 17, w.shape) / 8).astype(np.float32),
-        network.init(jax.random.key(0), times),
-    )
-    weights = [params["params"][name]["kernel"] for name in network.weighted]
-    pads = ((0, 1), (0, 1))
-    hidden = reference.conv(times, weights[0], 4.0, T, strides=(2, 2), pads=pads).times
-    assert hidden.shape == (2, 3, 3, 3)
-    last = reference.dense(hidden.reshape(2, -1), weights[1], 4.0, T)
-    np.testing.assert_array_equal(network.apply(params, times), last.times)
+        network = ds.SpikingNetwork.from_spec("8C3-P9-10")
+        network.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
 
 
 @pytest.mark.parametrize("steps", [64, 100, 200])

@@ -76,21 +76,18 @@ def flat(times):
 
 def layers(a):
     shared = dict(threshold=THETA, num_steps=T)
-    by_step = {"num_steps": T}
-    times, flats = a["times"], flat(a["times"])
+    times, flats, images = a["times"], flat(a["times"]), a["images"]
     pulses, key = {"pulses": a["pulses"]}, jax.random.key(0)
     return (
-        augmentation.shift(key, a["images"], pixels=1),
-        augmentation.flip(key, a["images"]),
-        ds.encode(a["images"], num_steps=T),
-        ds.encode(a["images"] / np.float32(255), num_steps=T),
-        ds.dense(flats, a["kernel"], **shared),
+        augmentation.shift(key, images, pixels=1),
+        augmentation.flip(key, images),
+        ds.encode(images, num_steps=T),
+        ds.encode(images / np.float32(255), num_steps=T),
         ds.dense(flats, a["kernel"], **pulses, **shared),
-        ds.conv(times, a["window"], **shared),
         ds.conv(times, a["window"], surrogate="window", engine="scan", **shared),
         ds.conv(times, a["window"], pulses=a["of_window"], **shared),
         ds.earliest_pool(times),
-        ds.membrane_potentials(flats, a["kernel"], **pulses, **by_step),
+        ds.membrane_potentials(flats, a["kernel"], **pulses, num_steps=T),
         ds.decision_potentials(flats, a["kernel"], **pulses, **shared),
     )
 

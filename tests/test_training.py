@@ -65,7 +65,6 @@ def test_learns_and_repeats(digits):
     [
         ("relative", "constant"),
         ("margin", "window"),
-        ("softmax", "window"),
         ("s4nn", "constant"),
         ("fixed", "window"),
     ],
@@ -154,9 +153,9 @@ def test_a_checkpoint_of_another_run_is_refused(digits):
     checkpoint = next(run).checkpoint
     for other, message in (
         (dict(spec="64-21-10"), r"dense1.*\[64, 20\], expected float32\[64, 21\]"),
-        (dict(batch_size=9), "epochs have 27 steps, expected 30: another batch_size"),
+        (dict(batch_size=9), r"metrics is float32\[27, 4\], expected float32\[30, 4\]"),
     ):
-        with pytest.raises(ValueError, match=f"not one of this run: .*{message}"):
+        with pytest.raises(ValueError, match=f"not one of this run, .*{message}"):
             ds.train(ds.TrainConfig(**SMALL | other), *digits, start=checkpoint)
     for other in (
         (images[::-1], labels[::-1]),
@@ -204,11 +203,8 @@ def test_calibration_makes_the_asked_share_fire(digits, engine):
             driven = spikes.any(axis=(1, 2, 3))[:, None]
         else:  # a spike in any of the nine pixels of the window
             padded = np.pad(spikes, ((0, 0), (1, 1), (1, 1), (0, 0)))
-            shifts = [(y, x) for y in range(3) for x in range(3)]
-            height, width = spikes.shape[1:3]
-            driven = np.any(
-                [padded[:, y : y + height, x : x + width] for y, x in shifts], axis=0
-            )
+            windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))
+            driven = windows.any((-1, -2))
         driven = np.broadcast_to(driven, fired[name].shape)
         if name == "conv1":
             assert driven.mean() < 0.5
@@ -267,42 +263,39 @@ def test_calibration_refuses_what_cannot_fire(digits):
         ds.calibrate(network, inhibited, times, (0.4, 0.7))
 
 
-def steps_of(config, gradients, params):
-    """Of 10 steps an epoch with the same gradient: Adam's have size η."""
-    optimizer = ds.make_optimizer(config, 10)
-    state, sizes = optimizer.init(params), []
-    for _ in range(config.epochs * 10):
-        update, state = optimizer.update(gradients, state, params)
-        layers = update["params"].values()
-        sizes.append([float(-layer["kernel"][0, 0]) for layer in layers])
-    return sizes
-
-
-def layers(value):
-    return {
-        "params": {
-            "dense1": {"kernel": jnp.full((64, 20), value)},
-            "dense2": {"kernel": jnp.full((20, 10), 2 * value)},
-        }
-    }
-
-
 def test_schedules_and_learning_rates():
-    """Steps fall by 10 % every five epochs, or along a cosine; they are absolute in mV,
+    """Steps fall by 10 % every two epochs, or along a cosine; they are absolute in mV,
     or relative to weights of 5 and 10."""
+
+    def layers(value):
+        kernels = jnp.full((64, 20), value), jnp.full((20, 10), 2 * value)
+        names = ("dense1", "dense2")
+        return {
+            "params": {k: {"kernel": w} for k, w in zip(names, kernels, strict=True)}
+        }
+
+    def steps(config, weight):
+        """Of 10 steps an epoch with the same gradient: Adam's have size η."""
+        params, gradient = layers(weight), layers(1.0)
+        optimizer = ds.make_optimizer(config, 10)
+        state = optimizer.init(params)
+        for _ in range(config.epochs * 10):
+            update, state = optimizer.update(gradient, state, params)
+            yield [float(-x["kernel"][0, 0]) for x in update["params"].values()]
+
     config = ds.TrainConfig(
         spec="64-20-10",
         optimizer=Adam(learning_rate=0.1, output_rate=0.3, unit="mV"),
-        schedule=StepDecay(decay=0.9, period=5),
-        epochs=12,
+        schedule=StepDecay(decay=0.9, period=2),
+        epochs=5,
     )
-    sizes = steps_of(config, layers(1.0), layers(7.0))
-    for epoch, size in ((0, 0.1), (4, 0.1), (5, 0.09), (9, 0.09), (10, 0.081)):
+    sizes = list(steps(config, 7.0))
+    for epoch, size in ((0, 0.1), (1, 0.1), (2, 0.09), (3, 0.09), (4, 0.081)):
         assert sizes[10 * epoch] == pytest.approx([size, 3 * size], rel=1e-4)
     config = ds.TrainConfig(
-        spec="64-20-10", optimizer=Adam(learning_rate=0.1), epochs=2, schedule="cosine"
+        spec="64-20-10", optimizer=Adam(learning_rate=0.1), epochs=2
     )
-    sizes = steps_of(config, layers(1.0), layers(5.0))
+    sizes = list(steps(config, 5.0))
     assert sizes[0] == pytest.approx([0.5, 1.0], rel=1e-4)
     assert sizes[10] == pytest.approx([0.25, 0.5], rel=1e-4)
 
@@ -336,65 +329,43 @@ def test_muon_for_hidden_layers_with_more_inputs_than_neurons():
 
 
 @pytest.mark.parametrize(
-    "changes, message",
+    "kind, changes, message",
     [
-        (dict(spec="64C3-Q"), "'Q' is none of"),
-        (dict(num_steps=0), "num_steps must be at least 1, got 0"),
-        (dict(threshold=float("nan")), "threshold must be > 0"),
-        (dict(surrogate="relu"), "surrogate must be one of constant, window"),
-        (dict(schedule="linear"), "schedule must be one of cosine, step_decay"),
-        (dict(optimizer="sgd"), "optimizer must be one of adam, muon"),
-        (dict(engine="gpu"), "engine must be one of"),
-        (dict(padding="same"), "padding must be one of"),
-        (dict(initial_weights=((0, 1, 2),) * 2), "must have 2 entries"),
-        (dict(initial_weights=FiringRates(edges=0.2)), "edges must be 0 for 64-20-10"),
-        (dict(output_rule=Fixed(101, 0)), "label_time must be in 0 … T = 100"),
-        (dict(output_rule="fixed", num_steps=50), "other_time must be in 0 … T = 50"),
-    ],
-)
-def test_config_refuses(changes, message):
-    """What the table of `test_bad_input.py` has not."""
-    with pytest.raises(ValueError, match=message):
-        ds.TrainConfig(**dict(spec="64-20-10") | changes)
-
-
-@pytest.mark.parametrize(
-    "value, changes, message",
-    [
-        (Fixed, dict(normalization="max"), "normalization must be one of l2, l1"),
-        (Adam, dict(output_rate=float("inf")), "output_rate must be a number > 0"),
+        (ds.TrainConfig, dict(spec="64C3-Q"), "'Q' is none of"),
+        (ds.TrainConfig, dict(threshold=float("nan")), "threshold must be > 0"),
+        (ds.TrainConfig, dict(schedule="linear"), "must be one of cosine, step_decay"),
+        (ds.TrainConfig, dict(engine="gpu"), "engine must be one of"),
+        (ds.TrainConfig, dict(initial_weights=((0, 1, 2),) * 2), "have 2 entries"),
+        (
+            ds.TrainConfig,
+            dict(output_rule=Fixed(101, 0)),
+            "label_time must be in 0 … T",
+        ),
+        (ds.TrainConfig, dict(output_rule="fixed", num_steps=50), "other_time must be"),
         (Adam, dict(average=1.0), r"average must be in \[0, 1\)"),
-        (Adam, dict(unit="V"), "unit must be one of rms, mV"),
         (Adam, dict(first_sum=float("inf")), "first_sum must be a number of mV"),
         (Muon, dict(common_step=2), r"common_step must be in \[0, 1\]"),
-        (Muon, dict(norms="kept"), "norms must be one of free, held, learned"),
         (StepDecay, dict(period=0), "period must be at least 1"),
         (FiringRates, dict(images=0), "images must be at least 1"),
         (FiringRates, dict(edges=1), r"edges must be in \[0, 1\)"),
         (Augmentation, dict(shift=-1), "shift must be ≥ 0 pixels, got -1"),
     ],
 )
-def test_values_refuse(value, changes, message):
+def test_values_refuse(kind, changes, message):
+    """What the table of `test_bad_input.py` has not."""
     with pytest.raises(ValueError, match=message):
-        value(**changes)
+        kind(**changes)
 
 
-def test_training_and_evaluation_refuse(digits):
-    images, labels = digits
+def test_edges_need_a_convolution():
+    with pytest.raises(ValueError, match="edges must be 0 for 64-20-10"):
+        ds.TrainConfig(spec="64-20-10", initial_weights=FiringRates(edges=0.2))
+
+
+def test_a_batch_larger_than_the_data_is_refused(digits):
     config = ds.TrainConfig(**SMALL | {"batch_size": 500})
-    with pytest.raises(ValueError, match="batch_size 500 is larger than the 270"):
-        ds.train(config, images, labels)  # before the first epoch is asked for
     with pytest.raises(ValueError, match="batch_size 500 is larger than the 300"):
-        ds.fit(config, jax.random.key(0), images, labels)
-    with pytest.raises(TypeError, match="uint8"):
-        ds.train(ds.TrainConfig(**SMALL), images.astype(np.int32), labels)
-    network = config.network()
-    params = network.init(jax.random.key(0), ds.encode(images[:1]))
-    broken = jax.tree.map(lambda w: w.at[0, 0].set(jnp.nan), params)
-    with pytest.raises(ValueError, match="kernel of dense1 must be finite"):
-        ds.evaluate(network, broken, images, labels)
-    with pytest.raises(ValueError, match="do not fit the network 64-20-10"):
-        ds.evaluate(network, {"params": {}}, images, labels)
+        ds.fit(config, jax.random.key(0), *digits)
 
 
 def values(kind):
@@ -412,54 +383,33 @@ def test_values_describe_every_field(kind):
             assert f"      {field.name}: " in text
 
 
-def through_json(config):
-    return ds.TrainConfig(**json.loads(json.dumps(dataclasses.asdict(config))))
-
-
 def test_configurations_survive_json():
-    for config in map(ds.presets.load, ds.presets.names()):
-        again = through_json(config)
+    """Lists for tuples: still equal, and hashable."""
+    ranges = ds.TrainConfig(initial_weights=((-5, 10),) * 3)
+    assert ranges.initial_weights == ds.initial_weights.Uniform(((-5, 10),) * 3)
+    for config in (ranges, *map(ds.presets.load, ds.presets.names())):
+        again = ds.TrainConfig(**json.loads(json.dumps(dataclasses.asdict(config))))
         assert again == config and hash(again) == hash(config)
         assert repr(again) == repr(config)
 
 
-def test_a_configuration_from_json_is_static(digits):
-    """Lists for tuples: still hashable, one more compilation for none of its copies."""
-    ranges = ((-5, 10), (-5, 10))
-    config = ds.TrainConfig(**SMALL | dict(initial_weights=ranges, epochs=1))
-    assert config.initial_weights == ds.initial_weights.Uniform(ranges)
-    images, labels = digits[0][:20], jnp.asarray(digits[1][:20])
-    run = jax.jit(ds.fit, static_argnums=0)
-    run(config, jax.random.key(0), images, labels)
-    programs = run._cache_size()
-    run(through_json(config), jax.random.key(0), images, labels)
-    assert run._cache_size() == programs
-    assert next(ds.train(through_json(config), *digits)).epoch == 1
-
-
 def test_fields_are_what_they_are_annotated_with():
-    config = ds.TrainConfig(
-        spec="64-10",
-        batch_size=16.0,
-        epochs=np.int64(3),
-        threshold=np.float32(50),
-        validation=jnp.float32(0.5),
-        output_rule={"name": "margin", "offset": 7},
-        augmentation={"name": "augmentation", "flip": np.bool_(True)},
-    )
-    plain = ds.TrainConfig(
-        spec="64-10",
-        batch_size=16,
-        epochs=3,
-        threshold=50.0,
-        validation=0.5,
-        output_rule=ds.rules.Margin(offset=7.0),
-        augmentation=Augmentation(flip=True),
+    config, plain = (
+        ds.TrainConfig(spec="64-10", output_rule=rule, augmentation=moved, **numbers)
+        for rule, moved, numbers in (
+            (
+                {"name": "margin", "offset": 7},
+                {"name": "augmentation", "flip": np.bool_(True)},
+                dict(batch_size=16.0, epochs=np.int64(3), validation=jnp.float32(0.5)),
+            ),
+            (
+                ds.rules.Margin(offset=7.0),
+                Augmentation(flip=True),
+                dict(batch_size=16, epochs=3, validation=0.5),
+            ),
+        )
     )
     assert config == plain and repr(config) == repr(plain)
-    for value in vars(config).values():
-        plain = value is None or type(value) in (str, int, float, tuple)
-        assert plain or isinstance(value, Value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -474,19 +424,6 @@ def test_what_cannot_be_hashed_is_refused_at_once():
     with pytest.raises(TypeError, match="must be hashable: unhashable type: 'list'"):
         ds.TrainConfig(output_rule=Listed())
     assert ds.TrainConfig(output_rule=Listed(times=())).output_rule.offset == 3.0
-
-
-def test_a_network_takes_lists_for_tuples():
-    for name, lists in (
-        ("padding", [[1, 1], [1, 1]]),
-        ("initial_weights", [[-5, 10], [-5, 10]]),
-    ):
-        tuples = tuple(map(tuple, lists))
-        one, other = (
-            ds.SpikingNetwork.from_spec("4C3-10", **{name: value})
-            for value in (lists, tuples)
-        )
-        assert one == other and hash(one) == hash(other)
 
 
 def test_the_recipe_without_choices_learns(digits):
@@ -543,15 +480,9 @@ def test_soft_labels_of_every_epoch(digits, tmp_path):
         spec="64-10", epochs=3, batch_size=10, validation=0, output_rule=spy
     )
     taken = []
-    first = list(
-        ds.train(
-            config,
-            images,
-            labels,
-            soft_labels=file,
-            on_step=lambda step: taken.append(step.checkpoint()),
-        )
-    )
+    keep = lambda step: taken.append(step.checkpoint())  # noqa: E731
+    data_set = dict(images=images, labels=labels, soft_labels=file)
+    first = list(ds.train(config, **data_set, on_step=keep))
     expected = [
         shares[epoch - 1][batch].astype(np.float32)
         for epoch in (1, 2, 3)
@@ -562,9 +493,6 @@ def test_soft_labels_of_every_epoch(digits, tmp_path):
     *_, last = ds.train(config, images, labels, soft_labels=shares, start=start)
     jax.tree.map(np.testing.assert_array_equal, last.params, first[-1].params)
     np.testing.assert_array_equal(spy.notes[18:], expected[9:])
-    shares[2, 0] = shares[2, 1]
-    with pytest.raises(ValueError, match="run on other data"):
-        ds.train(config, images, labels, soft_labels=shares, start=start)
 
 
 class Series:
@@ -585,16 +513,14 @@ class Series:
 
 
 CONTAINERS = {
-    "a Series": lambda x, y: (x, Series(y, np.random.default_rng(0).permutation(300))),
-    "lists": lambda x, y: (list(x), y.tolist()),
+    "a Series": lambda x, y: (
+        list(x),
+        Series(y, np.random.default_rng(0).permutation(300)),
+    ),
     "big-endian": lambda x, y: (x, y.astype(">i4")),
-    "bytes": lambda x, y: (x, y.astype(np.uint8)),
-    "one-hot": lambda x, y: (x, np.eye(10, dtype=int)[y]),
     "floating one-hot": lambda x, y: (x, np.eye(10, dtype=np.float32)[y]),
     "jax": lambda x, y: (jnp.asarray(x), jnp.asarray(y)),
-    "floats": lambda x, y: (x / np.float32(255), y),
     "16-bit floats": lambda x, y: ((x / 255).astype(np.float16), y),
-    "64-bit floats": lambda x, y: (x / 255, y),
 }
 
 
@@ -614,22 +540,20 @@ def test_any_container_is_read_by_position(digits):
 
 
 class Loader:
-    """As a torch DataLoader: its own order in every epoch, a last batch that is left
-    out, tensors that are arrays by `__array__`."""
+    """As a torch DataLoader: a length, epochs, arrays by `__array__`."""
 
     def __init__(self, images, labels, size):
-        self._images, self._labels, self._size = images, labels, size
+        starts = range(0, len(labels) - size + 1, size)
+        pairs = ((images[k : k + size], labels[k : k + size]) for k in starts)
+        self._batches = [(x, Series(y, range(size))) for x, y in pairs]
         self.epochs = 0
 
     def __len__(self):
-        return len(self._labels) // self._size
+        return len(self._batches)
 
     def __iter__(self):
         self.epochs += 1
-        order = data.epoch_permutation(len(self._labels), seed=0, epoch=self.epochs)
-        for i in range(len(self)):
-            batch = order[i * self._size : (i + 1) * self._size]
-            yield self._images[batch], Series(self._labels[batch], range(self._size))
+        return iter(self._batches)
 
 
 def batches_of(config, images, labels, epochs):
@@ -696,13 +620,11 @@ def test_a_loader_is_gone_through_once_an_epoch(digits):
     [
         (iter([]), {}, "steps_per_epoch"),
         (np.zeros((4, 64)), {}, "labels are missing"),
-        ([np.zeros((4, 64))], {}, r"a pair \(images, labels\) .*, got ndarray"),
         ([{"x": 1, "label": 2}], {}, r"with \"image\" and .* got \['label', 'x'\]"),
         ([], {"soft_labels": np.zeros((4, 10))}, "as arrays"),
         (iter([]), {"steps_per_epoch": 3}, "no batches to train on"),
         ([(np.zeros((4, 64)), np.zeros(4, int))] * 2, {"steps_per_epoch": 3}, "has 2"),
         ([(np.zeros((4, 64)), np.full(4, 10))], {}, "labels must lie in 0 … 9"),
-        ([(np.zeros((4, 1, 28, 28)), np.zeros(4, int))], {}, "look channels-first"),
     ],
 )
 def test_batches_that_are_refused(batches, more, message):
@@ -739,13 +661,10 @@ def test_classify_and_evaluate_do_not_depend_on_batch_size(digits):
     params = ds.calibrate(network, params, network.encode(images), (0.3, 0.7))
     expected = ds.infer(network, params, ds.encode(images, num_steps=37))
     report = ds.evaluate(network, params, images, labels)
-    for size in (10, 25):
-        inference = ds.classify(network, params, images, batch_size=size)
-        jax.tree.map(np.testing.assert_array_equal, inference, expected)
-        again = ds.evaluate(network, params, images, labels, batch_size=size)
-        for a, b in zip(report, again, strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-6)
+    inference = ds.classify(network, params, images, batch_size=10)
+    jax.tree.map(np.testing.assert_array_equal, inference, expected)
+    again = ds.evaluate(network, params, images, labels, batch_size=10)
+    for a, b in zip(report, again, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
     trace = network.apply(params, network.encode(images), method="trace")
     np.testing.assert_array_equal(ds.decide(trace).label, expected.label)
-    with pytest.raises(ValueError, match="no images"):
-        ds.classify(network, params, images[:0])

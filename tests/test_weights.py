@@ -66,9 +66,7 @@ def test_numbers_of_numpy_and_settings_come_back(tmp_path, params):
     "spec, attributes, message",
     [
         ("4C3-10", {}, "its spec is '4C3-P2-10', expected '4C3-10'"),
-        ("4C3-P2-10", {"num_steps": 100}, "its num_steps is 50, expected 100"),
         ("4C3-P2-10", {"threshold": 5.0}, "its threshold is 20.0, expected 5.0"),
-        ("4C3-P2-10", {"padding": "VALID"}, "its padding is 'SAME', expected 'VALID'"),
         ("4C3-P2-10", {"urgency": 0.5}, "its urgency is 0.0, expected 0.5"),
     ],
 )
@@ -110,7 +108,7 @@ def test_files_of_others(tmp_path, saved):
         ds.load_weights(path)
     narrow = np.zeros(3, jnp.float8_e4m3fn)  # which NumPy alone does not know
     safetensors.numpy.save_file({"w": narrow}, path)
-    with pytest.raises(ds.WeightsError, match="holds no weights: .*float8_e4m3fn"):
+    with pytest.raises(ds.WeightsError, match="holds no weights .*float8_e4m3fn"):
         ds.load_weights(path)
     path.write_bytes(b"\x80\x04\x95 a pickle is never opened")
     with pytest.raises(ds.WeightsError, match="no safetensors file"):
@@ -134,8 +132,14 @@ def test_nothing_is_lost_when_saving_fails(saved, network, params, monkeypatch):
         ds.save_weights(saved, network, broken)
     with pytest.raises(ValueError, match="are not those of the network"):
         ds.save_weights(
-            saved, network, {"params": {"conv1": params["params"]["conv1"]}}
+            saved, network, {"params": dict(conv1=params["params"]["conv1"])}
         )
+    with pytest.raises(TypeError, match="must be one of float16, .* got int16"):
+        ds.save_weights(
+            saved, network, jax.tree.map(lambda w: np.zeros(w.shape, np.int16), params)
+        )
+    with pytest.raises(FileNotFoundError):
+        ds.save_weights(saved.parent / "no" / "w", network, params)
 
     def full(descriptor):
         raise OSError(28, "No space left on device")
@@ -147,11 +151,6 @@ def test_nothing_is_lost_when_saving_fails(saved, network, params, monkeypatch):
     assert [p.name for p in saved.parent.iterdir()] == [saved.name], "no litter"
 
 
-def test_missing_directory(tmp_path, network, params):
-    with pytest.raises(FileNotFoundError):
-        ds.save_weights(tmp_path / "no" / "w", network, params)
-
-
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_weights_of_every_width_come_back(tmp_path, network, params, dtype):
     narrow = jax.tree.map(lambda w: w.astype(dtype), params)
@@ -159,12 +158,6 @@ def test_weights_of_every_width_come_back(tmp_path, network, params, dtype):
     loaded = ds.load_weights(tmp_path / "w").params
     jax.tree.map(np.testing.assert_array_equal, loaded, narrow)
     assert {str(w.dtype) for w in jax.tree.leaves(loaded)} == {dtype}
-
-
-def test_other_whole_numbers_are_no_weights(tmp_path, network, params):
-    whole = jax.tree.map(lambda w: np.asarray(w).astype(np.int16), params)
-    with pytest.raises(TypeError, match="must be one of float16, .* got int16"):
-        ds.save_weights(tmp_path / "w", network, whole)
 
 
 @pytest.mark.parametrize("mask, mode", [(0o022, 0o644), (0o077, 0o600), (0, 0o666)])

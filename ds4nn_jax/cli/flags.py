@@ -11,6 +11,7 @@ them reads a flagfile.
 """
 
 import dataclasses
+import functools
 import os
 import re
 import textwrap
@@ -34,8 +35,6 @@ class Options:
       config: the training run.
       urgency: what --urgency asked for, in mV of θ = 100 mV; None without it: weights
         have one of their own.
-      resolved: the text of a flagfile for the same run, from its beginning and in a
-        place of its own.
       dataset: digits, mnist, fashion_mnist, any image data set that TFDS knows, or your
         own images: a folder with a folder for each class, see `data.from_folders`.
       preset: the configuration that other flags change, one of those in
@@ -69,7 +68,6 @@ class Options:
 
     config: TrainConfig
     urgency: float | None = dataclasses.field(compare=False)
-    resolved: str
     dataset: str = ""
     preset: str = ""
     data_dir: str | None = None
@@ -105,6 +103,28 @@ class Options:
             if getattr(self, name) is not None and not self.distributed:
                 raise ValueError(f"--{name} needs --distributed")
 
+    @property
+    def resolved(self) -> str:
+        """A flagfile for the same run, from its beginning and in a place of its own: a
+        line for each flag that stands for something."""
+        lines = []
+        for flag in (*_RUN, *_TRAINING):
+            value: Any = self if flag in _RUN else self.config
+            for name in flag.path.split("."):
+                value = getattr(value, name, None)
+            if flag.path in ("resume", "overwrite") or value is None:
+                continue
+            if isinstance(value, Value):
+                value = value.name
+            if isinstance(value, bool):
+                lines.append(f"--{'' if value else 'no'}{flag.path}")
+                continue
+            if isinstance(value, tuple):
+                pairs = (x if isinstance(x, tuple) else (x,) for x in value)
+                value = ",".join(":".join(map(str, x)) for x in pairs)
+            lines.append(f"--{flag.path}={value}")
+        return "\n".join(lines) + "\n"
+
 
 _SMOKE_IMAGES = 4000  # of the preset "smoke"
 _HELP = {
@@ -123,10 +143,7 @@ def parse(argv: Sequence[str], *, dataset: str, command: str | None = None) -> O
       argv: as `sys.argv`.
       dataset: that of the experiment, unless --dataset names another.
       command: "train" or "evaluate" of `ds4nn`: the data set is then the word of `argv`
-        that belongs to no flag, and `dataset` is not used.
-
-    Raises:
-      SystemExit: after --help, or with a message for a flag that is unknown or wrong.
+        that belongs to no flag.
     """
     program = f"ds4nn {command}" if command else f"experiments.{dataset}"
     values = _flag_values(command)
@@ -165,18 +182,7 @@ def _options(values: flags.FlagValues, dataset: str, command: str | None) -> Opt
         if (value := values[flag.path].value) is not None:
             _put(config, flag, value)
     urgency = values["urgency"].value
-    return resolved(
-        Options(config=TrainConfig(**config), urgency=urgency, resolved="", **run)
-    )
-
-
-def resolved(options: Options) -> Options:
-    """The same, with the flagfile that gives it."""
-    once = ("resume", "overwrite")  # not for who repeats a run
-    run = {f.path: getattr(options, f.path) for f in _RUN if f.path not in once}
-    config = dataclasses.asdict(options.config)
-    lines = *_lines(run, _RUN), *_lines(config, _TRAINING)
-    return dataclasses.replace(options, resolved="\n".join(lines) + "\n")
+    return Options(config=TrainConfig(**config), urgency=urgency, **run)
 
 
 def _preset(dataset: str) -> str:
@@ -226,6 +232,17 @@ _RUN = tuple(_flags_of({"": Options}))
 _TRAINING = tuple(_flags_of({"": TrainConfig}))
 
 
+class _Numbers(flags.ArgumentParser):
+    """Numbers, or ranges low:high, between commas."""
+
+    def parse(self, argument: str) -> list:
+        entries = [text.split(":") for text in argument.split(",") if argument]
+        return [
+            [float(x) for x in entry] if entry[1:] else float(*entry)
+            for entry in entries
+        ]
+
+
 def _flag_values(command: str | None) -> flags.FlagValues:
     """The flags of a run, without values."""
     values = flags.FlagValues()
@@ -239,18 +256,19 @@ def _flag_values(command: str | None) -> flags.FlagValues:
         int: flags.DEFINE_integer,
         float: flags.DEFINE_float,
         str: flags.DEFINE_string,
-        tuple: flags.DEFINE_list,
+        tuple: functools.partial(flags.DEFINE, _Numbers()),
     }
-    for group, several in (("run", _RUN), ("training", _TRAINING)):
-        for path, kind, text in several:
-            deep = isinstance(kind, dict) or "." in path
-            here["module_name"] = path.split(".")[0] if deep else group
-            if isinstance(kind, dict | tuple):
-                flags.DEFINE_enum(path, None, list(kind), text, **here)
-            else:
-                types = kind, typing.get_origin(kind), *typing.get_args(kind)[:1]
-                known = next(t for t in types if t in define)  # int of int | None
-                define[known](path, None, text, **here)
+    for flag in (*_RUN, *_TRAINING):
+        path, kind, text = flag
+        deep = isinstance(kind, dict) or "." in path
+        group = "run" if flag in _RUN else "training"
+        here["module_name"] = path.split(".")[0] if deep else group
+        if isinstance(kind, dict | tuple):
+            flags.DEFINE_enum(path, None, list(kind), text, **here)
+        else:
+            types = kind, typing.get_origin(kind), *typing.get_args(kind)[:1]
+            known = next(t for t in types if t in define)  # int of int | None
+            define[known](path, None, text, **here)
     return values
 
 
@@ -263,25 +281,22 @@ def _help(
     if values.helpfull:
         return f"{usage} [--flag=value …]\n{values.get_help()}"
     preset = values["preset"].value or _preset(dataset)
-    config = presets.load(preset)
-    lines = [f"{usage} [--flag=value …]", ""]
+    config, lines = presets.load(preset), [f"{usage} [--flag=value …]", ""]
     for name in _HELP[command or "train"]:
-        default = getattr(config, name, None)
+        default = None if command == "evaluate" else getattr(config, name, None)
+        shown = "" if default is None else f" [{default}]"
         text = values[name].help.partition(" (default:")[0]
-        shown = "" if default is None or command == "evaluate" else f" [{default}]"
         lines += textwrap.wrap(
-            f"--{name}{shown}: {text}",
-            width=88,
-            initial_indent="  ",
-            subsequent_indent="      ",
+            f"  --{name}{shown}: {text}", 88, subsequent_indent="      "
         )
     if command != "evaluate":
         lines += ["", f"In brackets: the defaults of the preset {preset}."]
         lines += textwrap.wrap(f"Presets: {', '.join(presets.names())}.", 88)
-    lines += textwrap.wrap(
-        "Data sets: digits, mnist, fashion_mnist, others that TFDS knows; or a folder "
-        "with a folder of images for each class, a .npz or a .csv file.",
-        88,
+    lines.append(
+        "Data sets: digits, mnist, fashion_mnist, others that TFDS knows; or a"
+    )
+    lines.append(
+        "folder with a folder of images for each class, a .npz or a .csv file."
     )
     return "\n".join([*lines, "All flags: --helpfull"])
 
@@ -294,39 +309,7 @@ def _put(config: dict, flag: _Flag, value: Any) -> None:
             parameters = ", ".join(sorted(inner.keys() - {"name"})) or "no parameters"
             raise ValueError(f"--{flag.path}: {inner['name']} has {parameters}")
         outer, inner = inner, inner[name]
-    if isinstance(value, list):
-        value = _numbers(flag.path, value)
     if isinstance(flag.kind, dict):  # another choice comes with its own defaults
         kept = value == inner["name"]
         value = inner if kept else dataclasses.asdict(flag.kind[value]())
     outer[name] = value
-
-
-def _numbers(path: str, texts: list[str]) -> list:
-    """Numbers, or ranges low:high as pairs."""
-    try:
-        entries = [list(map(float, text.split(":"))) for text in texts]
-        if len({len(numbers) for numbers in entries}) > 1:
-            raise ValueError
-    except ValueError:
-        raise ValueError(
-            f"--{path}={','.join(texts)}: not numbers, or ranges low:high as in -15:30"
-        ) from None
-    return [numbers if len(numbers) > 1 else numbers[0] for numbers in entries]
-
-
-def _lines(config: dict, several: Sequence[_Flag]) -> Iterator[str]:
-    """The flagfile: a line for each flag that stands for something."""
-    for flag in several:
-        value: Any = config
-        for name in flag.path.split("."):
-            value = value.get(name) if isinstance(value, dict) else None
-        if isinstance(value, dict):
-            value = value["name"]
-        if isinstance(value, bool):
-            yield f"--{'' if value else 'no'}{flag.path}"
-        elif isinstance(value, tuple):
-            parts = (x if isinstance(x, tuple) else (x,) for x in value)
-            yield f"--{flag.path}={','.join(':'.join(map(str, x)) for x in parts)}"
-        elif value is not None:
-            yield f"--{flag.path}={value}"

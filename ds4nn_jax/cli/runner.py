@@ -39,25 +39,17 @@ from ds4nn_jax.networks import pretrained
 from ds4nn_jax.training import parallel
 from ds4nn_jax.training.checkpoints import Checkpoints
 
-_LAST_FIGURE = "spikes_per_layer"
-
 
 def main(
     argv: Sequence[str] | None, dataset: str = "", command: str | None = None
 ) -> ds.Report | None:
-    """Runs the experiment that `argv` asks for.
-
-    Args:
-      argv: as `sys.argv`, which is taken if it is None.
-      dataset: that of the experiment, unless --dataset names another.
-      command: of `ds4nn`, see `flags.parse`.
+    """Runs what `argv` asks for: of a data set, or of a command (see `flags.parse`).
 
     Returns:
       The report on the test images; None from all but the first of several processes.
 
     Raises:
-      SystemExit: with a message, for flags or data that cannot be used, or an out_dir
-        that already holds a run or cannot be written.
+      SystemExit: with a message, for what cannot be used, or cannot be written.
     """
     argv = sys.argv if argv is None else argv
     options = flags.parse(argv, dataset=dataset, command=command)
@@ -70,30 +62,22 @@ def main(
                 options.coordinator, options.num_processes, options.process_id
             )
         progress.check_platform()
-        if options.evaluate is not None:
-            return _evaluate(options)
-        return _train(options)
+        return _train(options) if options.evaluate is None else _evaluate(options)
     except (data.DataError, ValueError, TypeError, OSError) as error:
-        program = f"experiments.{dataset}"
-        if command:
-            program = f"ds4nn {command} {options.dataset}"
-        raise SystemExit(f"{program}: {error}") from error
+        program = f"ds4nn {command} {options.dataset}" if command else None
+        raise SystemExit(f"{program or f'experiments.{dataset}'}: {error}") from error
 
 
 def _evaluate(options: flags.Options) -> ds.Report:
-    name = options.evaluate or ""
-    network, params, notes = (
-        pretrained.load(options.dataset)
-        if name == "pretrained"
-        else pretrained.find(name)
-    )
+    name = str(options.evaluate)
+    shipped = options.dataset if name == "pretrained" else None
+    weights = pretrained.load(shipped) if shipped else pretrained.find(name)
+    network, params, notes = weights
     images = _images(options)
     if notes.get("dataset", images.name) != images.name:
         print(f"note: these weights were trained on {notes['dataset']!r}")
     network = measures.urged(network, params, options.urgency)
-    test = _tested(network, params, images)
-    _print_report(test, name, network, params)
-    return test
+    return _tested(network, params, images, name)
 
 
 def _train(options: flags.Options) -> ds.Report | None:
@@ -103,80 +87,49 @@ def _train(options: flags.Options) -> ds.Report | None:
         what = "figures need matplotlib: pip install 'ds4nn_jax[experiments]'"
         raise ValueError(what) from error
     out = Path(options.out_dir)
-    _check_out(out, options)
-    options = _with_initial_weights(out, options)
-    checkpoints = (out / "checkpoints").glob("*")
-    resume = options.resume and any(path.name.isdigit() for path in checkpoints)
-    params = None if resume else _initial_weights(options)
+    earlier = out / "metrics.jsonl"
+    if earlier.exists() and not (options.overwrite or options.resume):
+        raise ValueError(
+            f"{out} already holds a run: choose another --out_dir, --resume it, or "
+            "--overwrite it"
+        )
+    options, params = _initial_weights(out, options)
     images = _images(options)
     options = _for_classes(options, len(images.class_names))
-    config = options.config
-    mesh = None
+    config, mesh = options.config, None
     if options.num_devices or options.distributed:
         mesh = parallel.data_mesh(options.num_devices or None)
-    lead = jax.process_index() == 0  # of several processes, the one that writes
-    first = functools.partial(
-        ds.initial_checkpoint,
-        config,
-        images.train_images,
-        images.train_labels,
+    data_set: dict[str, Any] = dict(
+        images=images.train_images,
+        labels=images.train_labels,
         soft_labels=_soft_labels(options),
         params=params,
     )
+    like = ds.initial_checkpoint(config, **data_set, shapes=True)  # refuses bad data
     start = run = None
-    if lead:
-        print(f"{config.spec}, from the preset {options.preset}", flush=True)
-        if resume:
+    with contextlib.ExitStack() as stack:
+        if jax.process_index() == 0:  # of several processes, the one that writes
+            print(f"{config.spec}, from the preset {options.preset}", flush=True)
             run = _Run(out, options, images)
-            start = run.latest(first(shapes=True))
-            if run.is_finished(start):
-                run.close()
+            stack.callback(run.close)
+            start = run.latest(like)
+            if run.finished:
                 print(f"all {config.epochs} epochs are done; results in {out}")
                 return None
-        # Where kernels are compiled, too, the library tells so, and for how long.
-        print("compiling, and scaling the initial weights …", flush=True)
-    start = first() if start is None else start
-    if lead:
-        run = run or _Run(out, options, images)
-        run.begin(start)
-    if jax.process_count() > 1:
-        start = parallel.from_first(start)
-    _train_epochs(options, images, params, start, mesh, run)
-    return None if run is None else run.finish()
-
-
-def _train_epochs(
-    options: flags.Options,
-    images: data.Dataset,
-    params: dict | None,
-    start: ds.Checkpoint,
-    mesh: jax.sharding.Mesh | None,
-    run: "_Run | None",
-) -> None:
-    """All epochs that are left, recorded and shown; signals stop them."""
-    config = options.config
-    display = progress.Display(config.epochs, first=int(start.epoch) + 1)
-    stopping = _Stopping(run, options.checkpoint_minutes)
-
-    def on_step(step: ds.Step) -> None:
+            # Where kernels are compiled, too, the library tells so, and for how long.
+            print("compiling, and scaling the initial weights …", flush=True)
+        start = start or ds.initial_checkpoint(config, **data_set)
         if run is not None:
-            display.on_step(step)
-        stopping.on_step(step)
-
-    epochs = ds.train(
-        config,
-        images.train_images,
-        images.train_labels,
-        soft_labels=_soft_labels(options),
-        params=params,
-        start=start,
-        on_step=on_step,
-        mesh=mesh,
-    )
-    with contextlib.ExitStack() as stack:
+            run.begin(start)
+        if jax.process_count() > 1:
+            start = parallel.from_first(start)
+        display = progress.Display(config.epochs, first=int(start.epoch) + 1)
+        stopping = _Stopping(run, options.checkpoint_minutes, display)
+        epochs = ds.train(
+            config, **data_set, start=start, on_step=stopping.on_step, mesh=mesh
+        )
         stack.enter_context(stopping.listening())
         if run is not None:
-            stack.callback(run.close)
             stack.enter_context(display.showing())
         clock = time.monotonic()
         for result in epochs:
@@ -184,6 +137,7 @@ def _train_epochs(
             if run is not None:
                 run.add(result, seconds)
                 display.on_epoch(result, seconds)
+    return None if run is None else run.finish()
 
 
 def _images(options: flags.Options) -> data.Dataset:
@@ -220,57 +174,41 @@ def _for_classes(options: flags.Options, classes: int) -> flags.Options:
             f"{options.dataset} has {classes} classes, the network {config.spec} has "
             f"{outputs} outputs: --spec={spec}"
         )
-    fitting = dataclasses.replace(config, spec=spec)
-    return flags.resolved(dataclasses.replace(options, config=fitting))
+    return dataclasses.replace(options, config=dataclasses.replace(config, spec=spec))
 
 
-def _initial_weights(options: flags.Options) -> dict | None:
-    """The parameters of --init_from."""
-    if options.init_from is None:
-        return None
-    weights, spec = pretrained.find(options.init_from), options.config.network().spec
+def _initial_weights(
+    out: Path, options: flags.Options
+) -> tuple[flags.Options, dict | None]:
+    """The parameters of --init_from. A run that goes on has them in its checkpoint, and
+    names in its flags those that it began with."""
+    text, name = _flagfile(out), options.init_from
+    if options.resume and text:
+        match = re.search(r"^--init_from=(.+)$", text, re.MULTILINE)
+        first = match and match[1]
+        if name not in (None, first):
+            raise ValueError(
+                f"{out} began with {first or 'weights drawn by itself'}, "
+                f"--init_from={name} says another"
+            )
+        name = first
+        options = dataclasses.replace(options, init_from=name)
+        if any(path.name.isdigit() for path in (out / "checkpoints").glob("*")):
+            return options, None
+    if name is None:
+        return options, None
+    weights, spec = pretrained.find(name), options.config.network().spec
     if weights.network.spec != spec:
         raise ValueError(
-            f"--init_from={options.init_from} is {weights.network.spec}, the run {spec}"
+            f"--init_from={name} is {weights.network.spec}, the run {spec}"
         )
-    return weights.params
-
-
-def _with_initial_weights(out: Path, options: flags.Options) -> flags.Options:
-    """The run, with the initial weights that it began with if it goes on.
-
-    Raises:
-      ValueError: it began with others.
-    """
-    text = _flagfile(out)
-    if not options.resume or not text:
-        return options
-    match = re.search(r"^--init_from=(.+)$", text, re.MULTILINE)
-    first = match and match[1]
-    if options.init_from not in (None, first):
-        raise ValueError(
-            f"{out} began with {first or 'weights drawn by itself'}, "
-            f"--init_from={options.init_from} says another"
-        )
-    return flags.resolved(dataclasses.replace(options, init_from=first))
+    return options, weights.params
 
 
 def _flagfile(out: Path) -> str:
     """Text of the run's flags.cfg; empty without one."""
     path = out / "flags.cfg"
     return path.read_text("utf-8", "surrogateescape") if path.exists() else ""
-
-
-def _check_out(out: Path, options: flags.Options) -> None:
-    """Refuses, before any work, an out_dir that cannot take the run."""
-    if (out / "metrics.jsonl").exists() and not (options.overwrite or options.resume):
-        raise ValueError(
-            f"{out} already holds a run: choose another --out_dir, --resume it, or "
-            "--overwrite it"
-        )
-    nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise ValueError(f"out_dir {out} cannot be made or written in {nearest}")
 
 
 class _Run:
@@ -280,28 +218,28 @@ class _Run:
         self._out, self._options, self._images = out, options, images
         self._metrics, self._weights = out / "metrics.jsonl", out / "best.safetensors"
         self._history: list[dict] = []
+        self.finished = False
         fit = "ink" if images.known == "mnist" else "whole"
         self._pictures = data.pictures(images.train_images, fit=fit)._asdict()
         out.mkdir(parents=True, exist_ok=True)
-        self._lock = filelock.FileLock(out / ".lock")
+        lock = filelock.FileLock(out / ".lock")
         try:
-            self._lock.acquire(timeout=0)
+            lock.acquire(timeout=0)
         except filelock.Timeout:
             raise ValueError(f"another run is writing to {out}") from None
-        if not options.resume:
-            shutil.rmtree(out / "checkpoints", ignore_errors=True)
-        self._checkpoints = Checkpoints(
-            out / "checkpoints",
-            options.config,
-            dataset=images.name,
-            images=len(images.train_images),
+        self.close = lock.release
+
+    def _checkpoints(self) -> Checkpoints:
+        return Checkpoints(
+            self._out / "checkpoints",
+            self._options.config,
+            dataset=self._images.name,
+            images=len(self._images.train_images),
         )
-        self.save = self._checkpoints.save
-        self.close = self._lock.release
 
     def latest(self, like: ds.Checkpoint) -> ds.Checkpoint | None:
-        """Where the run goes on."""
-        start = self._checkpoints.latest(like)
+        """Where the run goes on; None: from its beginning."""
+        start = self._checkpoints().latest(like) if self._options.resume else None
         if start is None:
             return None
         config = self._options.config
@@ -311,43 +249,37 @@ class _Run:
                 f"{self._out} has trained for {epoch} epochs already, "
                 f"--epochs={config.epochs} are fewer"
             )
-        self._history = _rows(self._metrics)[:epoch]
-        if epoch < config.epochs:
-            factor = config.schedule.factor(config.epochs, len(start.metrics))(step)
-            print(
-                f"going on after step {step}, epoch {epoch} of {config.epochs}, with "
-                f"{float(factor):.0%} of the learning rate ({config.schedule.name})"
-            )
+        rows = _rows(self._metrics)
+        self._history = rows[:epoch]
+        if epoch == config.epochs:
+            self.finished = "test_accuracy" in rows[-1]
+            return start
+        factor = config.schedule.factor(config.epochs, len(start.metrics))(step)
+        print(
+            f"going on after step {step}, epoch {epoch} of {config.epochs}, with "
+            f"{float(factor):.0%} of the learning rate ({config.schedule.name})"
+        )
         return start
-
-    def is_finished(self, start: ds.Checkpoint | None) -> bool:
-        if start is None or int(start.epoch) < self._options.config.epochs:
-            return False
-        drawn = (self._out / f"{_LAST_FIGURE}.png").exists()
-        return drawn and "test_accuracy" in _rows(self._metrics)[-1]
 
     def begin(self, start: ds.Checkpoint) -> None:
         """Notes what the run is; keeps its beginning."""
-        if not int(start.state.step):
-            self.save(start)
+        config = self._options.config
+        if not self._options.resume:
+            shutil.rmtree(self._out / "checkpoints", ignore_errors=True)
+        self.save = self._checkpoints().save
         text = "".join(f"# {name}: {value}\n" for name, value in _made_by().items())
         if int(start.state.step):
-            text += self._other_epochs(int(start.epoch))
+            earlier, now = _flagfile(self._out), f"--epochs={config.epochs}"
+            text += "".join(re.findall(r"# to repeat it: .*\n", earlier))
+            epochs = re.search(r"^--epochs=\d+$", earlier, re.MULTILINE)
+            if epochs and epochs[0] != now:  # and so was the schedule
+                text += f"# to repeat it: {epochs[0]} until epoch {int(start.epoch)}, "
+                text += f"then --resume with {now}\n"
+        else:
+            self.save(start)
         content = (text + self._options.resolved).encode("utf-8", "surrogateescape")
         write_atomically(self._out / "flags.cfg", content)
         _write_rows(self._metrics, self._history)
-
-    def _other_epochs(self, epoch: int) -> str:
-        """Comments that say until when --epochs, and so the schedule, was another."""
-        text, now = _flagfile(self._out), self._options.config.epochs
-        comments = "".join(re.findall(r"^# .*, then --resume.*\n", text, re.MULTILINE))
-        match = re.search(r"^--epochs=(\d+)$", text, re.MULTILINE)
-        if match and int(match[1]) != now:
-            comments += (
-                f"# to repeat it: --epochs={match[1]} until epoch {epoch}, then "
-                f"--resume with --epochs={now}\n"
-            )
-        return comments
 
     def add(self, result: ds.EpochResult, seconds: float) -> None:
         """Weights and metrics of an epoch first: a run that goes on from its checkpoint
@@ -371,18 +303,31 @@ class _Run:
         self.save(result.checkpoint)
 
     def finish(self) -> ds.Report:
-        """The best epoch on the test images, and figures."""
+        """The best epoch on the test images, and figures; its row, the last, says that
+        the run is complete."""
         network, params, notes = ds.load_weights(self._weights)
         network = network.clone(engine=self._options.config.engine)
         epoch = notes["epoch"]
-        test = _tested(network, params, self._images)
+        test = _tested(network, params, self._images, f"best epoch {epoch}")
+        self._draw(epoch, network, params, test)
         last = {"best_epoch": epoch, **_prefixed("test", test.summary())}
         last["test_layer_spikes"] = list(test.layer_spikes)
         _write_rows(self._metrics, [*self._history, last])
-        _print_report(test, f"best epoch {epoch}", network, params)
-        _figures(self._out, self._history, epoch, network, params, self._images, test)
         print(f"results in {self._out}")
         return test
+
+    def _draw(
+        self, epoch: int, network: ds.SpikingNetwork, params: dict, test: ds.Report
+    ) -> None:
+        # Here: matplotlib takes a second to import, and evaluating does without.
+        from ds4nn_jax import plots
+        from ds4nn_jax.cli import figures
+
+        with figures.style():
+            curve = plots.learning_curve(self._history, best_epoch=epoch)
+            drawn = figures.of_network(network, params, self._images, test)
+            for name, figure in {"learning_curve": curve, **drawn}.items():
+                plots.save(figure, self._out / f"{name}.png")
 
 
 class _Stopping:
@@ -391,8 +336,8 @@ class _Stopping:
     A second signal ends it at once, with what is on disk.
     """
 
-    def __init__(self, run: _Run | None, minutes: float):
-        self._run, self._seconds = run, 60 * minutes
+    def __init__(self, run: _Run | None, minutes: float, display: progress.Display):
+        self._run, self._seconds, self._display = run, 60 * minutes, display
         self._last = time.monotonic()
         self._signal: signal.Signals | None = None
         self._alone = jax.process_count() == 1
@@ -401,13 +346,9 @@ class _Stopping:
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
         main = threading.current_thread() is threading.main_thread()
-        if not (main and self._alone):
-            yield  # signals are for the main thread; of several processes JAX listens
-            return
-        before = {
-            number: signal.signal(number, self._ask)
-            for number in (signal.SIGTERM, signal.SIGINT)
-        }
+        # Signals are for the main thread; of several processes JAX listens.
+        numbers = (signal.SIGTERM, signal.SIGINT) if main and self._alone else ()
+        before = {number: signal.signal(number, self._ask) for number in numbers}
         try:
             yield
         finally:
@@ -420,6 +361,8 @@ class _Stopping:
         self._signal = signal.Signals(number)
 
     def on_step(self, step: ds.Step) -> None:
+        if self._run is not None:
+            self._display.on_step(step)
         if not self._alone:  # all processes stop after the same step
             self._steps += 1
             if multihost_utils.reached_preemption_sync_point(self._steps):
@@ -451,14 +394,11 @@ def _made_by() -> dict[str, str]:
 def commit() -> dict[str, str]:
     """Where the code stood at first, if it is a checkout of its own."""
     root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return {}
     command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
-    try:
-        result = subprocess.run(command, check=True, capture_output=True, text=True)
-    except (OSError, subprocess.CalledProcessError):
+    if not (root / ".git").exists() or not shutil.which("git"):
         return {}
-    return {"commit": result.stdout.strip()}
+    result = subprocess.run(command, capture_output=True, text=True)
+    return {} if result.returncode else {"commit": result.stdout.strip()}
 
 
 def _prefixed(prefix: str, numbers: dict[str, Any]) -> dict[str, Any]:
@@ -476,16 +416,12 @@ def _write_rows(path: Path, rows: list[dict]) -> None:
 
 
 def _tested(
-    network: ds.SpikingNetwork, params: dict, images: data.Dataset
+    network: ds.SpikingNetwork, params: dict, images: data.Dataset, which: str
 ) -> ds.Report:
+    """The report on the test images, printed."""
     arrays = images.test_images, images.test_labels
     with progress.counting("evaluating test images", len(arrays[0])) as on_images:
-        return ds.evaluate(network, params, *arrays, on_images=on_images)
-
-
-def _print_report(
-    test: ds.Report, which: str, network: ds.SpikingNetwork, params: dict
-) -> None:
+        test = ds.evaluate(network, params, *arrays, on_images=on_images)
     apart = [f"{test.layer_spikes[0]:.0f} input spikes"]
     if any(network.reference_neurons):
         name = measures.reference(network, params)
@@ -505,25 +441,4 @@ def _print_report(
         f"  dead neurons      {test.dead:.1%}",
         flush=True,
     )
-
-
-def _figures(
-    out: Path,
-    history: list[dict],
-    best_epoch: int,
-    network: ds.SpikingNetwork,
-    params: dict,
-    images: data.Dataset,
-    test: ds.Report,
-) -> None:
-    # Here: matplotlib takes a second to import, and evaluating does without.
-    from ds4nn_jax import plots
-    from ds4nn_jax.cli import figures
-
-    with figures.style():
-        drawn = {
-            "learning_curve": plots.learning_curve(history, best_epoch=best_epoch),
-            **figures.of_network(network, params, images, test),
-        }
-        for name in sorted(drawn, key=_LAST_FIGURE.__eq__):
-            plots.save(drawn[name], out / f"{name}.png")
+    return test

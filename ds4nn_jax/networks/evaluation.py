@@ -72,10 +72,8 @@ def predict_by(times: SpikeTimes, potentials: jax.Array) -> jax.Array:
     times, potentials = jnp.asarray(times), jnp.asarray(potentials)
     _checks.rank("times", times, "[B, C]")
     if potentials.ndim != 3 or potentials.shape[1:] != times.shape:
-        raise ValueError(
-            f"potentials must be [T, B, C] with times [B, C] = {times.shape}, "
-            f"got {potentials.shape}"
-        )
+        expected = f"[T, B, C] with times [B, C] = {times.shape}"
+        raise ValueError(f"potentials must be {expected}, got {potentials.shape}")
     num_steps, images, _ = potentials.shape
     first = jnp.min(times, axis=1).astype(jnp.int32)
     last = jnp.minimum(first, num_steps - 1)
@@ -181,11 +179,8 @@ class Report(NamedTuple):
 
     def summary(self) -> dict[str, float]:
         """The single numbers, ready for a line of JSON."""
-        return {
-            name: value
-            for name, value in self._asdict().items()
-            if isinstance(value, int | float)
-        }
+        numbers = self._asdict().items()
+        return {name: n for name, n in numbers if isinstance(n, int | float)}
 
 
 def report(batches: Iterable[tuple[Decisions, np.ndarray]], num_classes: int) -> Report:
@@ -194,38 +189,32 @@ def report(batches: Iterable[tuple[Decisions, np.ndarray]], num_classes: int) ->
     fired: list[np.ndarray] = []
     for decisions, labels in batches:
         labels = np.asarray(_checks.labels(labels, len(decisions.label), num_classes))
-        d = jax.tree.map(np.asarray, decisions)
-        kept.append(
-            (labels, d.label, d.step, d.tied, d.times, d.spikes, d.reference_spikes)
-        )
-        fired = [a | b for a, b in zip(fired or d.fired, d.fired, strict=True)]
-    if not sum(len(batch[0]) for batch in kept):
+        *values, alive = jax.tree.map(np.asarray, decisions)
+        kept.append((labels, *values))
+        fired = [a | b for a, b in zip(fired or alive, alive, strict=True)]
+    if not sum(len(labels) for labels, *_ in kept):
         raise ValueError("a report needs at least one image")
     labels, decided, step, tied, times, spikes, reference = map(
         np.concatenate, zip(*kept, strict=True)
     )
-    silent = ~tied.any(axis=1)
     correct = decided == labels
-    label_tied = tied[np.arange(len(labels)), labels]
-    own_spikes = spikes[:, 1:].sum(axis=1)
-    is_class = labels == np.arange(num_classes)[:, None]  # [C, n]
-    in_class = is_class.sum(axis=1)
+    all_spikes = spikes[:, 1:].sum(axis=1)
+    of_class = labels == np.arange(num_classes)[:, None]  # [C, n]
     confusion = np.zeros((num_classes, num_classes), int)
     np.add.at(confusion, (labels, decided), 1)
 
     def per_class(values: np.ndarray) -> np.ndarray:
-        sums = is_class.astype(float) @ values
-        counts = in_class.reshape((-1,) + (1,) * (sums.ndim - 1))
-        return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+        with np.errstate(invalid="ignore"):  # 0 / 0 of a class without images
+            return ((of_class.astype(float) @ values).T / of_class.sum(axis=1)).T
 
     return Report(
         images=len(labels),
         accuracy=float(correct.mean()),
-        lenient_accuracy=float((correct | label_tied).mean()),
+        lenient_accuracy=float((correct | tied[range(len(labels)), labels]).mean()),
         tied=float((tied.sum(axis=1) > 1).mean()),
-        silent=float(silent.mean()),
+        silent=float((~tied.any(axis=1)).mean()),
         decision_step=float(step.mean()),
-        spikes=float(own_spikes.mean()),
+        spikes=float(all_spikes.mean()),
         layer_spikes=tuple(spikes.mean(axis=0).tolist()),
         reference_spikes=float(reference.sum(axis=1).mean()),
         layer_reference_spikes=tuple(reference.mean(axis=0).tolist()),
@@ -234,15 +223,15 @@ def report(batches: Iterable[tuple[Decisions, np.ndarray]], num_classes: int) ->
         confusion=confusion,
         firing_times=per_class(times).T,
         class_steps=per_class(step),
-        class_spikes=per_class(own_spikes),
+        class_spikes=per_class(all_spikes),
     )
 
 
 def evaluate(
     network: SpikingNetwork,
     params: dict,
-    images: np.ndarray,
-    labels: np.ndarray,
+    images: Any,
+    labels: Any,
     *,
     batch_size: int = 100,
     on_images: Callable[[int], None] | None = None,
@@ -292,48 +281,30 @@ def advise(network: SpikingNetwork, images: Any, result: Report | None = None) -
     pixels at step 0, over half of the images decided without an output spike, over half
     tied, all decided at step 0. Each once for a network."""
     sample = np.asarray(images[:: max(1, len(images) // 100)])
-    at_once = float(np.mean(np.asarray(spike_times(sample, network.num_steps)) == 0))
-    if at_once > 0.5:
-        _advise_once(
-            network,
-            "light",
-            f"{at_once:.0%} of the pixels spike at step 0, as on a light ground: most "
-            "of an image arrives at once. 255 − images (of floats 1 − images) turns "
-            "light and dark round",
-        )
-    if result is None:
-        return
-    if result.silent > 0.5:
-        _advise_once(
-            network,
-            "silent",
-            f"{result.silent:.0%} of the images are decided by potentials, without an "
-            "output spike: train for longer, with larger initial weights or a lower "
-            "threshold, or give the outputs an urgency (network.clone(urgency=…))",
-        )
-    if result.tied > 0.5:
-        _advise_once(
-            network,
-            "tied",
-            f"in {result.tied:.0%} of the images several outputs fire first: use more "
-            "time steps (num_steps), or smaller initial weights",
-        )
-    if result.decision_step == 0:
-        _advise_once(
-            network,
-            "at once",
-            "all images are decided at step 0, before most of them has arrived: use "
-            "smaller initial weights or a higher threshold, and dark grounds",
-        )
+    at_once = np.asarray(spike_times(sample, network.num_steps)) == 0
+    shares = {"light": float(np.mean(at_once))}
+    if result is not None:
+        shares |= {"silent": result.silent, "tied": result.tied}
+        shares["at once"] = float(result.decision_step == 0)
+    for kind, share in shares.items():
+        if share > 0.5 and (network, kind) not in _advice:
+            _advice.add((network, kind))
+            _LOGGER.warning(_REMEDIES[kind].format(share))
 
 
 _advice: set[tuple[SpikingNetwork, str]] = set()  # logged so far
-
-
-def _advise_once(network: SpikingNetwork, kind: str, text: str) -> None:
-    if (network, kind) not in _advice:
-        _advice.add((network, kind))
-        _LOGGER.warning(text)
+_REMEDIES = {
+    "light": "{:.0%} of the pixels spike at step 0, as on a light ground: most of an "
+    "image arrives at once. 255 − images (of floats 1 − images) turns light and dark "
+    "round",
+    "silent": "{:.0%} of the images are decided by potentials, without an output "
+    "spike: train for longer, with larger initial weights or a lower threshold, or "
+    "give the outputs an urgency (network.clone(urgency=…))",
+    "tied": "in {:.0%} of the images several outputs fire first: use more time steps "
+    "(num_steps), or smaller initial weights",
+    "at once": "all images are decided at step 0, before most of them has arrived: "
+    "use smaller initial weights or a higher threshold, and dark grounds",
+}
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -68,12 +68,9 @@ def to_arrays(
       the pulses, of which pulse p comes at step ⌊p·T/P⌋.
     """
     check_whole(params)
-    structure = dict(
-        spec=network.spec,
-        num_steps=network.num_steps,
-        padding=network.padding,
-        layers=list(network.weighted),
-    )
+    fields = "spec", "num_steps", "padding"
+    structure = {name: getattr(network, name) for name in fields}
+    structure["layers"] = list(network.weighted)
     arrays = {}
     references = network.reference_weights(params)
     by_layer = network.weighted, references, network.thresholds(params)
@@ -132,34 +129,27 @@ def _plan(network: SpikingNetwork, params: dict, shape, stop: bool) -> _Plan:
     most = max(quantization.largest_sums(network, params).values())
     rows = dict(zip(network.weighted, map(len, references), strict=True))
     layers = []
-    by_layer = zip(
-        network.names,
-        network.layers,
-        stages(network, shape, kernels),
-        strict=True,
-    )
-    for name, spec, stage in by_layer:
+    by_layer = network.names, network.layers, stages(network, shape, kernels)
+    for name, spec, stage in zip(*by_layer, strict=True):
         image, after = (1, 1, *stage.shape)[-3:], (1, 1, *stage.out)[-3:]
-        top = left = 0
-        stride = getattr(spec, "stride", 1)
+        corner = 0, 0
         if isinstance(stage.synapse, Conv):
             (top, _), (left, _) = stage.synapse.pads
-        geometry = *image, stage.size, stride, top, left, *after
+            corner = top, left
+        geometry = *image, stage.size, getattr(spec, "stride", 1), *corner, *after
         weights = "" if isinstance(spec, PoolSpec) else name
         rest = 0, 1, 0, 0, 0, 0, rows.get(name, 0), weights
-        layers.append(_Layer._make((*geometry, *rest)))
-    inputs = math.prod(shape)
+        layers.append(_Layer(*geometry, *rest))
+    inputs, steps = math.prod(shape), network.num_steps
     pulse = max((int(np.abs(r).max(initial=0)) for r in references), default=0)
     events = max(x.size**2 * x.inputs + x.pulses for x in layers)
-    constants = dict(
-        STEPS=network.num_steps, CLASSES=network.num_classes, INPUTS=inputs
-    )
+    constants = dict(STEPS=steps, CLASSES=network.num_classes, INPUTS=inputs)
     index = "uint16_t" if max(events, inputs) < 2**16 else "uint32_t"
     types = dict(
         potential_t="int16_t" if most < 2**15 else "int32_t",
         pulse_t="int16_t" if pulse < 2**15 else "int32_t",
         index_t=index,
-        step_t="uint8_t" if network.num_steps < 2**8 else index,
+        step_t="uint8_t" if steps < 2**8 else index,
     )
     layers, more, ram = (_stepwise if stop else _layerwise)(layers, types, constants)
     flash = sum(np.asarray(k).size for k in kernels)
@@ -206,22 +196,17 @@ def _layerwise(layers: list[_Layer], types: dict, constants: dict):
                 pooling._replace(out_height=layer.height, out_width=layer.width)
             )
     step, index = _bytes(types["step_t"]), _bytes(types["index_t"])
-    sizes = [
-        (
-            layer.height * layer.width * layer.inputs,
-            (layer.size**2 * layer.inputs + layer.pulses) if layer.name else 0,
-            (layer.out_height // layer.pool)
-            * (layer.out_width // layer.pool)
-            * layer.outputs,
-        )
-        for layer in merged
-    ]
-    words = max(
-        -(-(i * step) // index) + e + -(-(o * step) // index) for i, e, o in sizes
-    )
+    sizes = []  # times that enter, in words too; events; times that leave
+    for layer in merged:
+        into = layer.height * layer.width * layer.inputs
+        events = (layer.size**2 * layer.inputs + layer.pulses) if layer.name else 0
+        places = (layer.out_height // layer.pool) * (layer.out_width // layer.pool)
+        sizes.append((into, -(-into * step // index), events, places * layer.outputs))
+    words = max(low + e + -(-(o * step) // index) for _, low, e, o in sizes)
     arena, placed = words * index // step, []
-    for k, (layer, (into, events, out)) in enumerate(zip(merged, sizes, strict=True)):
-        low, high = -(-into * step // index), words - -(-into * step // index) - events
+    by_layer = enumerate(zip(merged, sizes, strict=True))
+    for k, (layer, (into, low, events, out)) in by_layer:
+        high = words - low - events
         if k % 2:
             placed.append(layer._replace(into=arena - into, out=0, events=high))
         else:
@@ -319,11 +304,9 @@ def _array(kind: str, name: str, values: Any, per_line: int = 20) -> str:
 
 
 def _main(images: np.ndarray, decided: Inference) -> str:
-    rows = zip(*(np.asarray(x) for x in decided[:2]), decided.spikes, strict=True)
-    expected = ",\n".join(
-        f"    {{{label}, {step}, {int(spikes[1:].sum())}}}"
-        for label, step, spikes in rows
-    )
+    spikes = np.asarray(decided.spikes)[:, 1:].sum(axis=1)
+    rows = zip(np.asarray(decided.label), np.asarray(decided.step), spikes, strict=True)
+    expected = ",\n".join(f"    {{{', '.join(map(str, row))}}}" for row in rows)
     pixels = _array("uint8_t", "images", images)
     size = math.prod(images.shape[1:])
     return f"""\

@@ -1,7 +1,7 @@
 """A feed-forward network of single-spike layers, as a Flax Linen module."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -88,9 +88,9 @@ class SpikingNetwork(nn.Module):
         place in that layer: a θ of each neuron of a dense layer, each channel of a
         convolution.
       padding: of the convolutions.
-      urgency: u ≥ 0 mV a step into every output neuron, see `ds4nn_jax.dense`: the
-        later it gets, the less evidence is asked for. It may be chosen after training:
-        `network.clone(urgency=0.2)` decides sooner, at a price in accuracy.
+      urgency: u ≥ 0 mV a step into every output neuron, see `ds4nn_jax.dense`. It may
+        be chosen after training: `network.clone(urgency=0.2)` decides sooner, at a
+        price in accuracy.
       pulses: P, how many reference neurons each layer with weights has, see
         `ds4nn_jax.dense`; the last number stands for the layers that are left; ():
         none.
@@ -128,11 +128,7 @@ class SpikingNetwork(nn.Module):
     @property
     def weighted(self) -> tuple[str, ...]:
         """Names of the layers with weights, in order: keys of the parameters."""
-        return tuple(
-            name
-            for name, layer in zip(self.names, self.layers, strict=True)
-            if not isinstance(layer, PoolSpec)
-        )
+        return tuple(name for name in self.names if not name.startswith("pool"))
 
     @property
     def pulse_counts(self) -> dict[str, int]:
@@ -156,29 +152,29 @@ class SpikingNetwork(nn.Module):
     def reference_weights(self, params: dict) -> tuple[jax.Array, ...]:
         """Weights [P, O] of the reference neurons of each layer with weights, those of
         an urgency among them."""
-        layers = params["params"]
-        urgencies = dict.fromkeys(self.weighted, 0.0) | {self.names[-1]: self.urgency}
-        return tuple(
-            _response.reference(
-                layers[name].get("pulses"),
-                layers[name]["kernel"],
-                self.num_steps,
-                u,
-                _response.is_whole(layers[name]["kernel"]),
+        weights = []
+        for name in self.weighted:
+            layer = params["params"][name]
+            kernel = layer["kernel"]
+            urgency = self.urgency if name == self.names[-1] else 0.0
+            weights.append(
+                _response.reference(
+                    layer.get("pulses"),
+                    kernel,
+                    self.num_steps,
+                    urgency,
+                    _response.is_whole(kernel),
+                )
             )
-            for name, u in urgencies.items()
-        )
+        return tuple(weights)
 
     @nn.nowrap
     def thresholds(self, params: dict) -> tuple[jax.Array, ...]:
         """θ of each neuron or channel [O] of every layer with weights."""
-        layers = (params["params"][name] for name in self.weighted)
-        return tuple(
-            _response.thresholds(
-                layer.get("threshold", self.threshold), layer["kernel"]
-            )
-            for layer in layers
-        )
+        layers = [params["params"][name] for name in self.weighted]
+        theta = [layer.get("threshold", self.threshold) for layer in layers]
+        kernels = [layer["kernel"] for layer in layers]
+        return tuple(map(_response.thresholds, theta, kernels))
 
     @property
     def num_classes(self) -> int:
@@ -194,13 +190,12 @@ class SpikingNetwork(nn.Module):
         Pooling bears the number of the layer in front; a second one there is pool1_2.
         """
         names: list[str] = []
-        count = 0
+        count = pools = 0
         for layer in self.layers:
-            count += not isinstance(layer, PoolSpec)
+            pools = pools + 1 if isinstance(layer, PoolSpec) else 0
+            count += not pools
             kind = {ConvSpec: "conv", PoolSpec: "pool", DenseSpec: "dense"}[type(layer)]
-            name = f"{kind}{count}"
-            before = sum(other.split("_")[0] == name for other in names)
-            names.append(f"{name}_{before + 1}" if before else name)
+            names.append(f"{kind}{count}_{pools}" if pools > 1 else f"{kind}{count}")
         return tuple(names)
 
     @nn.nowrap
@@ -219,11 +214,11 @@ class SpikingNetwork(nn.Module):
         _checks.urgency(self.urgency)
         _checks.pulse_counts(self.pulses, len(self.weighted), self.num_steps)
         if self.initial_weights is not None:
-            expected = len(self.weighted)
-            if len(self.initial_weights) != expected:
+            if len(self.initial_weights) != len(self.weighted):
                 raise ValueError(
-                    f"initial_weights must give (low, high) for each of the {expected} "
-                    f"layers with weights, got {len(self.initial_weights)}"
+                    f"initial_weights must give (low, high) for each of the "
+                    f"{len(self.weighted)} layers with weights, got "
+                    f"{len(self.initial_weights)}"
                 )
             for low, high in self.initial_weights:
                 uniform_weights(low, high)  # refuses bounds before any work
@@ -231,9 +226,8 @@ class SpikingNetwork(nn.Module):
     def setup(self):
         hidden = resolve(self.surrogate)
         output = Window(float("inf")) if hidden.silent_learn else hidden
-        shared = dict(
-            threshold=self.threshold, num_steps=self.num_steps, engine=self.engine
-        )
+        settings = "threshold", "num_steps", "engine"
+        shared: dict[str, Any] = {name: getattr(self, name) for name in settings}
         ranges = iter(self.initial_weights or ())
         stack = []
         for name, spec in zip(self.names, self.layers, strict=True):
@@ -343,14 +337,13 @@ class SpikingNetwork(nn.Module):
         """The window of the pooling behind a convolution, if both can be one layer."""
         if not isinstance(following, PoolSpec):
             return NO_POOL
-        window = (conv.size, conv.size)
-        pads = explicit_pads(self.padding, shape[1:3], window, conv.strides)
-        image = [
-            (size + sum(pad) - conv.size) // conv.stride + 1
-            for size, pad in zip(shape[1:3], pads, strict=True)
-        ]
-        fits = all(size % following.size == 0 for size in image)
-        return (following.size, following.size) if fits else NO_POOL
+        geometry = shape[1:3], (conv.size, conv.size), conv.strides
+        for size, pad in zip(
+            shape[1:3], explicit_pads(self.padding, *geometry), strict=True
+        ):
+            if ((size + sum(pad) - conv.size) // conv.stride + 1) % following.size:
+                return NO_POOL
+        return following.size, following.size
 
     def _checked_input(self, times: SpikeTimes) -> SpikeTimes:
         _coding.compare(times, self.num_steps)
@@ -367,26 +360,21 @@ class SpikingNetwork(nn.Module):
 
 def check_params(network: SpikingNetwork, params: dict, images: np.ndarray) -> None:
     """Refuses parameters that are not this network's on such images, or not finite."""
-    expected = jax.eval_shape(
-        network.init,
-        jax.random.key(0),
-        jax.ShapeDtypeStruct((1, *np.shape(images)[1:]), jnp.float32),
-    )["params"]
-    for name, arrays in expected.items():
-        if "threshold" in params["params"].get(name, ()):  # a layer may have its own
-            kernel = arrays["kernel"]
-            arrays["threshold"] = jax.ShapeDtypeStruct(kernel.shape[-1:], kernel.dtype)
-
-    def shapes(layers: Mapping) -> dict[str, dict]:
-        return {
+    one = jax.ShapeDtypeStruct((1, *np.shape(images)[1:]), jnp.float32)
+    layers = jax.eval_shape(network.init, jax.random.key(0), one)["params"]
+    actual, expected = (
+        {
             name: {kind: np.shape(array) for kind, array in arrays.items()}
-            for name, arrays in layers.items()
+            for name, arrays in tree.items()
         }
-
-    if shapes(params["params"]) != shapes(expected):
+        for tree in (params["params"], layers)
+    )
+    for name, arrays in expected.items():
+        if "threshold" in actual.get(name, ()):  # a layer may have its own
+            arrays["threshold"] = arrays["kernel"][-1:]
+    if actual != expected:
         raise ValueError(
             f"parameters do not fit the network {network.spec} and images of shape "
-            f"{np.shape(images)[1:]}: expected {shapes(expected)}, got "
-            f"{shapes(params['params'])}"
+            f"{one.shape[1:]}: expected {expected}, got {actual}"
         )
     _checks.finite_weights(jax.device_get(params))

@@ -22,6 +22,7 @@ FORMAT = "ds4nn_jax weights"
 VERSION = 2  # 2: also whole numbers; files of real weights are of version 1
 _DTYPES = "float16", "bfloat16", "float32", "float64", "int8", "int32"
 _ENTRY = "ds4nn_jax"  # of the file's metadata: [header as JSON text, SHA-256]
+_SETTINGS = "num_steps", "threshold", "padding", "urgency", "pulses"
 
 
 class WeightsError(ValueError):
@@ -54,8 +55,6 @@ def save_weights(
       notes: anything JSON can hold: seed, command, accuracy. `ds4nn predict` reads
         "input_shape", "class_names" and "pictures", see `data.Pictures`.
 
-    Raises:
-      OSError: the file cannot be written; an older one is then left as it was.
     """
     params = jax.device_get(params)
     _checks.finite_weights(params)
@@ -72,29 +71,19 @@ def save_weights(
             f"parameters {sorted(tensors)} are not those of the network "
             f"{network.spec}: {sorted(expected)}"
         )
+    packed = {}
     for name, array in tensors.items():
         if array.dtype.name not in _DTYPES:
             raise TypeError(
                 f"{name} must be one of {', '.join(_DTYPES)}, got {array.dtype}"
             )
-    packed = {}
-    for name, array in tensors.items():
         if array.dtype == np.int8:
             packed[name] = [_bits(array), *array.shape]
             tensors[name] = _packed(array, packed[name][0])
-    header = {
-        "format": FORMAT,
-        "version": VERSION if packed else 1,
-        "spec": network.spec,
-        "num_steps": network.num_steps,
-        "threshold": network.threshold,
-        "padding": network.padding,
-        "urgency": network.urgency,
-        "pulses": list(network.pulses),
-        "notes": dict(notes or {}),
-    }
+    header = {name: getattr(network, name) for name in ("spec", *_SETTINGS)}
+    header |= {"format": FORMAT, "version": 1, "notes": dict(notes or {})}
     if packed:
-        header["packed"] = packed
+        header |= {"version": VERSION, "packed": packed}
     try:
         text = json.dumps(header, sort_keys=True, default=_for_json)
     except TypeError as error:
@@ -117,24 +106,21 @@ def load_weights(
         engine.
 
     Raises:
-      WeightsError: truncated, altered, or no weights of this library; a newer
-        format; another network.
+      WeightsError: truncated, altered, or no weights of this library; a newer format;
+        another network.
     """
     Path(path).open("rb").close()  # names what is no file
     try:
         with safetensors.safe_open(path, "np") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-            entry = (file.metadata() or {}).get(_ENTRY, '["{}", ""]')
-        text, checksum = json.loads(entry)
-        header = json.loads(text)
-    except AttributeError as error:  # a type that NumPy does not have
-        raise WeightsError(f"{path} holds no weights: {error}") from error
+            text, checksum = json.loads((file.metadata() or {})[_ENTRY])
+        header = dict(json.loads(text))
+    except (KeyError, AttributeError) as error:  # a type that NumPy does not have
+        raise WeightsError(f"{path} holds no weights of ds4nn_jax: {error}") from error
     except (safetensors.SafetensorError, ValueError, TypeError) as error:
         raise WeightsError(
             f"{path} is truncated or no safetensors file: {error}"
         ) from error
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise WeightsError(f"{path} holds no weights of ds4nn_jax")
     if header.get("version") not in (1, VERSION):
         raise WeightsError(
             f"{path} has format version {header.get('version')}, this library reads "
@@ -142,12 +128,11 @@ def load_weights(
         )
     if digest(text, sorted(tensors.items())) != checksum:
         raise WeightsError(f"{path} is damaged: its checksum does not match")
-    stored = {name: header[name] for name in ("num_steps", "threshold", "padding")}
-    stored["urgency"] = header.get("urgency", 0.0)
-    stored["pulses"] = tuple(header.get("pulses", ()))
+    oldest = {"urgency": 0.0, "pulses": ()}  # have no others
+    stored: dict[str, Any] = {n: header.get(n, oldest.get(n)) for n in _SETTINGS}
     of_file = SpikingNetwork.from_spec(header["spec"], **stored)
     network = network or of_file
-    for name in ("spec", *stored):
+    for name in ("spec", *_SETTINGS):
         value, expected = getattr(of_file, name), getattr(network, name)
         if value != expected:
             raise WeightsError(
@@ -155,9 +140,10 @@ def load_weights(
                 f"expected {expected!r}"
             )
     params: dict = {}
-    for name, (bits, *shape) in header.get("packed", {}).items():
-        tensors[name] = _unpacked(tensors[name], bits, shape)
     for name, array in tensors.items():
+        if name in (packed := header.get("packed", {})):
+            bits, *shape = packed[name]
+            array = _unpacked(array, bits, shape)
         layer, leaf = name.split("/")
         params.setdefault(layer, {})[leaf] = array
     return Weights(network, {"params": params}, header["notes"])

@@ -23,12 +23,7 @@ class Arrays:
     """Batches of arrays [n, …] in an order that (seed, epoch) alone decides."""
 
     def __init__(
-        self,
-        config: TrainConfig,
-        images: Any,
-        labels: Any,
-        soft_labels: np.ndarray | None,
-        held_out: Pair | None,
+        self, config: TrainConfig, images, labels, soft_labels, held_out: Pair | None
     ):
         images, labels = _checks.pairs(images, labels, config.network().num_classes)
         if soft_labels is not None:
@@ -66,13 +61,7 @@ class Loader:
     """Batches as a loader gives them: an iterable, or an iterator that goes on where
     the last epoch ended. `steps` is None if nobody says how many an epoch has."""
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        loader: Any,
-        steps: int | None,
-        held_out: Pair | None,
-    ):
+    def __init__(self, config: TrainConfig, loader, steps, held_out: Pair | None):
         if isinstance(loader, np.ndarray | jax.Array):
             raise TypeError("labels are missing: images alone teach nothing")
         if steps is None and hasattr(loader, "__len__"):
@@ -145,19 +134,13 @@ def _check_soft_labels(config: TrainConfig, soft: np.ndarray, images: int) -> No
     if not config.output_rule.takes_soft_labels:
         kind = type(config.output_rule).__name__
         raise TypeError(f"soft labels: the output rule {kind} takes classes alone")
-    classes = config.network().num_classes
-    if soft.ndim != 3:
-        _checks.soft_labels(soft, images, classes)
-        return
-    if len(soft) < config.epochs:
+    epochs = soft if soft.ndim == 3 else soft[None]
+    if soft.ndim == 3 and len(soft) < config.epochs:
         raise ValueError(
             f"soft labels are of {len(soft)} epochs, the run has {config.epochs}"
         )
-    for epoch, rows in enumerate(soft, 1):
-        try:
-            _checks.soft_labels(rows, images, classes)
-        except (ValueError, TypeError) as error:
-            raise type(error)(f"epoch {epoch}: {error}") from error
+    for rows in epochs:
+        _checks.soft_labels(rows, images, config.network().num_classes)
 
 
 def _digest(arrays: tuple) -> np.ndarray:

@@ -12,6 +12,7 @@ import tempfile
 import weakref
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -36,13 +37,8 @@ class Checkpoints:
     """The checkpoints of one run in one directory; the latest two are kept."""
 
     def __init__(self, directory: str | os.PathLike, config: TrainConfig, **data):
-        """
-        Args:
-          directory: made if it is missing.
-          config: of the run. A checkpoint of another one is refused.
-          data: what else determines the run, as values that JSON can hold: the data
-            set, how many images of it.
-        """
+        """Of a run of this configuration; `data` is what else determines it, as JSON:
+        the data set, how many images of it. A checkpoint of another one is refused."""
         self._directory = Path(directory).absolute()
         # Values by their repr: those of users' own classes have no other name.
         run = {field.name: getattr(config, field.name) for field in fields(config)}
@@ -83,10 +79,7 @@ class Checkpoints:
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Writes a checkpoint, whole or not at all; older ones stay until it is there.
-
-        Raises:
-          CheckpointError: it cannot be written (the disk is full, say).
-        """
+        Raises CheckpointError if it cannot (the disk is full, say)."""
         host = parallel.to_host(checkpoint)
         about = dict(run=self._run, steps=len(host.metrics), sha256=_digest(host))
         # The end of an epoch has the number of its last step, but is the later of both.
@@ -107,18 +100,14 @@ class Checkpoints:
     def latest(self, like: Checkpoint) -> Checkpoint | None:
         """The latest checkpoint, or None if there is none.
 
-        Args:
-          like: one of the same run, or its shapes, as `initial_checkpoint` gives them.
-
-        Raises:
-          CheckpointError: it is damaged, of a newer format, or of another run; the
-            message says which.
+        `like` is one of the same run, or its shapes, as `initial_checkpoint` gives
+        them. Raises CheckpointError if it is damaged, of another format or run.
         """
         step = self._manager.latest_step()
         if step is None:
             return None
         where = self._directory / str(step)
-        about = self._read(step, about=ocp.args.JsonRestore())
+        about = self._read(step, "about", ocp.args.JsonRestore())
         run = about.get("run", {})
         for name in sorted(run.keys() | self._run.keys()):
             if run.get(name) != self._run.get(name):
@@ -130,21 +119,19 @@ class Checkpoints:
         # `like` may not know how many steps an epoch has.
         shape = int(about.get("steps", 0)), *like.metrics.shape[1:]
         like = like._replace(metrics=np.zeros(shape, np.float32))
-        template = jax.tree.map(_blank, like)._asdict()
-        host = Checkpoint(
-            **self._read(step, checkpoint=ocp.args.StandardRestore(template))
-        )
+        restore = ocp.args.StandardRestore(jax.tree.map(_blank, like)._asdict())
+        host = Checkpoint(**self._read(step, "checkpoint", restore))
         if _digest(host) != about.get("sha256"):
             raise CheckpointError(
                 f"{where} is damaged: its checksum does not match; {_REMEDY}"
             )
         return parallel.from_host(host, like)
 
-    def _read(self, step: int, **item):
+    def _read(self, step: int, item: str, how: Any) -> Any:
         """One item of a checkpoint."""
-        ((name, _),) = item.items()
         try:
-            return self._manager.restore(step, args=ocp.args.Composite(**item))[name]
+            items = self._manager.restore(step, args=ocp.args.Composite(**{item: how}))
+            return items[item]
         except Exception as error:  # orbax and tensorstore raise many kinds
             where = self._directory / str(step)
             raise CheckpointError(

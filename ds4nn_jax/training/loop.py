@@ -179,11 +179,6 @@ def train(
       mesh: of the devices that share out every batch (`parallel.data_mesh`); None: the
         default device. Sums are taken in another order, nothing else differs.
 
-    Raises:
-      ValueError, TypeError: the data do not fit each other, the network or the batch
-        size; the initial weights cannot be scaled; the checkpoint is of another run;
-        the batch size is no multiple of the devices.
-
     Example:
       >>> import ds4nn_jax as ds
       >>> digits = ds.data.load("digits")
@@ -193,9 +188,7 @@ def train(
       True
     """
     if labels is None and steps_per_epoch is None and not hasattr(images, "__len__"):
-        raise ValueError(
-            "batches that do not know how many there are need steps_per_epoch"
-        )
+        raise ValueError("batches without a length need steps_per_epoch")
     batches = _batches(config, images, labels, soft_labels, steps_per_epoch, validation)
     beginning = _beginning(config, batches, params)
     if mesh is not None and config.batch_size % mesh.size:
@@ -232,33 +225,20 @@ def initial_checkpoint(
         enough for `Checkpoints.latest`, and `train` refuses it. Always so for batches
         that can be iterated over only once: none of them is read.
     """
-    once = labels is None and isinstance(images, Iterator)
-    if once:
-        images, shapes = [_blank_batch(config)], True
+    if labels is None and isinstance(images, Iterator):  # of which none may be lost
+        inputs, shapes = config.network().input_size, True
+        if inputs is None:
+            raise ValueError(
+                "batches that can be iterated over only once do not show their shape: "
+                "pass a list of one batch instead, [(images, labels)]"
+            )
+        images = [(np.zeros((1, inputs), np.uint8), np.zeros(1, np.int32))]
     batches = _batches(config, images, labels, soft_labels, steps_per_epoch)
     beginning = _beginning(config, batches, params)
     return jax.eval_shape(beginning) if shapes else beginning()
 
 
-def _blank_batch(config: TrainConfig) -> batching.Pair:
-    """A batch of the shape that the network takes."""
-    inputs = config.network().input_size
-    if inputs is None:
-        raise ValueError(
-            "batches that can be iterated over only once do not show their shape: "
-            "pass a list of one batch instead, [(images, labels)]"
-        )
-    return np.zeros((1, inputs), np.uint8), np.zeros(1, np.int32)
-
-
-def _batches(
-    config: TrainConfig,
-    images: Any,
-    labels: Any,
-    soft_labels: np.ndarray | None,
-    steps: int | None,
-    validation: tuple[Any, Any] | None = None,
-) -> Arrays | Loader:
+def _batches(config, images, labels, soft_labels, steps, validation=None):
     """Of arrays, or of a loader if there are no labels."""
     classes = config.network().num_classes
     held_out = validation and _checks.pairs(*validation, classes)
@@ -303,30 +283,24 @@ def _no_metrics(steps: int) -> np.ndarray:
 def _check_checkpoint(
     start: Checkpoint, expected: Checkpoint, digest: np.ndarray
 ) -> None:
-    def kinds(checkpoint: Checkpoint) -> dict[str, str]:
-        return {
-            jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
-            for path, leaf in jax.tree_util.tree_leaves_with_path(checkpoint)
-        }
-
     if isinstance(start.data, jax.ShapeDtypeStruct):
         raise ValueError(
             "this checkpoint has shapes but no weights: use it for "
             "`Checkpoints.latest`, and start=None to begin"
         )
-    another = "the checkpoint is not one of this run: its"
-    steps, expected_steps = len(start.metrics), len(expected.metrics)
-    if steps != expected_steps:
-        raise ValueError(
-            f"{another} epochs have {steps} steps, expected {expected_steps}: another "
-            "batch_size, or another number of images"
-        )
-    actual, right = kinds(start), kinds(expected)
+    actual, right = (
+        {
+            jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
+            for path, leaf in jax.tree_util.tree_leaves_with_path(checkpoint)
+        }
+        for checkpoint in (start, expected)
+    )
     for name in sorted(actual.keys() | right.keys()):
         if actual.get(name) != right.get(name):
             raise ValueError(
-                f"{another} {name} is {actual.get(name, 'missing')}, expected "
-                f"{right.get(name, 'none')}"
+                "the checkpoint is not one of this run, but of another network, "
+                f"optimizer, batch_size or number of images: its {name} is "
+                f"{actual.get(name)}, expected {right.get(name)}"
             )
     if not np.array_equal(start.data, digest):
         raise ValueError(

@@ -29,9 +29,11 @@ def _anchored(step: float) -> Softmax:
     return Softmax(offset=10, horizon=50, anchor=0.5, anchor_time=step)
 
 
+_PRESETS = {"default": TrainConfig()}
+
 # Cross-entropy over spike times, shifted and rotated training images, hidden norms
 # fixed, averaged weights.
-_MNIST = TrainConfig(
+_PRESETS["mnist"] = TrainConfig(
     spec="64C3-P2-128C3-P2-10",
     surrogate=Window(50.0),
     output_rule=Softmax(offset=10, horizon=50),
@@ -43,8 +45,8 @@ _MNIST = TrainConfig(
 )
 
 # S4NN's network: a dense layer needs larger batches.
-_MNIST_DENSE = replace(
-    _MNIST,
+_PRESETS["mnist_dense"] = replace(
+    _PRESETS["mnist"],
     spec="784-400-10",
     initial_weights=FiringRates(),
     optimizer=_MUON,
@@ -54,8 +56,8 @@ _MNIST_DENSE = replace(
 )
 
 # Early labels, target rates, and a first layer that fires only at edges.
-_MNIST_SPARSE = replace(
-    _MNIST,
+_PRESETS["mnist_sparse"] = replace(
+    _PRESETS["mnist"],
     urgency=0.3,
     output_rule=_anchored(14),
     initial_weights=FiringRates(conv=0.15, edges=0.06),
@@ -68,8 +70,8 @@ _MNIST_SPARSE = replace(
 )
 
 # A later label, learned norms, shifted and mirrored images.
-_FASHION = replace(
-    _MNIST,
+_PRESETS["fashion_mnist"] = replace(
+    _PRESETS["mnist"],
     spec="128C3-P2-128C3-P2-128C3-10",
     surrogate=Window(100.0),
     output_rule=_anchored(85),
@@ -80,8 +82,8 @@ _FASHION = replace(
 )
 
 # A fifth of its spikes, by the means of MNIST's sparse network.
-_FASHION_SPARSE = replace(
-    _FASHION,
+_PRESETS["fashion_mnist_sparse"] = replace(
+    _PRESETS["fashion_mnist"],
     urgency=0.5,
     output_rule=_anchored(74),
     initial_weights=FiringRates(conv=0.25, edges=0.08),
@@ -94,16 +96,16 @@ _FASHION_SPARSE = replace(
 
 # The other structures of Tables 2 and 4: wide layers, orthogonalised in groups. The
 # label is later on Fashion-MNIST, whose dark garments spike late.
-_MNIST_DEEP = replace(
-    _FASHION,
+_PRESETS["mnist_deep"] = replace(
+    _PRESETS["fashion_mnist"],
     spec="16C5-P2-32C5-P2-800-128-10",
     output_rule=_anchored(50),
     optimizer=replace(_MUON_LEARNED, average=0.0, group=128),
     augmentation=Augmentation(shift=1),
     epochs=10,
 )
-_FASHION_DEEP = replace(
-    _MNIST_DEEP,
+_PRESETS["fashion_deep"] = replace(
+    _PRESETS["mnist_deep"],
     output_rule=_anchored(80),
     urgency=0.1,
     augmentation=Augmentation(flip=True),
@@ -114,7 +116,7 @@ _FASHION_DEEP = replace(
 # layer's range is not printed; [0, 5] here. These fire everything at once
 # (docs/runs.md). "decays through the learning epochs by an exponential function":
 # 10 % every 5 epochs.
-_PAPER = TrainConfig(
+_PRESETS["paper"] = TrainConfig(
     spec="64C3-P2-128C3-P2-10",
     surrogate=Constant(),
     output_rule=Relative(offset=10),
@@ -126,7 +128,7 @@ _PAPER = TrainConfig(
 )
 
 # `make demo`: half a minute on two CPU cores.
-_DIGITS = TrainConfig(
+_PRESETS["digits"] = TrainConfig(
     spec="32C3-P2-64C3-10",
     surrogate=Window(50.0),
     output_rule=Margin(offset=15),
@@ -135,8 +137,8 @@ _DIGITS = TrainConfig(
 )
 
 # A few seconds on the digits.
-_DIGITS_SMOKE = replace(
-    _DIGITS,
+_PRESETS["digits_smoke"] = replace(
+    _PRESETS["digits"],
     spec="8C3-P2-10",
     output_rule=Margin(offset=10),
     initial_weights=FiringRates(conv=0.3),
@@ -144,47 +146,36 @@ _DIGITS_SMOKE = replace(
     epochs=2,
 )
 
-_PRESETS = {
-    "default": TrainConfig(),
-    "digits": _DIGITS,
-    "digits_smoke": _DIGITS_SMOKE,
-    "fashion_deep": _FASHION_DEEP,
-    "fashion_mnist": _FASHION,
-    "fashion_mnist_sparse": _FASHION_SPARSE,
-    "fashion_paper": replace(  # λ = 0.1 and [0, 80], [0, 60], [0, 50] mV
-        _PAPER,
-        spec="128C3-P2-128C3-P2-128C3-10",
-        output_rule=Relative(offset=0.1),
-        initial_weights=Uniform(((0, 80), (0, 60), (0, 50), (0, 5))),
-    ),
-    "mnist": _MNIST,
-    "mnist_deep": _MNIST_DEEP,
-    "mnist_dense": _MNIST_DENSE,
-    "mnist_relative": replace(  # the paper's rule, from weights scaled on data
-        _PAPER, initial_weights=FiringRates(conv=0.3), epochs=10
-    ),
-    "mnist_sparse": _MNIST_SPARSE,
-    "paper": _PAPER,
-    "smoke": replace(  # minutes on a slice of MNIST or Fashion-MNIST
-        _DIGITS_SMOKE,
-        spec="16C3-P2-32C3-P2-10",
-        initial_weights=FiringRates(),
-        batch_size=32,
-        epochs=3,
-    ),
-}
+# λ = 0.1 and [0, 80], [0, 60], [0, 50] mV
+_PRESETS["fashion_paper"] = replace(
+    _PRESETS["paper"],
+    spec="128C3-P2-128C3-P2-128C3-10",
+    output_rule=Relative(offset=0.1),
+    initial_weights=Uniform(((0, 80), (0, 60), (0, 50), (0, 5))),
+)
+
+# The paper's rule, from weights scaled on data.
+_PRESETS["mnist_relative"] = replace(
+    _PRESETS["paper"], initial_weights=FiringRates(conv=0.3), epochs=10
+)
+
+# Minutes on a slice of MNIST or Fashion-MNIST.
+_PRESETS["smoke"] = replace(
+    _PRESETS["digits_smoke"],
+    spec="16C3-P2-32C3-P2-10",
+    initial_weights=FiringRates(),
+    batch_size=32,
+    epochs=3,
+)
 
 
 def names() -> tuple[str, ...]:
     """What `load` can load."""
-    return tuple(_PRESETS)
+    return tuple(sorted(_PRESETS))
 
 
 def load(name: str) -> TrainConfig:
     """A configuration; `dataclasses.replace` changes it.
-
-    Raises:
-      ValueError: no such preset.
 
     Example:
       >>> import ds4nn_jax as ds
@@ -192,5 +183,5 @@ def load(name: str) -> TrainConfig:
       StepDecay(decay=0.9, period=5)
     """
     if name not in _PRESETS:
-        raise ValueError(f"no preset {name!r}: there are {', '.join(_PRESETS)}")
+        raise ValueError(f"no preset {name!r}: there are {', '.join(names())}")
     return _PRESETS[name]
