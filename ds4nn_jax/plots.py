@@ -30,7 +30,7 @@ _LINES = [
     for colour in (_BLUE, _ORANGE, _GREEN, _SKY, _PURPLE)
 ]
 _THOUSANDS = "{x:,g}"
-_NOTE = dict(  # a text beside its place, on white
+_NOTE: dict[str, Any] = dict(  # a text beside its place, on white
     textcoords="offset points",
     bbox=dict(facecolor="white", edgecolor="none", alpha=0.8, pad=1),
 )
@@ -77,7 +77,9 @@ def learning_curve(
             text = f"best: epoch {best_epoch}"
             mark = axes.axvline(best_epoch, color=_BLACK, linestyle=":", label=text)
             handles.append(mark)
-        place = dict(loc="lower center", bbox_to_anchor=(0.5, 1), frameon=False)
+        place: dict[str, Any] = dict(
+            loc="lower center", bbox_to_anchor=(0.5, 1), frameon=False
+        )
         axes.legend(handles=handles, ncols=3, columnspacing=1.2, **place)
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -96,7 +98,7 @@ def confusion(matrix: np.ndarray, class_names: Sequence[str]) -> Figure:
     total = matrix.sum()
     shares = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     texts = [[f"{count:,.0f}" for count in row] for row in matrix]
-    colours = dict(cmap="Blues", vmin=0, vmax=100)
+    colours: dict[str, Any] = dict(cmap="Blues", vmin=0, vmax=100)
     unit = "share of the true class (%)"
     figure, axes = _heat_map(shares, texts, class_names, unit, **colours)
     correct = f"{100 * np.trace(matrix) / total:.2f} %" if total else "none"
@@ -128,7 +130,9 @@ def raster(
         fired = np.flatnonzero(times < num_steps)
         size = np.clip(60 / np.sqrt(len(fired) + 1), 1.5, 5)
         # Snapped to pixels, small dots would favour every other step.
-        style = dict(color=_BLUE, markersize=size, markeredgewidth=0, snap=False)
+        style: dict[str, Any] = dict(
+            color=_BLUE, markersize=size, markeredgewidth=0, snap=False
+        )
         axes.plot(times[fired], fired, "o", **style)
         silent = 100 * (1 - len(fired) / times.size)
         text = f"{name}: {times.size:,} neurons, {silent:.0f} % silent"
@@ -232,7 +236,7 @@ def firing_times(mean_times: np.ndarray, class_names: Sequence[str]) -> Figure:
     unit = "mean firing time (time steps)"
     figure, axes = _heat_map(mean_times, texts, class_names, unit, cmap="cividis")
     for k in range(len(class_names)):
-        frame = dict(fill=False, edgecolor=_VERMILION, linewidth=2.5)
+        frame: dict[str, Any] = dict(fill=False, edgecolor=_VERMILION, linewidth=2.5)
         axes.add_patch(Rectangle((k - 0.46, k - 0.46), 0.92, 0.92, **frame))
     title = "Mean firing time of the output neurons"
     axes.set(title=title, xlabel="class of the image", ylabel="output neuron")
@@ -470,7 +474,9 @@ def _name_ends(axes: Axes, lines: Sequence[Line2D], *, size: float = 9.0) -> Non
     places[-1] = min(places[-1], 1 - stack[-1])
     places = np.minimum.accumulate(places[::-1])[::-1] + stack  # down from the top
     for k, place in zip(order, places, strict=True):
-        line = dict(color=lines[k].get_color(), linestyle=lines[k].get_linestyle())
+        line: dict[str, Any] = dict(
+            color=lines[k].get_color(), linestyle=lines[k].get_linestyle()
+        )
         # Ends in front of the name, not in its middle.
         line |= dict(arrowstyle="-", relpos=(0, 0.5), shrinkA=0, shrinkB=0)
         axes.annotate(
@@ -493,7 +499,8 @@ def _array(name: str, values: Any, shape: tuple[int, ...]) -> np.ndarray:
     """In floating point, of that shape, with no axis of length 0."""
     array = np.asarray(values, float)
     if array.shape != shape or not array.size:
-        raise ValueError(f"{name} must be of shape {shape}, none 0, got {array.shape}")
+        expected = f"expected {name} of shape {shape}, not empty"
+        raise ValueError(f"{expected}, got {array.shape}")
     return array
 
 
@@ -518,7 +525,7 @@ def _heat_map(
     figure, (axes,) = _figure(side + 1.8, side + 0.6)
     image = axes.imshow(values, **colours)
     brightness = image.to_rgba(values)[..., :3] @ (0.299, 0.587, 0.114)
-    style = dict(ha="center", va="center", fontsize=9)
+    style: dict[str, Any] = dict(ha="center", va="center", fontsize=9)
     for (row, column), light in np.ndenumerate(brightness):
         colour = "white" if light < 0.5 else "black"
         axes.text(column, row, texts[row][column], color=colour, **style)

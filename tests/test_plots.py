@@ -284,14 +284,17 @@ OUTPUTS = dict(threshold=100, class_names=NAMES, decision_step=1)
         (lambda: plots.learning_curve([]), "no epoch"),
         (lambda: plots.confusion(np.zeros((3, 2)), NAMES), r"\(3, 3\).*\(3, 2\)"),
         (lambda: plots.raster([("1", np.zeros(0))], 100), "expected layers"),
-        (lambda: draw_potentials(potentials=np.zeros((0, 3))), r"none 0, got \(0, 3\)"),
-        (lambda: draw_potentials(spikes_by_step=[1]), "spikes_by_step must be"),
-        (lambda: plots.accuracy_by_step([0.1, 0.5], [0.1]), "decided must be"),
+        (
+            lambda: draw_potentials(potentials=np.zeros((0, 3))),
+            r"not empty, got \(0, 3\)",
+        ),
+        (lambda: draw_potentials(spikes_by_step=[1]), "expected spikes_by_step"),
+        (lambda: plots.accuracy_by_step([0.1, 0.5], [0.1]), "expected decided"),
         (
             lambda: plots.animation(np.zeros((2, 2)), [], np.zeros((4, 2)), **OUTPUTS),
-            r"potentials must be of shape \(4, 3\)",
+            r"potentials of shape \(4, 3\)",
         ),
-        (lambda: plots.spikes_per_layer([1, 2], ["a"]), "counts must be"),
+        (lambda: plots.spikes_per_layer([1, 2], ["a"]), "expected counts"),
         (lambda: plots.save(draw_potentials(), "a.jpg"), "end in .png or .svg"),
     ],
 )

@@ -89,10 +89,8 @@ def test_prints_what_the_run_reached(built, smoke_run):
     page, test = built[0].read_text("utf-8"), smoke_run[1]
     rows, text = rows_of(page), text_of(page)
     pooled = test.layer_spikes[2]
-    counts = (test.spikes, test.spikes - pooled, test.layer_spikes[0], pooled)
-    every, unpooled, sent, pooled = (
-        f"{count:.0f}" if count >= 100 else f"{count:.1f}" for count in counts
-    )
+    counts = test.spikes, test.spikes - pooled, test.layer_spikes[0], pooled
+    every, unpooled, sent, pooled = (f"{n:.{int(n < 100)}f}" for n in counts)
     for row in (
         ["strict accuracy", f"{test.accuracy:.2%}"],
         ["mean decision step", f"{test.decision_step:.1f} of 100"],
@@ -114,8 +112,10 @@ def test_prints_what_the_run_reached(built, smoke_run):
     assert f"ds4nn_jax {ds.__version__}" in text
 
 
-def test_the_page_needs_no_other_file(built):
-    page = built[0].read_text("utf-8")
+def test_the_page_needs_no_other_file_and_shows_files_as_text(built):
+    """What is missing is told in its place and at the end."""
+    path, message = built
+    page = path.read_text("utf-8")
     sources = re.findall('(?:src|href)="(.*?)"', page)
     images = [s for s in sources if s.startswith("data:image/svg+xml;base64,")]
     anchors = [s for s in sources if s.startswith("#")]
@@ -123,18 +123,10 @@ def test_the_page_needs_no_other_file(built):
     assert len(images) == page.count("<img") == 2 + 7 * 2 - 1
     assert sorted(images + anchors) == sorted(sources)
     assert all(f'id="{anchor[1:]}"' in page for anchor in anchors) and anchors
-
-
-def test_what_comes_from_files_is_shown_as_text(built):
-    page = built[0].read_text("utf-8")
     assert "<script" not in page and "<b>" not in page
     assert text_of(page).count(EVIL) > 10
     assert NAMES[3] in [row[0] for row in rows_of(page)]
-
-
-def test_what_is_missing_is_told_in_its_place_and_at_the_end(built):
-    path, message = built
-    notices = re.findall('<p class="missing">(.*?)</p>', path.read_text("utf-8"))
+    notices = re.findall('<p class="missing">(.*?)</p>', page)
     assert len(notices) == 2 and all("\n" not in notice for notice in notices)
     assert "is no data set name" in notices[0]
     assert "damaged.safetensors is truncated" in notices[1]
@@ -173,16 +165,14 @@ def test_opens_in_a_browser_without_scrolling_sideways(built, tmp_path, width):
         "images: [...d.images].every(i => i.complete && i.naturalWidth > 0)})}"
         "</script>"
     )
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
-    command += [f"--user-data-dir={tmp_path}", "--virtual-time-budget=5000"]
-    command += ["--allow-file-access-from-files", "--window-size=1400,900"]
-    dom = subprocess.run(
-        [*command, look.as_uri()], capture_output=True, text=True, check=True
-    ).stdout
+    options = "headless no-sandbox disable-gpu dump-dom virtual-time-budget=5000"
+    options += " allow-file-access-from-files window-size=1400,900"
+    command = [CHROMIUM, *(f"--{option}" for option in options.split())]
+    command += [f"--user-data-dir={tmp_path}", look.as_uri()]
+    dom = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = json.loads(re.search(r'<p id="found">(.*?)</p>', dom)[1])
-    assert found["page"] <= width and found["right"] <= width
+    assert found["page"] <= width and found["right"] <= width and found["images"]
     assert found["title"] == "ds4nn_jax: report"  # no script has changed it
-    assert found["images"]
 
 
 @pytest.mark.slow
@@ -256,40 +246,26 @@ MNIST, FASHION = "64C3-P2-128C3-P2-10", "128C3-P2-128C3-P2-128C3-10"
 
 
 @pytest.mark.parametrize(
-    "dataset, spec, options, labels",
+    "dataset, spec, options, expected",
     [
-        ("mnist", MNIST, {}, ("Table 2: ", "Fig. 4. ", "")),
+        ("mnist", MNIST, {}, ["Table 2: ", "Fig. 4. ", "", True]),
         (
             "fashion_mnist",
             FASHION,
             {"urgency": 0.25},
-            ("Table 4: ", "Fig. 6. ", "2,709"),
+            ["Table 4: ", "Fig. 6. ", "2,709", True],
         ),
-        ("kmnist", MNIST, {}, ("", "", "")),
-        ("mnist", "784-400-10", {}, ("", "", "")),
-        ("mnist", MNIST, {"num_steps": 50}, ("", "", "")),
+        ("kmnist", MNIST, {}, ["", "", "", False]),
+        ("mnist", "784-400-10", {}, ["", "", "", True]),
+        ("mnist", MNIST, {"num_steps": 50}, ["", "", "", False]),
     ],
 )
-def test_only_the_papers_networks_bear_its_numbers(dataset, spec, options, labels):
-    network = ds.SpikingNetwork.from_spec(spec, **options)
-    found = PAPER.additions(dataset, network)
-    first = found["columns"].get("spikes, the paper", [""])[0]
-    comparison, confusion = (
-        found["labels"].get(name, "") for name in ("comparison", "confusion")
-    )
-    assert (comparison, confusion, first) == labels
-
-
-def test_a_ceiling_is_drawn_where_it_is_known(tmp_path, monkeypatch):
-    monkeypatch.setattr(papers, "_HERE", tmp_path)
-    (tmp_path / "results").mkdir()
-    known = {"steps": [0, 5, 9], "test_accuracy": [0.1, 0.7, 0.9], "spec": "8C3-10"}
-    (tmp_path / "results/known-emnist_letters.json").write_text(json.dumps(known))
-    network = ds.SpikingNetwork.from_spec("10", num_steps=10)
-    assert PAPER.additions("emnist/letters", network)["ceiling"] == known
-    assert PAPER.additions("mnist", network)["ceiling"] == {}
-    network = network.clone(num_steps=100)  # of other steps
-    assert PAPER.additions("emnist/letters", network)["ceiling"] == {}
+def test_only_the_papers_networks_bear_its_numbers(dataset, spec, options, expected):
+    """A ceiling is known of a data set and a number of steps."""
+    additions = PAPER.additions(dataset, ds.SpikingNetwork.from_spec(spec, **options))
+    found = [additions["labels"].get(name, "") for name in ("comparison", "confusion")]
+    found += additions["columns"].get("spikes, the paper", [""])[:1]
+    assert [*found, "test_accuracy" in additions["ceiling"]] == expected
 
 
 def test_rows_of_several_seeds(tmp_path):

@@ -23,6 +23,11 @@ _BLACK, _BLUE, _VERMILION, _GREEN = "#000000", "#0072B2", "#D55E00", "#009E73"
 # Where the name of a point may stand: right, left, above, below, corners; then farther.
 _DIRECTIONS = [(1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1)]
 _DISTANCES = (7, 16, 28, 42, 58)  # points of 1/72 inch
+_NAME: dict[str, Any] = dict(  # above lines, which would strike it through
+    textcoords="offset points",
+    fontsize=8,
+    bbox=dict(facecolor="white", edgecolor="none", alpha=0.8, pad=0.5),
+)
 
 
 def style() -> contextlib.AbstractContextManager[None]:
@@ -182,9 +187,7 @@ def _name_points(axes: Axes, points: Sequence[tuple[float, Point]]) -> None:
         return box.count_overlaps(taken) + float(np.sum(outside))
 
     for place, (_, point) in zip(places, points, strict=True):
-        ground = dict(facecolor="white", edgecolor="none", alpha=0.8, pad=0.5)
-        options = dict(textcoords="offset points", fontsize=8, bbox=ground)
-        text = axes.annotate(point.name, place, (0, 0), **options)
+        text = axes.annotate(point.name, place, (0, 0), **_NAME)
         text.set_in_layout(False)  # names follow the layout, not the other way
         distance, direction = min(
             itertools.product(_DISTANCES, _DIRECTIONS), key=clashes

@@ -174,8 +174,9 @@ def main(
 
 def _report(args: argparse.Namespace, chapters: Chapters, path: Path) -> str:
     """Writes the page; what had to be left out."""
-    sections = collections.defaultdict(list)  # chapters and faults, by data set
-    missing = collections.defaultdict(list)  # names, by the reason
+    # By data set: chapters and faults. By reason: names.
+    sections: dict[str, list] = collections.defaultdict(list)
+    missing: dict[str, list[str]] = collections.defaultdict(list)
 
     def faults() -> str:
         return "; ".join(f"{', '.join(names)}: {why}" for why, names in missing.items())
@@ -195,7 +196,7 @@ def _report(args: argparse.Namespace, chapters: Chapters, path: Path) -> str:
             networks.append(_read(name, args, load))
     if networks and missing:
         print(f"without {faults()}", flush=True)
-    points = collections.defaultdict(list)
+    points: dict[str, list[figures.Point]] = collections.defaultdict(list)
     for network in networks:
         with leaving_out(network.dataset, network.name):
             print(f"{network.name}: {network.images.source}", flush=True)
@@ -222,7 +223,9 @@ def _report(args: argparse.Namespace, chapters: Chapters, path: Path) -> str:
 
 
 def _write(path: Path, datasets: list[tuple], lacking: str) -> None:
-    options = dict(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
+    options: dict[str, Any] = dict(
+        autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined
+    )
     environment = jinja2.Environment(**options)
     template = Path(__file__).with_name("page.html").read_text("utf-8")
     text = environment.from_string(template).render(
