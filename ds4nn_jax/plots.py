@@ -250,12 +250,12 @@ def spikes_per_layer(counts: Sequence[float], layer_names: Sequence[str]) -> Fig
       counts: of the input, then of each layer (`Report.layer_spikes`).
       layer_names: as many names.
     """
-    counts = _array("counts", counts, (len(layer_names),))
-    figure, (axes,) = _figure(max(6.0, 1.2 * len(counts)), 3.8)
-    bars = axes.bar(range(len(counts)), counts, color=_BLUE, width=0.6)
-    axes.bar_label(bars, [_number(count) for count in counts], padding=2)
-    axes.set_xticks(range(len(counts)), layer_names)
-    sent, entering = _number(sum(counts[1:])), _number(counts[0])
+    spikes = _array("counts", counts, (len(layer_names),))
+    figure, (axes,) = _figure(max(6.0, 1.2 * len(spikes)), 3.8)
+    bars = axes.bar(range(len(spikes)), spikes, color=_BLUE, width=0.6)
+    axes.bar_label(bars, [_number(count) for count in spikes], padding=2)
+    axes.set_xticks(range(len(spikes)), layer_names)
+    sent, entering = _number(sum(spikes[1:])), _number(spikes[0])
     title = f"Spikes up to the decision: {sent} an image, and {entering} of the input"
     axes.set(title=title, xlabel="layer", ylabel="mean spikes per image")
     axes.yaxis.set_major_formatter(_THOUSANDS)

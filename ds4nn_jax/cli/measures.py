@@ -76,7 +76,7 @@ def measure(
 
     @jax.jit
     def batch(params, pixels):
-        first: Any = network.apply(params, network.encode(pixels), method="trace")
+        first = network.apply(params, network.encode(pixels), method="trace")
         potentials = output_potentials(network, params, first)
         traces = first, *(_decided_by(other, params, first) for other in variants)
         return ds.predict_by(first.times[-1], potentials).T, [*map(ds.decide, traces)]
