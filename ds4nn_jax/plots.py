@@ -30,7 +30,10 @@ _LINES = [
     for colour in (_BLUE, _ORANGE, _GREEN, _SKY, _PURPLE)
 ]
 _THOUSANDS = "{x:,g}"
-_PAPER = dict(facecolor="white", edgecolor="none", alpha=0.8, pad=1)  # behind a text
+_NOTE: dict[str, Any] = dict(  # a text beside its place, on white
+    textcoords="offset points",
+    bbox=dict(facecolor="white", edgecolor="none", alpha=0.8, pad=1),
+)
 
 _FRAMES_A_SECOND, _MOST_FRAMES = 5, 40
 
@@ -49,43 +52,35 @@ def learning_curve(
     if not history:
         raise ValueError("the history has no epoch to draw")
     epochs = [row["epoch"] for row in history]
-
-    def draw(axes: Axes, key: str, label: str, colour: str, line: str, scale=1) -> None:
-        values = scale * np.array([row.get(key, np.nan) for row in history], float)
-        axes.plot(epochs, values, line, color=colour, markersize=4, label=label)
-
     validated = any("val_accuracy" in row for row in history)
-    panels = 1 + validated
-    figure = Figure(figsize=(4.8 * panels, 4), layout="constrained")
-    first, *others = figure.subplots(1, panels, squeeze=False)[0]
-    draw(first, "train_accuracy", "training", _BLUE, "o-", 100)
-    first.set(ylabel="accuracy (%)")
-    first.set_title("Accuracy", pad=26)
-    lines = [first.lines]
+    figure, panels = _figure(4.8 * (1 + validated), 4, 1, 1 + validated)
+    panels[0].set_title("Accuracy", pad=26)
+    panels[0].set_ylabel("accuracy (%)")
+    curves = [(panels[0], "train_accuracy", "training", _BLUE, "o-", 100)]
     if validated:
-        draw(first, "val_accuracy", "validation", _VERMILION, "s--", 100)
-        steps, spikes = others[0], others[0].twinx()
-        draw(steps, "val_decision_step", "decision step", _BLUE, "o-")
-        draw(spikes, "val_spikes", "spikes", _VERMILION, "s--")
+        steps, spikes = panels[1], panels[1].twinx()
+        steps.set_title("Cost of a decision (validation)", pad=26)
         steps.set_ylabel("mean decision step (time steps)", color=_BLUE)
         spikes.set_ylabel("mean spikes per image", color=_VERMILION)
         spikes.yaxis.set_major_formatter(_THOUSANDS)
-        steps.set_title("Cost of a decision (validation)", pad=26)
-        lines.append([*steps.lines, *spikes.lines])
-    for axes, drawn in zip([first, *others], lines, strict=True):
-        named = list(drawn)  # `lines` grows with what is drawn
+        curves += [
+            (panels[0], "val_accuracy", "validation", _VERMILION, "s--", 100),
+            (steps, "val_decision_step", "decision step", _BLUE, "o-", 1),
+            (spikes, "val_spikes", "spikes", _VERMILION, "s--", 1),
+        ]
+    for axes, key, label, colour, line, scale in curves:
+        values = scale * np.array([row.get(key, np.nan) for row in history], float)
+        axes.plot(epochs, values, line, color=colour, markersize=4, label=label)
+    for number, axes in enumerate(panels):
+        handles = [*axes.lines, *(spikes.lines if number else ())]
         if best_epoch is not None:
             text = f"best: epoch {best_epoch}"
             mark = axes.axvline(best_epoch, color=_BLACK, linestyle=":", label=text)
-            named.append(mark)
-        axes.legend(
-            handles=named,
-            loc="lower center",
-            bbox_to_anchor=(0.5, 1),
-            ncols=3,
-            columnspacing=1.2,
-            frameon=False,
+            handles.append(mark)
+        place: dict[str, Any] = dict(
+            loc="lower center", bbox_to_anchor=(0.5, 1), frameon=False
         )
+        axes.legend(handles=handles, ncols=3, columnspacing=1.2, **place)
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
@@ -99,24 +94,16 @@ def confusion(matrix: np.ndarray, class_names: Sequence[str]) -> Figure:
       matrix: [C, C] counts; the row is the true class, the column the decision.
       class_names: C names.
     """
-    matrix = _square(matrix, class_names)
+    matrix = _array("matrix", matrix, (len(class_names), len(class_names)))
     total = matrix.sum()
     shares = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    figure, axes = _heat_map(
-        shares,
-        [[f"{count:,.0f}" for count in row] for row in matrix],
-        class_names,
-        cmap="Blues",
-        vmin=0,
-        vmax=100,
-        unit="share of the true class (%)",
-    )
+    texts = [[f"{count:,.0f}" for count in row] for row in matrix]
+    colours: dict[str, Any] = dict(cmap="Blues", vmin=0, vmax=100)
+    unit = "share of the true class (%)"
+    figure, axes = _heat_map(shares, texts, class_names, unit, **colours)
     correct = f"{100 * np.trace(matrix) / total:.2f} %" if total else "none"
-    axes.set(
-        title=f"Confusion matrix: {correct} of {total:,.0f} images correct",
-        xlabel="decision",
-        ylabel="true class",
-    )
+    title = f"Confusion matrix: {correct} of {total:,.0f} images correct"
+    axes.set(title=title, xlabel="decision", ylabel="true class")
     return figure
 
 
@@ -133,33 +120,23 @@ def raster(
       num_steps: T.
       decision_step: a dashed line behind it, if given.
     """
-    if not times_by_layer:
-        raise ValueError("there is no layer to draw")
+    if not all([times_by_layer, *(np.size(times) for _, times in times_by_layer)]):
+        raise ValueError("expected layers, and neurons in each of them")
     rows = len(times_by_layer)
-    figure = Figure(figsize=(8, 1.2 + 1.6 * rows), layout="constrained")
+    figure, panels = _figure(8, 1.2 + 1.6 * rows, rows, sharex=True)
     figure.suptitle("Spikes of one image")
-    panels = figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]
     for axes, (name, times) in zip(panels, times_by_layer, strict=True):
         times = np.ravel(times)
-        if not times.size:
-            raise ValueError(f"layer {name!r} has no neuron")
         fired = np.flatnonzero(times < num_steps)
         size = np.clip(60 / np.sqrt(len(fired) + 1), 1.5, 5)
-        axes.plot(
-            times[fired],
-            fired,
-            "o",
-            color=_BLUE,
-            markersize=size,
-            markeredgewidth=0,
-            snap=False,  # snapped to pixels, small dots favour every other step
+        # Snapped to pixels, small dots would favour every other step.
+        style: dict[str, Any] = dict(
+            color=_BLUE, markersize=size, markeredgewidth=0, snap=False
         )
-        axes.set_title(
-            f"{name}: {times.size:,} neurons, "
-            f"{100 * (1 - len(fired) / times.size):.0f} % silent",
-            fontsize="medium",
-            loc="left",
-        )
+        axes.plot(times[fired], fired, "o", **style)
+        silent = 100 * (1 - len(fired) / times.size)
+        text = f"{name}: {times.size:,} neurons, {silent:.0f} % silent"
+        axes.set_title(text, fontsize="medium", loc="left")
         axes.set_ylabel("neuron index")
         axes.yaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))
         axes.yaxis.set_major_formatter(_THOUSANDS)
@@ -169,12 +146,8 @@ def raster(
         if decision_step is not None:
             axes.axvline(decision_step + 0.5, color=_VERMILION, linestyle="--")
     if decision_step is not None:
-        panels[0].set_title(
-            f"– – decision at step {decision_step:g}",
-            fontsize="medium",
-            loc="right",
-            color=_VERMILION,
-        )
+        text = f"– – decision at step {decision_step:g}"
+        panels[0].set_title(text, fontsize="medium", loc="right", color=_VERMILION)
     panels[-1].set_xlabel("time step")
     return figure
 
@@ -205,34 +178,32 @@ def output_potentials(
       spikes_by_step: [T] spikes of the whole network at each step; a second panel shows
         how many are still unsent at the decision.
     """
-    potentials, times = np.asarray(potentials, float), np.asarray(times)
     steps, classes = len(potentials), len(class_names)
-    if spikes_by_step is not None and np.shape(spikes_by_step) != (steps,):
-        raise ValueError(
-            f"spikes_by_step must be [{steps}], as potentials have that many steps, "
-            f"got {np.shape(spikes_by_step)}"
-        )
-    if potentials.shape != (steps, classes) or times.shape != (classes,) or not steps:
-        raise ValueError(
-            f"expected potentials [T, {classes}] and times [{classes}], got "
-            f"{potentials.shape} and {times.shape}"
-        )
+    potentials = _array("potentials", potentials, (steps, classes))
+    times = _array("times", times, (classes,))
     first = times.min()
     rivals = potentials[min(int(first), steps - 1)]
     winner = int(np.argmax(np.where(times == first, rivals, -np.inf)))
 
     if spikes_by_step is None:
-        figure = Figure(figsize=(8, 4.2), layout="constrained")
-        axes = figure.subplots()
+        figure, (axes,) = _figure(8, 4.2)
+        axes.set_xlabel("time step")
     else:
-        figure = Figure(figsize=(8, 5.6), layout="constrained")
-        axes, below = figure.subplots(2, sharex=True, height_ratios=(3, 1))
-        _cumulative_spikes(below, np.asarray(spikes_by_step), decision_step)
-    _staircases(axes, potentials, winner, label, class_names)
+        sent = np.cumsum(_array("spikes_by_step", spikes_by_step, (steps,)))
+        figure, (axes, below) = _figure(8, 5.6, 2, sharex=True, height_ratios=(3, 1))
+        _cumulative_spikes(below, sent, decision_step)
+    lines = _potential_lines(axes, class_names, winner, widths=(3, 1.2))
+    for line, values in zip(lines, potentials.T, strict=True):
+        _hold(line, values)
+    if label is not None:
+        lines[label].set_label(f"{class_names[label]} (label)")
+        lines[label].set_linewidth(3 if label == winner else 2)
     fired = np.flatnonzero(times < steps)
     at = times[fired].astype(int)
     axes.plot(at, potentials[at, fired], "o", color=_BLACK, markersize=4, zorder=4)
-    _threshold(axes, threshold)
+    axes.axhline(threshold, color=_BLACK, linestyle=":")
+    text, place = f"threshold {threshold:g} mV", ("axes fraction", "data")
+    axes.annotate(text, (0.01, threshold), (0, 3), place, **_NOTE, zorder=5)
     _decision(axes, decision_step, steps)
     if len(fired):
         end = f"‘{class_names[winner]}’ fires first, decision at step {decision_step:g}"
@@ -245,47 +216,11 @@ def output_potentials(
             1.1 * np.clip(potentials.min(), floor, -0.1 * threshold),
             1.1 * np.clip(potentials.max(), 1.2 * threshold, 3 * threshold),
         ),
-        xlabel="time step" if spikes_by_step is None else None,
         ylabel="membrane potential (mV)",
         title=("" if label is None else f"Image of ‘{class_names[label]}’: ") + end,
     )
-    _name_ends(axes, axes.lines[:classes])
+    _name_ends(axes, lines)
     return figure
-
-
-def _staircases(
-    axes: Axes,
-    potentials: np.ndarray,
-    winner: int,
-    label: int | None,
-    class_names: Sequence[str],
-) -> None:
-    """V(t) of each output neuron, which holds from a step to the next."""
-    for k, name in enumerate(class_names):
-        colour, line = (_VERMILION, "-") if k == winner else _LINES[k % len(_LINES)]
-        axes.plot(
-            np.arange(len(potentials) + 1),
-            [*potentials[:, k], potentials[-1, k]],
-            line,
-            drawstyle="steps-post",
-            color=colour,
-            linewidth=3 if k == winner else 2 if k == label else 1.2,
-            zorder=3 if k == winner else 2,
-            label=name + " (label)" * (k == label),
-        )
-
-
-def _threshold(axes: Axes, threshold: float) -> None:
-    axes.axhline(threshold, color=_BLACK, linestyle=":")
-    axes.annotate(
-        f"threshold {threshold:g} mV",
-        (0.01, threshold),
-        xycoords=("axes fraction", "data"),
-        xytext=(0, 3),
-        textcoords="offset points",
-        bbox=_PAPER,
-        zorder=5,
-    )
 
 
 def firing_times(mean_times: np.ndarray, class_names: Sequence[str]) -> Figure:
@@ -296,23 +231,15 @@ def firing_times(mean_times: np.ndarray, class_names: Sequence[str]) -> Figure:
         the images. NaN for a class without images. The correct ones are framed.
       class_names: C names.
     """
-    mean_times = _square(mean_times, class_names)
-    figure, axes = _heat_map(
-        mean_times,
-        [["–" if np.isnan(t) else f"{t:.1f}" for t in row] for row in mean_times],
-        class_names,
-        cmap="cividis",
-        unit="mean firing time (time steps)",
-    )
+    mean_times = _array("mean_times", mean_times, (len(class_names), len(class_names)))
+    texts = [["–" if np.isnan(t) else f"{t:.1f}" for t in row] for row in mean_times]
+    unit = "mean firing time (time steps)"
+    figure, axes = _heat_map(mean_times, texts, class_names, unit, cmap="cividis")
     for k in range(len(class_names)):
-        frame = Rectangle((k - 0.46, k - 0.46), 0.92, 0.92, fill=False)
-        frame.set(edgecolor=_VERMILION, linewidth=2.5)
-        axes.add_patch(frame)
-    axes.set(
-        title="Mean firing time of the output neurons",
-        xlabel="class of the image",
-        ylabel="output neuron",
-    )
+        frame: dict[str, Any] = dict(fill=False, edgecolor=_VERMILION, linewidth=2.5)
+        axes.add_patch(Rectangle((k - 0.46, k - 0.46), 0.92, 0.92, **frame))
+    title = "Mean firing time of the output neurons"
+    axes.set(title=title, xlabel="class of the image", ylabel="output neuron")
     return figure
 
 
@@ -323,19 +250,14 @@ def spikes_per_layer(counts: Sequence[float], layer_names: Sequence[str]) -> Fig
       counts: of the input, then of each layer (`Report.layer_spikes`).
       layer_names: as many names.
     """
-    if len(counts) != len(layer_names):
-        raise ValueError(f"{len(counts)} counts for {len(layer_names)} layer names")
-    figure = Figure(figsize=(max(6.0, 1.2 * len(counts)), 3.8), layout="constrained")
-    axes = figure.subplots()
-    bars = axes.bar(range(len(counts)), counts, color=_BLUE, width=0.6)
-    axes.bar_label(bars, [_number(count) for count in counts], padding=2)
-    axes.set_xticks(range(len(counts)), layer_names)
-    axes.set(
-        title=f"Spikes up to the decision: {_number(sum(counts[1:]))} an image,"
-        f" and {_number(counts[0])} of the input",
-        xlabel="layer",
-        ylabel="mean spikes per image",
-    )
+    spikes = _array("counts", counts, (len(layer_names),))
+    figure, (axes,) = _figure(max(6.0, 1.2 * len(spikes)), 3.8)
+    bars = axes.bar(range(len(spikes)), spikes, color=_BLUE, width=0.6)
+    axes.bar_label(bars, [_number(count) for count in spikes], padding=2)
+    axes.set_xticks(range(len(spikes)), layer_names)
+    sent, entering = _number(sum(spikes[1:])), _number(spikes[0])
+    title = f"Spikes up to the decision: {sent} an image, and {entering} of the input"
+    axes.set(title=title, xlabel="layer", ylabel="mean spikes per image")
     axes.yaxis.set_major_formatter(_THOUSANDS)
     axes.margins(y=0.12)
     axes.spines[["top", "right"]].set_visible(False)
@@ -357,22 +279,13 @@ def accuracy_by_step(
       decision_step: mean decision step, marked by a dotted line.
       ceiling: steps, and the accuracy by them of a plain CNN that sees what has spiked.
     """
-    accuracy, decided = np.asarray(accuracy, float), np.asarray(decided, float)
-    if accuracy.ndim != 1 or accuracy.shape != decided.shape or not accuracy.size:
-        raise ValueError(
-            f"expected two curves [T], got {accuracy.shape} and {decided.shape}"
-        )
-    figure = Figure(figsize=(7.6, 4), layout="constrained")
-    axes = figure.subplots()
+    accuracy = _array("accuracy", accuracy, (len(accuracy),))
+    decided = _array("decided", decided, accuracy.shape)
+    figure, (axes,) = _figure(7.6, 4)
     axes.plot(100 * accuracy, "-", color=_BLUE, label="correct if\nstopped here")
     axes.plot(100 * decided, "--", color=_VERMILION, label="an output\nhas fired")
     if ceiling is not None:
-        at, shares = (np.asarray(part, float) for part in ceiling)
-        if at.ndim != 1 or at.shape != shares.shape or not at.size:
-            raise ValueError(
-                f"expected a step for each accuracy of the ceiling, got {at.shape} and "
-                f"{shares.shape}"
-            )
+        at, shares = _array("ceiling", ceiling, (2, len(ceiling[0])))
         text = "a plain CNN\nthat sees what\nhas spiked by t"
         axes.plot(at, 100 * shares, "-.", color=_GREEN, label=text)
     curves = list(axes.lines)
@@ -389,11 +302,10 @@ def accuracy_by_step(
         axes.annotate(
             f"mean decision step {decision_step:.1f}",
             (decision_step, 0.03),
-            xycoords=("data", "axes fraction"),
-            xytext=(-4 if late else 4, 0),
-            textcoords="offset points",
+            (-4 if late else 4, 0),
+            ("data", "axes fraction"),
             ha="right" if late else "left",
-            bbox=_PAPER,
+            **_NOTE,
         )
     _name_ends(axes, curves)
     axes.grid(alpha=0.3)
@@ -423,23 +335,20 @@ def animation(
       class_names: C names.
       decision_step: the last step shown; T if no output fires.
     """
+    steps, classes = len(potentials), len(class_names)
     image = np.asarray(input_times, float)
     image = image.min(axis=2) if image.ndim == 3 else image
-    potentials = np.asarray(potentials, float)
-    steps, classes = len(potentials), len(class_names)
-    if image.ndim != 2 or potentials.shape != (steps, classes) or not steps:
-        raise ValueError(
-            f"expected input times [H, W] or [H, W, I] and potentials [T, {classes}], "
-            f"got {np.shape(input_times)} and {potentials.shape}"
-        )
+    image = _array("input_times", image, np.shape(input_times)[:2])
+    potentials = _array("potentials", potentials, (steps, classes))
     last = min(int(decision_step), steps - 1)
     winner = int(np.argmax(potentials[last]))
-    figure = Figure(figsize=(9, 3.4), dpi=90, layout="constrained")
-    pixels, middle, right = figure.subplots(1, 3, width_ratios=(1, 1.25, 1.25))
+    figure, panels = _figure(9, 3.4, 1, 3, width_ratios=(1, 1.25, 1.25))
+    figure.set_dpi(90)
+    pixels, middle, right = panels
     shown = pixels.imshow(np.zeros((*image.shape, 3)))
     pixels.set(xticks=[], yticks=[])
     dots, times, heights = _spike_dots(middle, hidden)
-    lines = _potential_lines(right, class_names, winner)
+    lines = _potential_lines(right, class_names, winner, widths=(2.5, 1.5))
     right.axhline(threshold, color=_BLACK, linestyle=":")
     right.set(
         ylim=(-1.5 * threshold, 1.3 * max(threshold, potentials[last, winner])),
@@ -458,8 +367,8 @@ def animation(
         sent = times <= t
         dots.set_data(times[sent], heights[sent])
         middle.set_title(f"hidden: {np.sum(sent):,.0f} spikes")
-        for k, line in enumerate(lines):
-            line.set_data(np.arange(t + 2), [*potentials[: t + 1, k], potentials[t, k]])
+        for line, values in zip(lines, potentials[: t + 1].T, strict=True):
+            _hold(line, values)
         for name in list(right.texts):
             name.remove()
         _name_ends(right, lines, size=8)
@@ -497,28 +406,33 @@ def _spike_dots(
 
 
 def _potential_lines(
-    axes: Axes, class_names: Sequence[str], winner: int
+    axes: Axes, class_names: Sequence[str], winner: int, *, widths: tuple[float, float]
 ) -> list[Line2D]:
-    """A line for each output neuron, still empty."""
+    """A line for each output neuron, still empty; the winner's has the first width."""
     styles = [_LINES[k % len(_LINES)] for k in range(len(class_names))]
     styles[winner] = (_VERMILION, "-")
     lines = [
-        axes.plot([], [], line, drawstyle="steps-post", color=colour, label=name)[0]
+        axes.plot([], [], line, color=colour, linewidth=widths[1], label=name)[0]
         for (colour, line), name in zip(styles, class_names, strict=True)
     ]
-    lines[winner].set(linewidth=2.5, zorder=3)
+    lines[winner].set(linewidth=widths[0], zorder=3)
     return lines
+
+
+def _hold(line: Line2D, potentials: np.ndarray) -> None:
+    """V(t) [T], each of which holds until the next."""
+    line.set_drawstyle("steps-post")
+    line.set_data(np.arange(len(potentials) + 1), [*potentials, potentials[-1]])
 
 
 def save(figure: Figure | Animation, path: str | os.PathLike) -> None:
     """Writes a figure as .png of 150 dots per inch or .svg, an animation as .gif; a
     file appears complete or not at all."""
     path = Path(path)
+    kinds = ("gif",) if isinstance(figure, Animation) else ("png", "svg")
     kind = path.suffix.removeprefix(".")
-    moves = isinstance(figure, Animation)
-    if kind not in (("gif",) if moves else ("png", "svg")):
-        what = "animations are saved as .gif" if moves else "figures as .png or .svg"
-        raise ValueError(f"{what}, not as {path.name!r}")
+    if kind not in kinds:
+        raise ValueError(f"{path.name!r} must end in .{' or .'.join(kinds)}")
     with atomic_file(path) as unfinished:
         if isinstance(figure, Animation):
             figure.save(unfinished, writer=PillowWriter(fps=_FRAMES_A_SECOND))
@@ -526,16 +440,12 @@ def save(figure: Figure | Animation, path: str | os.PathLike) -> None:
             figure.savefig(unfinished, format=kind, dpi=150)
 
 
-def _cumulative_spikes(axes: Axes, spikes: np.ndarray, decision_step: float) -> None:
-    sent = np.cumsum(spikes)
+def _cumulative_spikes(axes: Axes, sent: np.ndarray, decision_step: float) -> None:
     unsent = sent[-1] - sent[min(int(decision_step), len(sent) - 1)]
     axes.step(np.arange(len(sent)), sent, where="post", color=_BLUE)
     _decision(axes, decision_step, len(sent))
-    axes.set_title(
-        f"{unsent:,.0f} of {sent[-1]:,.0f} spikes unsent at the decision",
-        fontsize="medium",
-        loc="left",
-    )
+    text = f"{unsent:,.0f} of {sent[-1]:,.0f} spikes unsent at the decision"
+    axes.set_title(text, fontsize="medium", loc="left")
     axes.set(xlabel="time step", ylabel="spikes sent")
     axes.yaxis.set_major_formatter(_THOUSANDS)
     axes.grid(alpha=0.3)
@@ -559,30 +469,25 @@ def _name_ends(axes: Axes, lines: Sequence[Line2D], *, size: float = 9.0) -> Non
     at = np.clip((np.array(ends) - low) / (high - low), 0, 1)
     order = np.argsort(at, kind="stable")
     gaps = (heights[order][1:] + heights[order][:-1]) / 2
-    places = at[order]
-    for k, gap in enumerate(gaps):  # up from the lowest, then down from the top
-        places[k + 1] = max(places[k + 1], places[k] + gap)
-    places[-1] = min(places[-1], 1)
-    for k in reversed(range(len(gaps))):
-        places[k] = min(places[k], places[k + 1] - gaps[k])
+    stack = np.cumsum([0, *gaps])  # where they are when all of them touch
+    places = np.maximum.accumulate(at[order] - stack)  # up from the lowest
+    places[-1] = min(places[-1], 1 - stack[-1])
+    places = np.minimum.accumulate(places[::-1])[::-1] + stack  # down from the top
     for k, place in zip(order, places, strict=True):
+        line: dict[str, Any] = dict(
+            color=lines[k].get_color(), linestyle=lines[k].get_linestyle()
+        )
+        # Ends in front of the name, not in its middle.
+        line |= dict(arrowstyle="-", relpos=(0, 0.5), shrinkA=0, shrinkB=0)
         axes.annotate(
             names[k],
             (1, at[k]),
-            xytext=(1.06, place),
-            xycoords="axes fraction",
-            textcoords="axes fraction",
+            (1.06, place),
+            "axes fraction",
             va="center",
             fontsize=size,
             annotation_clip=False,
-            arrowprops=dict(
-                arrowstyle="-",
-                relpos=(0, 0.5),  # ends in front of the name, not in its middle
-                color=lines[k].get_color(),
-                linestyle=lines[k].get_linestyle(),
-                shrinkA=0,
-                shrinkB=0,
-            ),
+            arrowprops=line,
         )
 
 
@@ -590,42 +495,40 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
 
 
-def _square(matrix: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
-    matrix, classes = np.asarray(matrix, float), len(class_names)
-    if matrix.shape != (classes, classes) or not classes:
-        raise ValueError(
-            f"expected one row and one column for each of {classes} classes, got "
-            f"shape {matrix.shape}"
-        )
-    return matrix
+def _array(name: str, values: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """In floating point, of that shape, with no axis of length 0."""
+    array = np.asarray(values, float)
+    if array.shape != shape or not array.size:
+        expected = f"expected {name} of shape {shape}, not empty"
+        raise ValueError(f"{expected}, got {array.shape}")
+    return array
+
+
+def _figure(
+    width: float, height: float, rows: int = 1, columns: int = 1, **options: Any
+) -> tuple[Figure, list[Axes]]:
+    """A figure, in inches, and its panels."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, [*figure.subplots(rows, columns, squeeze=False, **options).flat]
 
 
 def _heat_map(
     values: np.ndarray,
     texts: Sequence[Sequence[str]],
     names: Sequence[str],
-    *,
     unit: str,
     **colours: Any,
 ) -> tuple[Figure, Axes]:
     """A square of coloured cells with a text in each, light where the cell is dark."""
     classes = len(names)
     side = max(4.0, 0.62 * classes)
-    figure = Figure(figsize=(side + 1.8, side + 0.6), layout="constrained")
-    axes = figure.subplots()
+    figure, (axes,) = _figure(side + 1.8, side + 0.6)
     image = axes.imshow(values, **colours)
     brightness = image.to_rgba(values)[..., :3] @ (0.299, 0.587, 0.114)
-    for row, column in np.ndindex(classes, classes):
-        dark = brightness[row, column] < 0.5
-        axes.text(
-            column,
-            row,
-            texts[row][column],
-            ha="center",
-            va="center",
-            fontsize=9,
-            color="white" if dark else "black",
-        )
+    style: dict[str, Any] = dict(ha="center", va="center", fontsize=9)
+    for (row, column), light in np.ndenumerate(brightness):
+        colour = "white" if light < 0.5 else "black"
+        axes.text(column, row, texts[row][column], color=colour, **style)
     turned: dict = {}
     if max(map(len, names)) > 3:
         turned = dict(rotation=45, ha="right", rotation_mode="anchor")

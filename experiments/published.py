@@ -4,46 +4,36 @@ From the DS4NN paper (Mirsadeghi, Shalchian, Kheradpisheh 2023), Tables 2 to 5 a
 Section 3, which quotes the others.
 """
 
-from typing import NamedTuple
+from functools import partial
 
-
-class Work(NamedTuple):
-    """A row of Table 2 or 4; spikes and decision step where they are published."""
-
-    name: str
-    structure: str
-    accuracy: float
-    spikes: float | None = None
-    decision_step: float | None = None
-
+from ds4nn_jax.cli.figures import Point
 
 _S4NN = "Kheradpisheh & Masquelier 2020 (S4NN)"
 _ZHANG = "Zhang et al. 2022"
 _DEEP_STIDI = "Mirsadeghi et al. (STiDi-BP, convolutional)"
 _STIDI = "Mirsadeghi et al. 2021 (STiDi-BP)"
 
+_work = partial(Point, ours=False)
+
+# Tables 2 and 4; spikes and decision step where they are published.
 ACCURACY = {
     "mnist": (
-        Work("Mostafa 2018", "784-800-10", 0.972),
-        Work("Comsa et al. 2020", "784-340-10", 0.979),
-        Work(_S4NN, "784-400-10", 0.974),
-        Work(_STIDI, "784-350-10", 0.974),
-        Work(_ZHANG, "784-800-10", 0.985),
-        Work(_DEEP_STIDI, "40C5-P2-1000-10", 0.992),
-        Work(_ZHANG, "16C5-P2-32C5-P2-800-128-10", 0.994),
-        Work("DS4NN, the paper", "64C3-P2-128C3-P2-10", 0.993, 1126, 15.6),
+        _work("Mostafa 2018", "784-800-10", 0.972),
+        _work("Comsa et al. 2020", "784-340-10", 0.979),
+        _work(_S4NN, "784-400-10", 0.974),
+        _work(_STIDI, "784-350-10", 0.974),
+        _work(_ZHANG, "784-800-10", 0.985),
+        _work(_DEEP_STIDI, "40C5-P2-1000-10", 0.992),
+        _work(_ZHANG, "16C5-P2-32C5-P2-800-128-10", 0.994),
+        _work("DS4NN, the paper", "64C3-P2-128C3-P2-10", 0.993, 1126, 15.6),
     ),
     "fashion_mnist": (
-        Work("Kheradpisheh et al. 2022 (BS4NN)", "784-1000-10", 0.873),
-        Work(_S4NN, "784-1000-10", 0.880),
-        Work(_ZHANG, "784-1000-10", 0.881),
-        Work(_ZHANG, "16C5-P2-32C5-P2-800-128-10", 0.901),
-        Work(
-            _DEEP_STIDI,
-            "20C5-P2-40C5-P2-1000-10",
-            0.928,
-        ),
-        Work("DS4NN, the paper", "128C3-P2-128C3-P2-128C3-10", 0.916, 1863),
+        _work("Kheradpisheh et al. 2022 (BS4NN)", "784-1000-10", 0.873),
+        _work(_S4NN, "784-1000-10", 0.880),
+        _work(_ZHANG, "784-1000-10", 0.881),
+        _work(_ZHANG, "16C5-P2-32C5-P2-800-128-10", 0.901),
+        _work(_DEEP_STIDI, "20C5-P2-40C5-P2-1000-10", 0.928),
+        _work("DS4NN, the paper", "128C3-P2-128C3-P2-128C3-10", 0.916, 1863),
     ),
 }
 

@@ -4,9 +4,303 @@ python -m experiments.report [--run_dir=runs/mnist …]
 """
 
 import functools
+import itertools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from ds4nn_jax.cli import progress, report
-from experiments.chapters import PaperChapters
+import numpy as np
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+import ds4nn_jax as ds
+from ds4nn_jax.cli import figures, flags, measures, progress, report
+from ds4nn_jax.cli.report import Part, row, strong, svg
+from ds4nn_jax.networks.spec import PoolSpec
+from experiments import published
+
+_HERE = Path(__file__).parent
+_MODULES = {"mnist": "mnist", "fashion_mnist": "fashion", "digits": "digits"}
+
+# The paper's networks, and which of its figures and tables are theirs.
+_PAPER = {
+    ("mnist", "64C3-P2-128C3-P2-10"): {
+        "comparison": "Table 2: ",
+        "spikes_per_layer": "Fig. 1. ",
+        "firing_times": "Fig. 2. ",
+        "output_potentials": "Fig. 3. ",
+        "confusion": "Fig. 4. ",
+    },
+    ("fashion_mnist", "128C3-P2-128C3-P2-128C3-10"): {
+        "comparison": "Table 4: ",
+        "classes": "Table 5: ",
+        "firing_times": "Fig. 5. ",
+        "confusion": "Fig. 6. ",
+    },
+}
+
+# Table 1, or the sentence that stands for it, and the presets of the paper and of ours.
+_PARAMETERS = {
+    "mnist": ("Table 1: parameters", "paper", "mnist"),
+    "fashion_mnist": ("Parameters", "fashion_paper", "fashion_mnist"),
+}
+_TARGETS = {
+    "relative": "relative, Eq. 4 (DS4NN)",
+    "s4nn": "S4NN's",
+    "fixed": "fixed (as Mostafa, Comsa et al.)",
+}
+
+
+class Runs(NamedTuple):
+    """Reported runs of one flagfile. `tests` are the last lines of their metrics: the
+    best epoch on the test images. `start` is the run or shipped network whose weights
+    they began with; empty where they drew their own."""
+
+    name: str
+    config: ds.TrainConfig
+    seeds: tuple[int, ...]
+    tests: tuple[dict[str, Any], ...]
+    start: str = ""
+
+    def mean(self, measure: str) -> float:
+        return float(np.mean([test[f"test_{measure}"] for test in self.tests]))
+
+    def spread(self) -> str:
+        """Mean strict accuracy and, of several seeds, its range, in percent."""
+        shares = [100 * test["test_accuracy"] for test in self.tests]
+        if len(shares) == 1:
+            return f"{shares[0]:.2f}"
+        return f"{np.mean(shares):.2f} ({min(shares):.2f}–{max(shares):.2f})"
+
+    def title(self) -> str:
+        """Flagfile and seeds."""
+        several = "s" if len(self.seeds) > 1 else ""
+        return f"{self.name}.cfg, seed{several} {', '.join(map(str, self.seeds))}"
+
+    def point(self) -> figures.Point:
+        network, name = self.config.network(), f"{self.name}.cfg"
+        layers = [test.get("test_layer_spikes") for test in self.tests]
+        means = [*map(self.mean, ("accuracy", "spikes", "decision_step"))]
+        unpooled = None
+        if all(layers):
+            counts = (measures.without_pooling(network, spikes) for spikes in layers)
+            unpooled = float(np.mean([*counts]))
+        elif not any(isinstance(layer, PoolSpec) for layer in network.layers):
+            unpooled = self.mean("spikes")
+        return figures.Point(name, self.config.spec, *means, unpooled)
+
+
+def reported(dataset: str, folder: Path = _HERE / "results") -> list[Runs]:
+    """The runs whose metrics are kept in `folder` as FLAGFILE-SEED.jsonl."""
+    pattern = re.compile(rf"({_MODULES.get(dataset)}(?:_\w+)?)-(\d+)\.jsonl")
+    matches = filter(None, (pattern.fullmatch(f.name) for f in folder.glob("*.jsonl")))
+    names = sorted((match[1], int(match[2])) for match in matches)
+    runs = []
+    for name, group in itertools.groupby(names, key=lambda pair: pair[0]):
+        seeds = tuple(seed for _, seed in group)
+        flagfile = _HERE / "flagfiles" / f"{name}.cfg"
+        options = flags.parse(["report", f"--flagfile={flagfile}"], dataset=dataset)
+        files = (folder / f"{name}-{seed}.jsonl" for seed in seeds)
+        tests = tuple(json.loads(f.read_text("utf-8").splitlines()[-1]) for f in files)
+        first = Path(options.init_from or "")
+        start = first.parent.name or first.name  # runs/NAME/best.safetensors, or NAME
+        runs.append(Runs(name, options.config, seeds, tests, start))
+    return runs
+
+
+class PaperChapters(report.Chapters):
+    description = (
+        "The paper's tables and figures, of trained networks, on one page: "
+        "report.html, which needs no other file."
+    )
+    lacking = ", which the paper's networks do not have"
+
+    def additions(self, dataset: str, network: ds.SpikingNetwork) -> dict[str, Any]:
+        labels, columns = _labels(dataset, network), {}
+        if "classes" in labels:
+            columns = {
+                "firing time, the paper": [f"{t}" for t in published.FIRING_TIMES],
+                "spikes, the paper": [f"{count:,}" for count in published.SPIKES],
+            }
+        ceiling = _ceiling(dataset, network.num_steps)
+        return {"labels": labels, "columns": columns, "ceiling": ceiling}
+
+    def compare(
+        self,
+        dataset: str,
+        networks: Sequence[ds.SpikingNetwork],
+        points: Sequence[figures.Point],
+    ) -> list[Part]:
+        every = reported(dataset)
+        targets = [runs for runs in every if "_target_" in runs.name]
+        every = [runs for runs in every if runs not in targets]
+        real = [runs for runs in every if runs.config.bits is None]
+        labels = [_labels(dataset, each).get("comparison", "") for each in networks]
+        label = max(labels, default="")
+        parts = [_comparison(dataset, label, points, real), *of_bits(every)]
+        if dataset in _PARAMETERS:
+            parts.append(_parameters(dataset))
+        if label and targets:
+            parts.append(_dead_neurons(targets))
+        return parts
+
+
+def _labels(dataset: str, network: ds.SpikingNetwork) -> Mapping[str, str]:
+    """What begins captions, if this is the paper's network, with whatever urgency."""
+    alike = (network.num_steps, network.threshold) == (100, 100)
+    return _PAPER.get((dataset, network.spec), {}) if alike else {}
+
+
+def _ceiling(dataset: str, num_steps: int) -> dict[str, Any]:
+    """What `experiments.ceiling` found for as many steps, if it was asked."""
+    slug = re.sub(r"\W+", "_", dataset).strip("_")
+    path = _HERE / "results" / f"known-{slug}.json"
+    ceiling = json.loads(path.read_text("utf-8")) if path.exists() else {"steps": [0]}
+    return ceiling if max(ceiling["steps"]) == num_steps - 1 else {}
+
+
+def _comparison(
+    dataset: str, label: str, points: Sequence[figures.Point], runs: Sequence[Runs]
+) -> Part:
+    works, ceiling = published.ACCURACY.get(dataset, ()), _ceiling(dataset, 100)
+    ours, drawn = strong("ours") + ", {}", [each.point() for each in runs]
+    rows = [row(work.name, f"{100 * work.accuracy:.1f}", work) for work in works]
+    for point in points:
+        name = ours.format(f"{point.name}, here")
+        rows.append(row(name, strong(f"{100 * point.accuracy:.2f}"), point))
+    for each, point in zip(runs, drawn, strict=True):
+        rows.append(row(ours.format(each.title()), strong(each.spread()), point))
+    notes = []
+    if runs:
+        text = (
+            "NAME.cfg is what <code>python -m experiments.{} --flagfile=experiments/"
+            "flagfiles/NAME.cfg --seed=SEED</code> gives. Of several seeds: the mean, "
+            "and the range in brackets."
+        )
+        notes.append(Markup(text).format(_MODULES[dataset]))
+    if works:
+        notes.append(
+            "Others' figures are those of the paper's table, which does not say "
+            "whether pooling counts; our spikes count pooling neurons, and are given "
+            "without them where they are known."
+        )
+    caption = (
+        "Accuracy against spikes and decision step: full ours, hollow published; the "
+        "grey line joins those that none beats in both."
+    )
+    if ceiling:
+        caption += (
+            f" Dotted: what a plain CNN of {ceiling['spec']} knows of all images by a "
+            "step; a mean of steps may lie above it, early for some, late for others."
+        )
+    every = [*works, *drawn, *points]
+    return report.comparison(
+        dataset, rows, every, label=label, notes=notes, caption=caption, ceiling=ceiling
+    )
+
+
+def of_bits(runs: Sequence[Runs]) -> list[Part]:
+    """Accuracy against bits a weight, of networks and what was trained on from them."""
+    starts = {each.start for each in runs if each.config.bits}
+    groups: dict[str, list[Runs]] = {start: [] for start in sorted(starts)}
+    for each in sorted(runs, key=lambda each: each.config.bits or np.inf):
+        start = each.start if each.config.bits else each.name
+        if start in groups:
+            groups[start].append(each)
+    if not groups:
+        return []
+    rows = [
+        (
+            each.config.spec,
+            f"{each.config.bits or 'real'}",
+            each.spread(),
+            f"{each.mean('spikes'):,.0f}",
+            f"{each.mean('silent'):.1%}",
+            each.title(),
+        )
+        for group in groups.values()
+        for each in group
+    ]
+    lines = {
+        f"{group[0].config.spec}, {start}": [
+            (each.config.bits, each.mean("accuracy")) for each in group
+        ]
+        for start, group in groups.items()
+    }
+    text = (
+        "Whole weights of so many bits, trained on from the network that the last row "
+        "of each has in real numbers."
+    )
+    titles = "structure", "bits", "accuracy (%)", "spikes", "by potentials", "run"
+    drawn = dict(figure=svg(by_bits(lines)), caption="The same, drawn.")
+    return [Part("Accuracy against bits a weight", titles, rows, text=text, **drawn)]
+
+
+def by_bits(lines: Mapping[str, Sequence[tuple[int | None, float]]]) -> Figure:
+    """Accuracy against bits a weight: of each name (bits, accuracy in 0 … 1), in this
+    order; bits None are real numbers."""
+    ticks = sorted({bits or np.inf for line in lines.values() for bits, _ in line})
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for name, points in lines.items():
+        at = [ticks.index(bits or np.inf) for bits, _ in points]
+        percent = [100 * accuracy for _, accuracy in points]
+        axes.plot(at, percent, "o-", markersize=4, label=name)
+    names = ["real" if tick == np.inf else f"{tick}" for tick in ticks]
+    axes.set_xticks(range(len(ticks)), names)
+    axes.set(xlabel="bits a weight", ylabel="accuracy on the test images (%)")
+    axes.ticklabel_format(axis="y", useOffset=False)
+    axes.legend(fontsize=8)
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def _parameters(dataset: str) -> Part:
+    """Table 1: what the paper's network is trained with, and what ours."""
+    title, *presets = _PARAMETERS[dataset]
+    columns = []
+    for preset in presets:
+        options = flags.parse(["report", f"--preset={preset}"], dataset=dataset)
+        pairs = re.findall(r"^--([\w.]+)=(.*)$", options.resolved, re.MULTILINE)
+        columns.append({name: value for name, value in pairs if name != "preset"})
+    paper, ours = columns
+    rows = [
+        (name, paper.get(name, ""), ours.get(name, ""))
+        for name in {**paper, **ours}
+        if paper.get(name) != ours.get(name)
+    ]
+    return Part(
+        title,
+        ("flag", f"the paper ({presets[0]})", f"ours ({presets[1]})"),
+        rows,
+        names=3,
+        notes=["What is not in the table is the same. Rates of the paper are in mV."],
+    )
+
+
+def _dead_neurons(targets: Sequence[Runs]) -> Part:
+    rows = [
+        (
+            _TARGETS[runs.config.output_rule.name],
+            runs.title(),
+            f"{published.DEAD[runs.config.output_rule.name]:.1%}",
+            f"{runs.mean('dead'):.1%}",
+            runs.spread(),
+            f"{runs.mean('spikes'):,.0f}",
+        )
+        for runs in targets
+    ]
+    return Part(
+        "Table 3: dead neurons under three kinds of target",
+        ("target", "run", "dead, the paper", "dead, ours", "accuracy (%)", "spikes"),
+        rows,
+        names=2,
+        text="Neurons that no test image makes fire. All three were trained by us with "
+        "the paper's surrogate (∂t/∂V → −1) and everything else alike.",
+    )
+
 
 _NAME = "experiments.report"
 main = functools.partial(report.main, command=_NAME, chapters=PaperChapters())

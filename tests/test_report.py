@@ -1,5 +1,6 @@
 """The pages that `ds4nn report` and `python -m experiments.report` write."""
 
+import html
 import itertools
 import json
 import os
@@ -7,7 +8,6 @@ import re
 import shutil
 import struct
 import subprocess
-from html.parser import HTMLParser
 
 import jax
 import matplotlib
@@ -16,10 +16,9 @@ import pytest
 from PIL import Image
 
 import ds4nn_jax as ds
-from ds4nn_jax import data, plots
-from ds4nn_jax.cli import commands, figures, measures, page, report
-from ds4nn_jax.cli.chapters import Network, Trained
-from experiments import animate, chapters, digits
+from ds4nn_jax import data
+from ds4nn_jax.cli import commands, figures, measures, report
+from experiments import animate, digits
 from experiments import report as papers
 
 CHROMIUM = next(
@@ -28,43 +27,17 @@ CHROMIUM = next(
 )
 EVIL = '<script>document.title = "it ran"</script>'
 NAMES = [f"{EVIL}![x](y) {k}" for k in range(10)]
+PAPER = papers.PaperChapters()
 
 
-PAPER = chapters.PaperChapters()
+def text_of(markup):
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", "", markup)).split())
 
 
-class Seen(HTMLParser):
-    """Tags and texts of a page, its tables as rows of texts."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.tags, self.rows, self._text, self._in = [], [], "", []
-        self.sources = []
-        self.feed(html)
-        self.text = re.sub(r"\s+", " ", self._text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self._in.append(tag)
-        self.sources += [dict(attrs)[a] for a in ("src", "href") if a in dict(attrs)]
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-
-    def handle_endtag(self, tag):
-        while self._in and self._in.pop() != tag:
-            pass
-
-    def handle_data(self, text):
-        self._text += text
-        if {"td", "th"} & set(self._in):
-            self.rows[-1][-1] += text
-
-
-def idx(path, array):
-    header = bytes((0, 0, 8, array.ndim)) + struct.pack(f">{array.ndim}I", *array.shape)
-    path.write_bytes(header + array.astype(np.uint8).tobytes())
+def rows_of(page):
+    """Tables as rows of texts."""
+    rows = re.findall("<tr>(.*?)</tr>", page)
+    return [[*map(text_of, re.findall(r"<t[hd]>(.*?)</t[hd]>", row))] for row in rows]
 
 
 @pytest.fixture(scope="module")
@@ -76,64 +49,17 @@ def root(tmp_path_factory):
         ("train", images.train_images[:200], images.train_labels[:200]),
         ("t10k", images.test_images[:30], images.test_labels[:30]),
     ):
-        idx(where / "kmnist" / f"{stem}-images-idx3-ubyte", pixels[..., 0])
-        idx(where / "kmnist" / f"{stem}-labels-idx1-ubyte", labels)
+        for kind, array in (("images-idx3", pixels[..., 0]), ("labels-idx1", labels)):
+            header = struct.pack(f">4B{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
+            content = header + array.astype(np.uint8).tobytes()
+            (where / "kmnist" / f"{stem}-{kind}-ubyte").write_bytes(content)
     return where
 
 
 @pytest.fixture(scope="module")
-def made(smoke_run, tmp_path_factory):
-    """The page of the digits' smoke run."""
-    (run, test), out = smoke_run, tmp_path_factory.mktemp("page")
-    # What a user has set, LaTeX here, is not for these figures.
-    with matplotlib.rc_context({"text.usetex": True, "savefig.dpi": 3}):
-        commands.main(["report", f"--run_dir={run}", f"--out_dir={out}"])
-    return out, test
-
-
-def test_prints_what_the_run_reached(made):
-    out, test = made
-    seen = Seen((out / "report.html").read_text("utf-8"))
-    pooled = test.layer_spikes[2]
-    counts = (test.spikes, test.spikes - pooled, test.layer_spikes[0], pooled)
-    every, unpooled, sent, pooled = (
-        f"{count:.0f}" if count >= 100 else f"{count:.1f}" for count in counts
-    )
-    for row in (
-        ["strict accuracy", f"{test.accuracy:.2%}"],
-        ["mean decision step", f"{test.decision_step:.1f} of 100"],
-        ["mean spikes up to the decision", every],
-        ["… without pooling neurons", unpooled],
-        ["input spikes up to it, apart", sent],
-        ["pool1", "P2", pooled, f"{test.layer_dead[1]:.1%}"],
-    ):
-        assert row in seen.rows
-    seven = next(row for row in seen.rows if row[0] == "7")
-    assert seven[1] == f"{test.firing_times[7, 7]:.1f}"
-    # 8×8 → 8C3 → P2 → 4×4×8 = 128 → 10
-    (relu,) = (row for row in seen.rows if row[0].startswith("ReLU network"))
-    assert relu[1] == f"{64 * 9 * 8 + 128 * 10:,}"
-    (moved,) = (row for row in seen.rows if row[0].startswith("the same shape"))
-    assert moved[4] == f"{2 * int(relu[1].replace(',', '')) + 64 * 8 + 10:,}"
-    assert "reference spikes of" not in seen.text  # there is no urgency
-    assert "Fig. " not in seen.text and "Table " not in seen.text  # the paper's
-    assert f"ds4nn_jax {ds.__version__}" in seen.text
-    assert "chosen on held-out training images" in seen.text
-
-
-def test_the_page_needs_no_other_file(made):
-    html = (made[0] / "report.html").read_text("utf-8")
-    seen = Seen(html)
-    assert seen.tags.count("img") == 8 and "script" not in seen.tags
-    inside = [s for s in seen.sources if s.startswith("data:image/svg+xml;base64,")]
-    anchors = [s for s in seen.sources if s.startswith("#")]
-    assert len(inside) == 8 and sorted(inside + anchors) == sorted(seen.sources)
-    assert all(f'id="{anchor[1:]}"' in html for anchor in anchors) and anchors
-
-
-@pytest.fixture(scope="module")
-def hostile(smoke_run, root, tmp_path_factory):
-    """A page of a run whose every text is hostile, next to what cannot be shown."""
+def built(smoke_run, root, tmp_path_factory):
+    """(path of a page, message at its end): of the digits' smoke run and a run whose
+    every text is hostile, next to what cannot be shown."""
     (run, _), folder = smoke_run, tmp_path_factory.mktemp("hostile")
     network, params, _ = ds.load_weights(run / "best.safetensors")
     bad = folder / "a $x$ <b>run"
@@ -144,64 +70,91 @@ def hostile(smoke_run, root, tmp_path_factory):
     notes = {"dataset": f"../{EVIL}"}
     ds.save_weights(folder / "lost.safetensors", network, params, notes=notes)
     (folder / "damaged.safetensors").write_bytes(b"no weights")
+    sources = run, bad, folder / "lost.safetensors", folder / "damaged.safetensors"
     out = folder / "page"
+    argv = ["report", *(f"--run_dir={source}" for source in sources)]
     named = data._CLASS_NAMES | {"kmnist": tuple(NAMES)}
-    with pytest.MonkeyPatch.context() as patch:
+    # What a user has set, LaTeX here, is not for these figures.
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        matplotlib.rc_context({"text.usetex": True, "savefig.dpi": 3}),
+        pytest.raises(SystemExit) as left,
+    ):
         patch.setattr(data, "_CLASS_NAMES", named)
-        with pytest.raises(SystemExit) as left:
-            papers.main(
-                [
-                    f"--run_dir={bad}",
-                    f"--run_dir={folder / 'lost.safetensors'}",
-                    f"--run_dir={folder / 'damaged.safetensors'}",
-                    f"--data_dir={root}",
-                    f"--out_dir={out}",
-                ]
-            )
-    return out, left.value.code
+        commands.main([*argv, f"--data_dir={root}", f"--out_dir={out}"])
+    return out / "report.html", left.value.code
 
 
-def test_what_comes_from_files_is_shown_as_text(hostile):
-    out, _ = hostile
-    text = (out / "report.html").read_text("utf-8")
-    seen = Seen(text)
-    assert "script" not in seen.tags and "b" not in seen.tags
-    assert seen.text.count(EVIL) > 10 and NAMES[3] in [row[0] for row in seen.rows]
+def test_prints_what_the_run_reached(built, smoke_run):
+    page, test = built[0].read_text("utf-8"), smoke_run[1]
+    rows, text = rows_of(page), text_of(page)
+    pooled = test.layer_spikes[2]
+    counts = test.spikes, test.spikes - pooled, test.layer_spikes[0], pooled
+    every, unpooled, sent, pooled = (f"{n:.{int(n < 100)}f}" for n in counts)
+    for row in (
+        ["strict accuracy", f"{test.accuracy:.2%}"],
+        ["mean decision step", f"{test.decision_step:.1f} of 100"],
+        ["mean spikes up to the decision", every],
+        ["… without pooling neurons", unpooled],
+        ["input spikes up to it, apart", sent],
+        ["pool1", "P2", pooled, f"{test.layer_dead[1]:.1%}"],
+    ):
+        assert row in rows
+    seven = next(row for row in rows if row[0] == "7")
+    assert seven[1] == f"{test.firing_times[7, 7]:.1f}"
+    # 8×8 → 8C3 → P2 → 4×4×8 = 128 → 10
+    relu, _ = (row for row in rows if row[0].startswith("ReLU network"))
+    assert relu[1] == f"{64 * 9 * 8 + 128 * 10:,}"
+    moved, _ = (row for row in rows if row[0].startswith("the same shape"))
+    assert moved[4] == f"{2 * int(relu[1].replace(',', '')) + 64 * 8 + 10:,}"
+    assert "reference spikes of" not in text  # there is no urgency
+    assert "Fig. " not in text and "Table " not in text  # the paper's
+    assert f"ds4nn_jax {ds.__version__}" in text
 
 
-def test_what_is_missing_is_told_in_its_place_and_at_the_end(hostile):
-    out, told = hostile
-    html = (out / "report.html").read_text("utf-8")
-    notices = re.findall('<p class="missing">(.*?)</p>', html)
+def test_the_page_needs_no_other_file_and_shows_files_as_text(built):
+    """What is missing is told in its place and at the end."""
+    path, message = built
+    page = path.read_text("utf-8")
+    sources = re.findall('(?:src|href)="(.*?)"', page)
+    images = [s for s in sources if s.startswith("data:image/svg+xml;base64,")]
+    anchors = [s for s in sources if s.startswith("#")]
+    # A comparison for each of two data sets, seven of each network, a learning curve.
+    assert len(images) == page.count("<img") == 2 + 7 * 2 - 1
+    assert sorted(images + anchors) == sorted(sources)
+    assert all(f'id="{anchor[1:]}"' in page for anchor in anchors) and anchors
+    assert "<script" not in page and "<b>" not in page
+    assert text_of(page).count(EVIL) > 10
+    assert NAMES[3] in [row[0] for row in rows_of(page)]
+    notices = re.findall('<p class="missing">(.*?)</p>', page)
     assert len(notices) == 2 and all("\n" not in notice for notice in notices)
     assert "is no data set name" in notices[0]
     assert "damaged.safetensors is truncated" in notices[1]
-    assert told.startswith(f"report in {out / 'report.html'}, without: ")
-    assert "lost.safetensors" in told and "damaged.safetensors" in told
-    assert "strict accuracy" in html
+    assert message.startswith(f"report in {path}, without: ")
+    assert "lost.safetensors" in message and "damaged.safetensors" in message
 
 
-def test_a_fault_beside_the_networks_costs_none_of_them(smoke_run, tmp_path):
+def test_a_fault_beside_the_networks_costs_none_of_them(
+    smoke_run, tmp_path, monkeypatch
+):
     def damaged(dataset):
         raise ValueError("results are damaged")
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chapters, "reported", damaged)
-        with pytest.raises(SystemExit, match="without: .*: results are damaged"):
-            papers.main([f"--run_dir={smoke_run[0]}", f"--out_dir={tmp_path}"])
-    html = (tmp_path / "report.html").read_text("utf-8")
-    (notice,) = re.findall('<p class="missing">(.*?)</p>', html)
-    assert "results are damaged" in notice and "strict accuracy" in html
+    monkeypatch.setattr(papers, "reported", damaged)
+    with pytest.raises(SystemExit, match="without: .*: results are damaged"):
+        papers.main([f"--run_dir={smoke_run[0]}", f"--out_dir={tmp_path}"])
+    page = (tmp_path / "report.html").read_text("utf-8")
+    (notice,) = re.findall('<p class="missing">(.*?)</p>', page)
+    assert "results are damaged" in notice and "strict accuracy" in page
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to open the page in")
 @pytest.mark.parametrize("width", [1280, 390])
-def test_opens_in_a_browser_without_scrolling_sideways(hostile, tmp_path, width):
+def test_opens_in_a_browser_without_scrolling_sideways(built, tmp_path, width):
     """Looked at from a frame of that width, since windows have a least one."""
-    out, _ = hostile
     look = tmp_path / "look.html"
     look.write_text(
-        f'<iframe src="{(out / "report.html").as_uri()}" '
+        f'<iframe src="{built[0].as_uri()}" '
         f'style="width:{width}px;height:800px;border:0"></iframe><p id="found"></p>'
         "<script>onload = () => {"
         "const d = document.querySelector('iframe').contentDocument, e ="
@@ -212,16 +165,14 @@ def test_opens_in_a_browser_without_scrolling_sideways(hostile, tmp_path, width)
         "images: [...d.images].every(i => i.complete && i.naturalWidth > 0)})}"
         "</script>"
     )
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
-    command += [f"--user-data-dir={tmp_path}", "--virtual-time-budget=5000"]
-    command += ["--allow-file-access-from-files", "--window-size=1400,900"]
-    dom = subprocess.run(
-        [*command, look.as_uri()], capture_output=True, text=True, check=True
-    ).stdout
+    options = "headless no-sandbox disable-gpu dump-dom virtual-time-budget=5000"
+    options += " allow-file-access-from-files window-size=1400,900"
+    command = [CHROMIUM, *(f"--{option}" for option in options.split())]
+    command += [f"--user-data-dir={tmp_path}", look.as_uri()]
+    dom = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = json.loads(re.search(r'<p id="found">(.*?)</p>', dom)[1])
-    assert found["page"] <= width and found["right"] <= width
+    assert found["page"] <= width and found["right"] <= width and found["images"]
     assert found["title"] == "ds4nn_jax: report"  # no script has changed it
-    assert found["images"]
 
 
 @pytest.mark.slow
@@ -238,21 +189,19 @@ def test_a_run_on_a_data_set_and_a_grid_of_its_own(root, tmp_path, capsys, monke
     said = capsys.readouterr().out
     assert f"run: IDX files in {root / 'kmnist'}" in said  # where its flags say
     assert said.splitlines()[-1] == f"report in {tmp_path / 'page/report.html'}"
-    seen = Seen((tmp_path / "page/report.html").read_text("utf-8"))
-    (step,) = (row[1] for row in seen.rows if row[0] == "mean decision step")
-    assert step.endswith(" of 40")
-    assert "No metrics.jsonl beside the weights" in seen.text
-    (apart,) = (row[1] for row in seen.rows if "reference spikes of 0.07" in row[0])
-    (cost,) = (row[1] for row in seen.rows if row[0].startswith("… of these for ref"))
+    page = (tmp_path / "page/report.html").read_text("utf-8")
+    assert "No metrics.jsonl beside the weights" in text_of(page)
+    rows = {row[0]: row[1:] for row in rows_of(page)}
+    step, steps = rows["mean decision step"][0].split(" of ")
+    assert steps == "40"
+    (apart,) = (row[0] for name, row in rows.items() if "spikes of 0.07" in name)
+    cost = rows["… of these for reference spikes"][0]
     assert float(cost) == pytest.approx(10 * float(apart), abs=1)  # ten outputs
-    at = next(k for k, row in enumerate(seen.rows) if row[0] == "u (mV)")
-    grid = {row[0]: row[1:] for row in seen.rows[at + 1 : at + 8]}
-    assert list(grid) == ["0", "0.05", "0.07", "0.1", "0.2", "0.3", "0.5"]
-    (accuracy,) = (row[1] for row in seen.rows if row[0] == "strict accuracy")
-    assert grid["0.07"][0] == accuracy
-    assert float(apart) == pytest.approx(
-        float(step.split()[0]) + 1 - float(grid["0.07"][2].rstrip("%")) / 100, abs=0.11
-    )
+    at = [*rows].index("u (mV)")
+    assert [*rows][at + 1 : at + 8] == "0 0.05 0.07 0.1 0.2 0.3 0.5".split()
+    assert rows["0.07"][0] == rows["strict accuracy"][0]
+    silent = float(rows["0.07"][2].rstrip("%")) / 100
+    assert float(apart) == pytest.approx(float(step) + 1 - silent, abs=0.11)
 
 
 def test_measures_are_those_of_evaluate(rng):
@@ -269,17 +218,18 @@ def test_measures_are_those_of_evaluate(rng):
     options = dict(urgencies=(0.0, 2.0), on_batch=counts.append, batch_size=7)
     result = measures.measure(network, params, *some, **options)
     assert counts == [7, 14, 21, 25]
-    for urgency, urged in result.urgencies.items():
-        other = ds.evaluate(network.clone(urgency=urgency), params, *some)
-        assert urged.summary() == pytest.approx(other.summary())
+    test = ds.evaluate(network, params, *some)
     reports = result.urgencies.values()
+    expected = [
+        ds.evaluate(network.clone(urgency=u), params, *some) for u in result.urgencies
+    ]
+    for one, other in zip([result.test, *reports], [test, *expected], strict=True):
+        assert one.summary() == pytest.approx(other.summary())
     drawn = figures.by_urgency(result.urgencies).axes
     accuracy, steps, _ = (axes.lines[0].get_ydata() for axes in drawn)
     np.testing.assert_allclose(accuracy, [100 * report.accuracy for report in reports])
     np.testing.assert_allclose(steps, [report.decision_step for report in reports])
     assert steps[1] < steps[0]
-    test = ds.evaluate(network, params, *some)
-    assert result.test.summary() == pytest.approx(test.summary())
     assert result.decided_by_step[-1] == pytest.approx(1 - test.silent)
     assert result.accuracy_by_step[-1] == pytest.approx(test.accuracy)
     trace = network.apply(params, times, method="trace")
@@ -292,120 +242,122 @@ def test_measures_are_those_of_evaluate(rng):
     assert measures.reference(alone, params) == "reference spikes of 0.3 mV"
 
 
-def network(dataset, spec, **options):
-    none = np.zeros((0, 1, 1, 1), np.uint8), np.zeros(0, np.int32)
-    images = data.Dataset(dataset, *none, *none, ("a",), "nowhere")
-    weights = ds.Weights(ds.SpikingNetwork.from_spec(spec, **options), {}, {})
-    return Network(Trained("x", "", weights), images, None)
+MNIST, FASHION = "64C3-P2-128C3-P2-10", "128C3-P2-128C3-P2-128C3-10"
 
 
-def test_only_the_papers_networks_bear_its_numbers():
-    mnist, fashion = "64C3-P2-128C3-P2-10", "128C3-P2-128C3-P2-128C3-10"
-    label, ours = PAPER.label, network("mnist", mnist)
-    assert label(ours, "confusion") == "Fig. 4. "
-    assert label(ours, "classes") == "" and PAPER.by_class(ours) == {}
-    urged = network("fashion_mnist", fashion, urgency=0.25)
-    assert label(urged, "classes") == "Table 5: "  # Fashion-MNIST's
-    assert PAPER.by_class(urged)["spikes, the paper"][0] == "2,709"
-    for other in (
-        network("kmnist", mnist),
-        network("mnist", "784-400-10"),
-        network("mnist", mnist, num_steps=50),
-    ):
-        assert label(other, "confusion") == label(other, "comparison") == ""
-
-
-def test_a_ceiling_is_drawn_where_it_is_known(tmp_path, monkeypatch):
-    monkeypatch.setattr(chapters, "_HERE", tmp_path)
-    (tmp_path / "results").mkdir()
-    known = {"steps": [0, 5, 9], "test_accuracy": [0.1, 0.7, 0.9], "spec": "8C3-10"}
-    text = json.dumps(known | {"held_out_accuracy": 0.8})
-    (tmp_path / "results/known-emnist_letters.json").write_text(text)
-    ceiling, sentence = PAPER.ceiling("emnist/letters", 10)
-    assert ceiling == ([0, 5, 9], [0.1, 0.7, 0.9]) and "80.00% on held" in sentence
-    assert PAPER.ceiling("emnist/letters", 100) == (None, "")  # of other steps
-    assert PAPER.ceiling("mnist", 10) == (None, "")
+@pytest.mark.parametrize(
+    "dataset, spec, options, expected",
+    [
+        ("mnist", MNIST, {}, ["Table 2: ", "Fig. 4. ", "", True]),
+        (
+            "fashion_mnist",
+            FASHION,
+            {"urgency": 0.25},
+            ["Table 4: ", "Fig. 6. ", "2,709", True],
+        ),
+        ("kmnist", MNIST, {}, ["", "", "", False]),
+        ("mnist", "784-400-10", {}, ["", "", "", True]),
+        ("mnist", MNIST, {"num_steps": 50}, ["", "", "", False]),
+    ],
+)
+def test_only_the_papers_networks_bear_its_numbers(dataset, spec, options, expected):
+    """A ceiling is known of a data set and a number of steps."""
+    additions = PAPER.additions(dataset, ds.SpikingNetwork.from_spec(spec, **options))
+    found = [additions["labels"].get(name, "") for name in ("comparison", "confusion")]
+    found += additions["columns"].get("spikes, the paper", [""])[:1]
+    assert [*found, "test_accuracy" in additions["ceiling"]] == expected
 
 
 def test_rows_of_several_seeds(tmp_path):
     for seed, accuracy in ((0, 0.99), (2, 0.98)):
         test = {"test_accuracy": accuracy, "test_spikes": 100.0 + seed}
-        test["test_layer_spikes"] = [7, 40 + seed, 30, 20, 9, 1]
-        rows = [{"epoch": 1}, test]
-        text = "".join(json.dumps(row) + "\n" for row in rows)
+        test |= {"test_layer_spikes": [7, 40 + seed, 30, 20, 9, 1]}
+        text = (
+            json.dumps({"epoch": 1})
+            + "\n"
+            + json.dumps(test | {"test_decision_step": 9})
+        )
         (tmp_path / f"mnist-{seed}.jsonl").write_text(text)
-    (tmp_path / "fashion-0.jsonl").write_text('{"test_accuracy": 0.9}\n')
-    (runs,) = chapters.reported("mnist", tmp_path)
+    (tmp_path / "fashion-0.jsonl").write_text(
+        '{"test_accuracy": 0.9, "test_spikes": 5, "test_decision_step": 9}\n'
+    )
+    (runs,) = papers.reported("mnist", tmp_path)
     assert runs.spread() == "98.50 (98.00–99.00)"
-    assert runs.mean("spikes") == 101
-    assert runs.without_pooling() == 41 + 20 + 1  # pooling and the input left out
-    assert runs.config.spec == "64C3-P2-128C3-P2-10"
     assert runs.title() == "mnist.cfg, seeds 0, 2"
-    (fashion,) = chapters.reported("fashion_mnist", tmp_path)
-    assert fashion.without_pooling() is None  # it has pooling, and tells no layers
+    # Without pooling and the input.
+    point = figures.Point("mnist.cfg", MNIST, 0.985, 101, 9, 41 + 20 + 1)
+    assert runs.point() == pytest.approx(point)
+    (fashion,) = papers.reported("fashion_mnist", tmp_path)
+    assert fashion.point().unpooled is None  # it has pooling, and tells no layers
     assert fashion.spread() == "90.00" and fashion.title() == "fashion.cfg, seed 0"
-    assert chapters.reported("kmnist", tmp_path) == ()
+    assert papers.reported("kmnist", tmp_path) == []
 
 
 def test_accuracy_against_bits():
-    """Beside the network that they were trained on from; others are left out."""
+    """Beside the network that they were trained on from, real numbers last; others are
+    left out."""
     row = {"test_spikes": 80.0, "test_silent": 0.01}
 
     def runs(name, accuracy, start="", **config):
         test = row | {"test_accuracy": accuracy}
-        return chapters.Runs(name, ds.TrainConfig(**config), (0,), (test,), start)
+        return papers.Runs(name, ds.TrainConfig(**config), (0,), (test,), start)
 
     four = runs("mnist_4bit", 0.98, "mnist", bits=4)
     every = [four, runs("mnist", 0.99), runs("mnist_x", 0.9)]
     every.append(runs("mnist_1bit", 0.97, "mnist", bits=1))
-    heading, _, table, drawing = chapters.of_bits(every)
-    assert [row[1:3] for row in table.rows] == [
-        ("1", "97.00"),
-        ("4", "98.00"),
-        ("real", "99.00"),
+    (part,) = papers.of_bits(every)
+    expected = [("1", "97.00"), ("4", "98.00"), ("real", "99.00")]
+    assert [row[1:3] for row in part.rows] == expected
+    assert papers.of_bits(every[1:3]) == []
+    lines = {"one": [(1, 0.9), (4, 0.95), (None, 0.99)], "two": [(8, 0.8)]}
+    axes = papers.by_bits(lines).axes[0]
+    drawn = [line.get_xydata().tolist() for line in axes.lines]
+    assert drawn == [[[0, 90], [1, 95], [3, 99]], [[2, 80]]]
+    names = [text.get_text() for text in axes.get_xticklabels()]
+    assert names == ["1", "4", "8", "real"]
+
+
+def test_the_papers_tables_stand_beside_reported_runs():
+    network = ds.SpikingNetwork.from_spec(MNIST)
+    parts = PAPER.compare("mnist", [network], [])
+    assert [part.title for part in parts] == [
+        "Table 2: accuracies and their cost",
+        "Accuracy against bits a weight",
+        "Table 1: parameters",
+        "Table 3: dead neurons under three kinds of target",
     ]
-    assert len(drawing.figure.axes[0].lines) == 1
-    assert not list(chapters.of_bits(every[1:3]))
-
-
-def test_refuses_what_is_no_run(tmp_path):
-    with pytest.raises(SystemExit, match="nothing to report: .*best.safetensors"):
-        report.main([f"--run_dir={tmp_path}", f"--out_dir={tmp_path / 'page'}"])
-    assert not (tmp_path / "page").exists()
+    rows = {row[0]: row for part in parts for row in part.rows}
+    assert rows["DS4NN, the paper"][2:] == ("99.3", "1,126", "", "15.6")
+    (ours,) = (r for name, r in rows.items() if "mnist.cfg, seeds 0, 1, 2" in name)
+    assert ours[1] == MNIST
+    paper, better = rows["optimizer.learning_rate"][1:]
+    assert paper == "0.1" != better
+    assert rows["initial_weights.ranges"][1].startswith("0.0:80.0,0.0:50.0")
+    assert [row[2] for row in parts[-1].rows] == ["95.4%", "61.0%", "95.0%"]
 
 
 @pytest.mark.parametrize(
     "notes, metrics, message",
     [
+        (None, "", "nothing to report: .*best.safetensors"),
         ({}, "", "do not name their data set: --dataset=NAME"),
         ({"dataset": "kmnist"}, "", "no data set 'kmnist' found in .*--data_dir=DIR"),
-        ({"dataset": "digits"}, '{"epoch": 1}\n[2]\n', "metrics.jsonl, line 2"),
-        ({"dataset": "mnist", "dataset ": ""}, "", "no data set 'mnist' found in"),
+        ({"dataset": "digits"}, '{"epoch": 1}\n[2]\n', "metrics.jsonl has a line that"),
     ],
 )
 def test_says_in_one_line_what_is_missing(
     smoke_run, tmp_path, notes, metrics, message, capsys
 ):
-    network, params, _ = ds.load_weights(smoke_run[0] / "best.safetensors")
-    ds.save_weights(tmp_path / "best.safetensors", network, params, notes=notes)
+    if notes is not None:
+        network, params, _ = ds.load_weights(smoke_run[0] / "best.safetensors")
+        ds.save_weights(tmp_path / "best.safetensors", network, params, notes=notes)
     (tmp_path / "metrics.jsonl").write_text(metrics)
+    argv = [f"--run_dir={tmp_path}", f"--data_dir={tmp_path}"]
     with pytest.raises(SystemExit, match=message) as left:
-        report.main([f"--run_dir={tmp_path}", f"--data_dir={tmp_path}"])
+        report.main([*argv, f"--out_dir={tmp_path / 'page'}"])
     assert "\n" not in str(left.value)
     assert not re.search(message, capsys.readouterr().out), "it is said once"
-
-
-def test_numbers_stand_right_and_names_left(tmp_path):
-    table = page.Table(("run", "spec", "share"), [("a", page.code("8C3"), "1")], 2)
-    drawing = page.Drawing(plots.spikes_per_layer([1], ["a"]), "<i>c</i>")
-    blocks = [page.Heading(2, "One & two"), table, drawing]
-    page.write_html("T", blocks, tmp_path / "t.html")
-    html = (tmp_path / "t.html").read_text("utf-8")
-    assert (
-        '<tr><td>a</td><td><code>8C3</code></td><td class="number">1</td></tr>' in html
-    )
-    assert '<h2 id="s0">One &amp; two</h2>' in html
-    assert 'href="#s0"' in html and "<i>" not in html
+    assert not (tmp_path / "page").exists()
 
 
 @pytest.mark.slow
@@ -429,44 +381,14 @@ def test_animates_a_test_image_of_a_run(smoke_run, tmp_path, capsys):
             animate.main(argv)
 
 
-def test_the_papers_tables_stand_beside_reported_runs():
-    blocks = list(PAPER.of_dataset("mnist", ()))
-    rows = {r[0]: r for b in blocks if isinstance(b, page.Table) for r in b.rows}
-    assert rows["DS4NN, the paper"][2:] == ("99.3", "1,126", "", "15.6")
-    (ours,) = (r for name, r in rows.items() if "mnist.cfg, seeds 0, 1, 2" in name)
-    assert ours[1] == "64C3-P2-128C3-P2-10"
-    (paper, better), *_ = [rows["optimizer.learning_rate"][1:]]
-    assert paper == "0.1" != better
-    assert rows["initial_weights.ranges"][1].startswith("0.0:80.0,0.0:50.0")
-    assert [b.text for b in blocks if isinstance(b, page.Heading)] == [
-        "Accuracies and their cost",
-        "Accuracy against bits a weight",
-        "Table 1: parameters",
-    ]
-    (_, dead) = (b for b in chapters._dead_neurons() if not isinstance(b, page.Heading))
-    assert [row[2] for row in dead.rows] == ["95.4%", "61.0%", "95.0%"]
-
-
-# Figures
-
-
-def test_by_bits_puts_real_numbers_last():
-    lines = {"one": [(1, 0.9), (4, 0.95), (None, 0.99)], "two": [(8, 0.8)]}
-    axes = chapters.by_bits(lines).axes[0]
-    drawn = [line.get_xydata().tolist() for line in axes.lines]
-    assert drawn == [[[0, 90], [1, 95], [3, 99]], [[2, 80]]]
-    names = [text.get_text() for text in axes.get_xticklabels()]
-    assert names == ["1", "4", "8", "real"]
-
-
 def test_fronts_join_what_none_beats_in_both():
     """The ceiling lies beside the points, against the step alone, and does not move
     the frame."""
     points = [
-        figures.Point("cheap", 0.90, 100.0, 50.0),
-        figures.Point("worse and dearer", 0.85, 300.0, 60.0),
-        figures.Point("paper", 0.99, 1000.0, None, ours=False),
-        figures.Point("quick", 0.80, None, 10.0, ours=False),
+        figures.Point("cheap", "", 0.90, 100.0, 50.0),
+        figures.Point("worse and dearer", "", 0.85, 300.0, 60.0),
+        figures.Point("paper", "", 0.99, 1000.0, None, ours=False),
+        figures.Point("quick", "", 0.80, None, 10.0, ours=False),
     ]
     free = figures.fronts(points, title="Both").axes[1]
     ceiling = [0, 30, 99], [0.1, 0.95, 0.99]
@@ -481,7 +403,6 @@ def test_fronts_join_what_none_beats_in_both():
     np.testing.assert_allclose(dotted.get_xydata(), [[0, 10], [30, 95], [99, 99]])
     names = [text.get_text() for text in steps.texts if text.get_text()]
     assert names == ["cheap", "worse and dearer", "quick"]
-    assert spikes.get_xscale() == "log"
     assert (steps.get_xlim(), steps.get_ylim()) == (free.get_xlim(), free.get_ylim())
     (alone,) = figures.fronts(points[2:3], title="").axes
     assert "spikes" in alone.get_xlabel()
@@ -489,10 +410,10 @@ def test_fronts_join_what_none_beats_in_both():
 
 def test_names_of_close_points_are_apart_and_inside():
     points = [
-        figures.Point(f"network number {k}", 0.99 + 0.0001 * k, 1000 + k, 20 + k)
+        figures.Point(f"network number {k}", "", 0.99 + 0.0001 * k, 1000 + k, 20 + k)
         for k in range(8)
     ]
-    points.append(figures.Point("far away", 0.9, 9000, 90))
+    points.append(figures.Point("far away", "", 0.9, 9000, 90))
     figure = figures.fronts(points, title="")
     figure.savefig(os.devnull, format="png")  # lays the figure out
     for axes in figure.axes:

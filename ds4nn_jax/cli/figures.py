@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib.style
 import numpy as np
@@ -23,6 +23,11 @@ _BLACK, _BLUE, _VERMILION, _GREEN = "#000000", "#0072B2", "#D55E00", "#009E73"
 # Where the name of a point may stand: right, left, above, below, corners; then farther.
 _DIRECTIONS = [(1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1)]
 _DISTANCES = (7, 16, 28, 42, 58)  # points of 1/72 inch
+_NAME: dict[str, Any] = dict(  # above lines, which would strike it through
+    textcoords="offset points",
+    fontsize=8,
+    bbox=dict(facecolor="white", edgecolor="none", alpha=0.8, pad=0.5),
+)
 
 
 def style() -> contextlib.AbstractContextManager[None]:
@@ -37,10 +42,9 @@ def of_network(
     network makes of it: not the best looking one."""
     names = literal(images.class_names)
     layers = ("input", *network.names)
-    result = trace(network, params, images.test_images[0])
+    result, steps = trace(network, params, images.test_images[0]), network.num_steps
     times = np.asarray(result.times[-1][0])
     every = np.concatenate([np.ravel(t) for t in result.times[1:]]).astype(int)
-    emitted = np.bincount(every, minlength=network.num_steps)[: network.num_steps]
     return {
         "confusion": plots.confusion(test.confusion, names),
         "raster": raster(network, result),
@@ -51,7 +55,7 @@ def of_network(
             label=int(images.test_labels[0]),
             class_names=names,
             decision_step=int(np.min(times)),
-            spikes_by_step=emitted,
+            spikes_by_step=np.bincount(every, minlength=steps)[:steps],
         ),
         "firing_times": plots.firing_times(test.firing_times, names),
         "spikes_per_layer": plots.spikes_per_layer(test.layer_spikes, layers),
@@ -84,35 +88,32 @@ def literal(names: tuple[str, ...]) -> tuple[str, ...]:
 
 def trace(network: ds.SpikingNetwork, params: dict, image: np.ndarray) -> ds.Trace:
     """What a network does with one image [H, W, C]."""
-    return measures.trace(network, params, image[None])
+    times = network.encode(image[None])
+    result: Any = network.apply(params, times, method="trace")
+    return result
 
 
 def raster(network: ds.SpikingNetwork, trace: ds.Trace) -> Figure:
     """All spikes of the one image of a trace."""
-    flat = [np.asarray(times).reshape(-1) for times in trace.times]
-    decision = int(flat[-1].min())
+    decision = int(trace.times[-1].min())
     return plots.raster(
-        list(zip(("input", *network.names), flat, strict=True)),
+        [*zip(("input", *network.names), map(np.ravel, trace.times), strict=True)],
         network.num_steps,
         decision_step=decision if decision < network.num_steps else None,
     )
 
 
 class Point(NamedTuple):
-    """A network among others.
-
-    Attributes:
-      name: drawn beside it.
-      accuracy: in 0 … 1.
-      spikes: mean an image up to the decision, None where it is not known.
-      decision_step: its mean, None where it is not known.
-      ours: drawn full, others' hollow.
-    """
+    """A network among others: accuracy in 0 … 1, mean spikes an image and step up to
+    the decision, spikes without those of pooling neurons; None is not known. Ours are
+    drawn full, others' hollow."""
 
     name: str
+    structure: str
     accuracy: float
-    spikes: float | None
-    decision_step: float | None
+    spikes: float | None = None
+    decision_step: float | None = None
+    unpooled: float | None = None
     ours: bool = True
 
 
@@ -124,13 +125,9 @@ def fronts(
 ) -> Figure:
     """Accuracy against spikes and against the decision step, each network by its name.
 
-    A line joins those that none beats in both. A panel leaves out what is not known.
-
-    Args:
-      points: the networks; some with spikes or with a decision step.
-      title: of the figure.
-      ceiling: (steps, accuracy in 0 … 1): what could be known by each step, a dotted
-        line against the decision step, as far as it is among the points.
+    A line joins those that none beats in both; a panel leaves out what is not known.
+    The ceiling is steps and what could be known by them, in 0 … 1: a dotted line
+    against the decision step, as far as it is among the points.
     """
     costs = {
         "mean spikes per image up to the decision": [
@@ -140,11 +137,11 @@ def fronts(
             (p.decision_step, p) for p in points if p.decision_step is not None
         ],
     }
-    panels = [(label, known) for label, known in costs.items() if known]
+    panels = {label: known for label, known in costs.items() if known}
     figure = Figure(figsize=(1 + 5 * len(panels), 4.6), layout="constrained")
     figure.suptitle(title)
     columns = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axes, (label, known) in zip(columns, panels, strict=True):
+    for axes, (label, known) in zip(columns, panels.items(), strict=True):
         _front(axes, known)
         axes.set(xlabel=label, ylabel="accuracy on the test images (%)")
         if "spikes" in label:
@@ -161,7 +158,7 @@ def fronts(
             axes.autoscale(False)
             axes.plot(steps, 100 * np.array(accuracy), ":", color=_VERMILION, zorder=0)
     figure.draw_without_rendering()  # lays out: names are placed on paper
-    for axes, (_, known) in zip(columns, panels, strict=True):
+    for axes, known in zip(columns, panels.values(), strict=True):
         _name_points(axes, known)
     return figure
 
@@ -170,17 +167,11 @@ def _front(axes: Axes, points: Sequence[tuple[float, Point]]) -> None:
     """Networks by their cost, and a line through those that none beats in both."""
     best: list[tuple[float, float]] = []
     for cost, point in sorted(points, key=lambda pair: (pair[0], -pair[1].accuracy)):
-        accuracy = 100 * point.accuracy
-        axes.plot(
-            cost,
-            accuracy,
-            "o",
-            color=_BLUE if point.ours else _BLACK,
-            markerfacecolor=None if point.ours else "none",
-            markersize=7,
-        )
-        if not best or accuracy > best[-1][1]:
-            best.append((cost, accuracy))
+        colour, inside = (_BLUE, _BLUE) if point.ours else (_BLACK, "none")
+        place = cost, 100 * point.accuracy
+        axes.plot(*place, "o", color=colour, markerfacecolor=inside, markersize=7)
+        if not best or place[1] > best[-1][1]:
+            best.append(place)
     axes.plot(*zip(*best, strict=True), color="grey", linewidth=1, zorder=0)
 
 
@@ -196,27 +187,16 @@ def _name_points(axes: Axes, points: Sequence[tuple[float, Point]]) -> None:
         return box.count_overlaps(taken) + float(np.sum(outside))
 
     for place, (_, point) in zip(places, points, strict=True):
-        text = axes.annotate(
-            point.name,
-            place,
-            xytext=(0, 0),
-            textcoords="offset points",
-            fontsize=8,
-            # Above lines, which would strike it through.
-            bbox=dict(facecolor="white", edgecolor="none", alpha=0.8, pad=0.5),
-        )
+        text = axes.annotate(point.name, place, (0, 0), **_NAME)
         text.set_in_layout(False)  # names follow the layout, not the other way
-        best = min(itertools.product(_DISTANCES, _DIRECTIONS), key=clashes)
-        taken.append(_placed(text, *best))
-        if best[0] > _DISTANCES[0]:
-            axes.annotate(
-                "",
-                place,
-                xytext=text.get_position(),
-                textcoords="offset points",
-                arrowprops=dict(arrowstyle="-", color="grey", shrinkA=0, shrinkB=4),
-                zorder=1,
-            )
+        distance, direction = min(
+            itertools.product(_DISTANCES, _DIRECTIONS), key=clashes
+        )
+        taken.append(_placed(text, distance, direction))
+        if distance > _DISTANCES[0]:
+            line = dict(arrowstyle="-", color="grey", shrinkA=0, shrinkB=4)
+            start = text.get_position(), "data", "offset points"
+            axes.annotate("", place, *start, arrowprops=line, zorder=1)
 
 
 def _placed(text: Annotation, distance: float, direction: tuple[int, int]) -> Bbox:
@@ -231,20 +211,16 @@ def _placed(text: Annotation, distance: float, direction: tuple[int, int]) -> Bb
 
 
 def by_urgency(reports: Mapping[float, ds.Report]) -> Figure:
-    """Accuracy, decision step and share decided by potentials against the urgency.
-
-    Args:
-      reports: of the same weights with each urgency, by mV a step, ascending.
-    """
+    """Accuracy, decision step and share decided by potentials, of the same weights with
+    each urgency in mV a step, ascending."""
     figure = Figure(figsize=(9.6, 3), layout="constrained")
-    for axes, name, scale, label, colour in zip(
-        figure.subplots(1, 3),
-        ("accuracy", "decision_step", "silent"),
-        (100, 1, 100),
-        ("accuracy (%)", "mean decision step", "decided by potentials (%)"),
-        (_BLUE, _VERMILION, _GREEN),
-        strict=True,
-    ):
+    panels = (
+        ("accuracy", 100, "accuracy (%)", _BLUE),
+        ("decision_step", 1, "mean decision step", _VERMILION),
+        ("silent", 100, "decided by potentials (%)", _GREEN),
+    )
+    for axes, panel in zip(figure.subplots(1, 3), panels, strict=True):
+        name, scale, label, colour = panel
         values = [scale * getattr(report, name) for report in reports.values()]
         axes.plot([*reports], values, "o-", color=colour, markersize=4)
         axes.set(xlabel="urgency u (mV a step)", title=label)

@@ -15,12 +15,7 @@ from ds4nn_jax.networks.spec import PoolSpec
 
 
 def without_pooling(network: ds.SpikingNetwork, layer_spikes: Sequence[float]) -> float:
-    """Spikes of the neurons that are not of pooling layers.
-
-    Args:
-      network: its structure.
-      layer_spikes: of the input, which is left out, and of every layer.
-    """
+    """Spikes of all layers but pooling; the first of `layer_spikes` are the input's."""
     layers = zip(network.layers, layer_spikes[1:], strict=True)
     return sum(spikes for layer, spikes in layers if not isinstance(layer, PoolSpec))
 
@@ -73,24 +68,15 @@ def measure(
     on_batch: Callable[[int], None] = lambda done: None,
     batch_size: int = 100,
 ) -> Measured:
-    """Hidden layers are computed once, outputs for every urgency.
-
-    Args:
-      network: its structure.
-      params: its parameters.
-      images: [n, H, W, C].
-      labels: [n].
-      urgencies: mV a step, where θ is 100 mV.
-      on_batch: called with the images done.
-      batch_size: images at a time; of no influence on the result.
-    """
+    """Hidden layers are computed once, outputs for every urgency, in mV a step where θ
+    is 100 mV. Images [n, H, W, C], labels [n]; `on_batch` is told how many are done."""
     images, labels = _checks.pairs(images, labels, network.num_classes)
     check_params(network, params, images)
     variants = [urged(network, params, urgency) for urgency in urgencies]
 
     @jax.jit
     def batch(params, pixels):
-        first = trace(network, params, pixels)
+        first = network.apply(params, network.encode(pixels), method="trace")
         potentials = output_potentials(network, params, first)
         traces = first, *(_decided_by(other, params, first) for other in variants)
         return ds.predict_by(first.times[-1], potentials).T, [*map(ds.decide, traces)]
@@ -98,9 +84,16 @@ def measure(
     correct, decisions = [], []
     for start, pixels, count in ds.networks.inference.batches_of(images, batch_size):
         truth = labels[start : start + count]
+        # The last batch is filled up.
         guesses, decided = jax.device_get(batch(params, pixels))
+        rows = jax.tree.map(lambda x, n=count: x[:n], decided)
         correct.append(guesses[:count] == truth[:, None])
-        decisions.append([(_first(each, count), truth) for each in decided])
+        decisions.append(
+            [
+                (row._replace(fired=each.fired), truth)
+                for row, each in zip(rows, decided, strict=True)
+            ]
+        )
         on_batch(start + count)
 
     test, *others = (
@@ -117,54 +110,34 @@ def measure(
     )
 
 
-def trace(network: ds.SpikingNetwork, params: dict, images: Any) -> ds.Trace:
-    """What a network does with images [B, H, W, C]."""
-    result: Any = network.apply(params, network.encode(images), method="trace")
-    return result
-
-
 def _decided_by(network: ds.SpikingNetwork, params: dict, trace: ds.Trace) -> ds.Trace:
     """The trace of a network that differs in its urgency alone."""
-    *arrays, pulses = entering(network, params, trace)
+    arrays, options = _output(network, params, trace)
     theta = network.thresholds(params)[-1]
-    options: Any = dict(
-        num_steps=network.num_steps,
-        threshold=theta,
-        engine=network.engine,
-        urgency=network.urgency,
-        pulses=pulses,
-    )
-    peaks = ds.decision_potentials(*arrays, **options)
+    options |= {"threshold": theta, "engine": network.engine}
     return ds.Trace(
         (*trace.times[:-1], ds.dense(*arrays, **options)),
-        _response.comparable(peaks, theta),
+        _response.comparable(ds.decision_potentials(*arrays, **options), theta),
         network.num_steps,
         network.reference_neurons,
     )
-
-
-def _first(decisions: ds.Decisions, count: int) -> ds.Decisions:
-    """Those of the first images: the last batch is filled up."""
-    rows = jax.tree.map(lambda x: x[:count], decisions)
-    return rows._replace(fired=decisions.fired)
 
 
 def output_potentials(
     network: ds.SpikingNetwork, params: dict, trace: ds.Trace
 ) -> jax.Array:
     """Potentials [T, B, C] of the output neurons, unreset, mV."""
-    *arrays, pulses = entering(network, params, trace)
-    return ds.membrane_potentials(
-        *arrays,
-        num_steps=network.num_steps,
-        urgency=network.urgency,
-        pulses=pulses,
-    )
+    arrays, options = _output(network, params, trace)
+    return ds.membrane_potentials(*arrays, **options)
 
 
-def entering(
+def _output(
     network: ds.SpikingNetwork, params: dict, trace: ds.Trace
-) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """Spike times into the output layer [B, I], its kernel [I, C], pulses [P, C]."""
+) -> tuple[tuple[jax.Array, jax.Array], dict[str, Any]]:
+    """Of the output layer: spike times into it [B, I], its kernel [I, C], the rest."""
     times, output = trace.times[-2], params["params"][network.names[-1]]
-    return times.reshape(len(times), -1), output["kernel"], output.get("pulses")
+    return (times.reshape(len(times), -1), output["kernel"]), {
+        "num_steps": network.num_steps,
+        "urgency": network.urgency,
+        "pulses": output.get("pulses"),
+    }
