@@ -3,6 +3,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -10,6 +11,23 @@ from ds4nn_jax import data
 from ds4nn_jax._engines import library
 from ds4nn_jax.layers import _coding
 from experiments import digits
+
+# In these files XLA optimises as it does for users. In all others it optimises little:
+# programs mean the same and compile in half the time.
+AS_USERS_RUN = {
+    "test_docs",
+    "test_event",
+    "test_notebooks",
+    "test_pretrained",
+    "test_readme",
+}
+
+
+def pytest_runtest_setup(item):
+    quick = item.path.stem not in AS_USERS_RUN
+    jax.config.update("jax_disable_most_optimizations", quick)
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(quick))  # other processes
+
 
 # The engines that the same tests hold to the same meaning.
 ENGINES = ["scan"] + (["event"] if library.fault() is None else [])
