@@ -45,6 +45,11 @@ def no_encoding_before(monkeypatch):
 
 
 @pytest.fixture
+def no_figures(monkeypatch):
+    monkeypatch.setattr("ds4nn_jax.cli.figures.of_network", lambda *_: {})
+
+
+@pytest.fixture
 def rng():
     return np.random.default_rng(20230227)
 

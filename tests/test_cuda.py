@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from test_event import LAYERS, dyadic, spikes
 
-from ds4nn_jax._engines import cuda, event, library, scan
+from ds4nn_jax._engines import cuda, event, library
 from ds4nn_jax._engines.synapse import NO_POOL, Conv, Dense
 
 SAME3 = ((1, 1), (1, 1))
@@ -116,7 +116,7 @@ layers = pytest.mark.parametrize("layer", every.values(), ids=every.keys())
 @layers
 def test_dyadic_weights_are_exact(rng, layer):
     """With some of the pulses, peaks, counts and silent inputs, which other layers have
-    in other turns: bit for bit what the scan finds."""
+    in other turns: bit for bit what the event engine finds, which compiles fastest."""
     index = list(every.values()).index(layer)
     pulses = PULSES[index * 2 % 5]
     active = (0.5, 1, 0.1)[index % 3]
@@ -125,14 +125,14 @@ def test_dyadic_weights_are_exact(rng, layer):
     threshold = float(1 + np.sqrt(size)) * (1, 4, 0.5)[index % 3]
     settings = index % 2 == 0, index % 3 == 0, threshold
     found = answers(cuda.forward, synapse, arrays, pool, *settings)
-    assert_same(found, answers(scan.forward, synapse, arrays, pool, *settings))
+    assert_same(found, answers(event.forward, synapse, arrays, pool, *settings))
     end = found.times if index % 2 else found.end
     shape = found.times.shape
     delta = dyadic(rng, shape) * (rng.random(shape) < (0.3, 1)[index % 2])
     errors = arrays, end, delta.astype(np.float32), found.argmin
     both = (
         gradients(rng, errors, pool, index % 4 < 2, engine, synapse)
-        for engine in (cuda.backward, scan.backward)
+        for engine in (cuda.backward, event.backward)
     )
     assert_same(*both)
 
@@ -167,7 +167,7 @@ def test_any_number_of_steps(rng, num_steps):
         synapse, arrays, pool = given(rng, LAYERS[name], pulses, num_steps=num_steps)
         both = (
             answers(engine, synapse, arrays, pool, True, True, 9.0, num_steps)
-            for engine in (cuda.forward, scan.forward)
+            for engine in (cuda.forward, event.forward)
         )
         assert_same(*both)
 
@@ -179,7 +179,7 @@ def test_silence(rng):
             synapse, arrays, pool = given(rng, layer, pulses, active=0)
             both = (
                 answers(engine, synapse, arrays, pool, True, True, 2.0)
-                for engine in (cuda.forward, scan.forward)
+                for engine in (cuda.forward, event.forward)
             )
             assert_same(*both)
 
@@ -204,7 +204,7 @@ def test_several_inputs_a_thread(rng, layer):
     errors = arrays, end, delta.astype(np.float32), argmin
     both = (
         gradients(rng, errors, pool, True, engine, synapse)
-        for engine in (cuda.backward, scan.backward)
+        for engine in (cuda.backward, event.backward)
     )
     assert_same(*both)
 
@@ -215,7 +215,7 @@ def test_too_large_for_a_kernel(rng):
     synapse, arrays, pool = given(rng, layer, 3)
     both = (
         answers(engine, synapse, arrays, pool, True, True, 500.0)
-        for engine in (cuda.forward, scan.forward)
+        for engine in (cuda.forward, event.forward)
     )
     assert_same(*both)
 

@@ -62,12 +62,6 @@ def run(program=PROGRAM, **environment):
     ("package", "environment", "why"),
     {
         "broken on import": pytest.param(
-            'raise ImportError("Numba needs NumPy 2.2 or less")',
-            {},
-            r"numba cannot be imported \(ImportError: Numba needs NumPy 2.2 or less\)",
-            marks=pytest.mark.slow,
-        ),
-        "an error of its own": pytest.param(
             'raise SystemError("initialization of _internal failed")',
             {},
             r"numba cannot be imported \(SystemError: initialization of",
