@@ -19,7 +19,6 @@ AS_USERS_RUN = {
     "test_event",
     "test_notebooks",
     "test_pretrained",
-    "test_readme",
 }
 
 

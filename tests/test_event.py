@@ -272,15 +272,6 @@ def test_all_silent_has_no_gradient_but_for_silent_inputs():
     assert (d_times == 3).all() and not d_kernel.any()
 
 
-def test_an_empty_batch():
-    synapse, (_, *image), k_shape = LAYERS["conv 3x3 same"]
-    times, kernel = np.zeros((0, *image), np.float32), np.ones(k_shape, np.float32)
-    spike, peak, end = forward(synapse, times, kernel)
-    assert spike.shape == (0, 6, 5, 20)
-    d_times, d_kernel = backward(synapse, times, kernel, end, peak)
-    assert d_times.shape == times.shape and not d_kernel.any()
-
-
 def test_an_early_end_of_a_window_keeps_peaks():
     times = np.arange(40, dtype=np.float32)[None]
     out = forward(Dense(), times, np.ones((40, 130), np.float32), num_steps=40)
@@ -322,33 +313,6 @@ def test_vmap_is_the_stack_of_calls(layer, axes):
     assert_equal(mapped(times, kernel), expected)
     # Several networks are one call, as several batches are.
     assert "stablehlo.while" not in mapped.lower(times, kernel).as_text()
-
-
-def test_any_axes_of_images_are_one_larger_batch():
-    rng = np.random.default_rng(8)
-    times, kernel = spikes(rng, (2, 3, 4, 20), 12), dyadic(rng, (20, 6))
-
-    def run(times):
-        return forward(Dense(), times, kernel)[0]
-
-    nested = jax.jit(jax.vmap(jax.vmap(run)))
-    expected = run(times.reshape(24, 20)).reshape(2, 3, 4, 6)
-    np.testing.assert_array_equal(nested(times), expected)
-    assert "stablehlo.while" not in nested.lower(times).as_text()
-
-
-def test_inside_a_scan_over_batches():
-    rng = np.random.default_rng(4)
-    batches, kernel = spikes(rng, (3, 4, 20), 12), dyadic(rng, (20, 6))
-
-    def step(carry, times):
-        spike, _, end = forward(Dense(), times, kernel)
-        _, d_kernel = backward(Dense(), times, kernel, end, spike)
-        return carry + d_kernel, spike
-
-    total, spike = jax.lax.scan(step, jnp.zeros_like(kernel), batches)
-    calls = [step(0, batch) for batch in batches]
-    assert_equal((total, spike), (sum(c[0] for c in calls), [c[1] for c in calls]))
 
 
 def test_times_off_the_grid_are_silent_not_a_crash():

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ds4nn_jax.training import parallel
 from experiments import digits
 
 ROOT = Path(__file__).parents[1]
@@ -112,15 +111,6 @@ print(json.dumps(numbers(trained(parallel.data_mesh()))))
         first, second = finished(first), finished(second)
     assert first == second
     np.testing.assert_allclose(first, alone, rtol=1e-4, atol=1e-3)
-
-
-def test_refuses():
-    with pytest.raises(ValueError, match="num_devices must be in 1 … 1, .*got 2"):
-        parallel.data_mesh(2)
-    with pytest.raises(ValueError, match="num_devices must be in 1 … 1, .*got 0"):
-        parallel.data_mesh(0)
-    mesh = parallel.data_mesh(1)
-    assert parallel.shared_out(mesh, np.ones((3, 2))).shape == (3, 2)
 
 
 @pytest.mark.slow
