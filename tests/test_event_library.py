@@ -60,12 +60,12 @@ def run(program=PROGRAM, **environment):
 
 # As if numba could not be imported, is absent, or was switched off.
 BROKEN = """
-    import builtins
-    def imported(name, *rest, whole=builtins.__import__):
-        if name == "numba":
-            raise SystemError("initialization of _internal failed")
-        return whole(name, *rest)
-    builtins.__import__ = imported
+    import sys
+    class Broken:
+        def find_spec(name, *_):
+            if name == "numba":
+                raise SystemError("initialization of _internal failed")
+    sys.meta_path.insert(0, Broken)
 """
 ABSENT = '    import sys; sys.modules["numba"] = None\n'
 
