@@ -23,9 +23,11 @@ AS_USERS_RUN = {
 
 
 def pytest_runtest_setup(item):
-    quick = item.path.stem not in AS_USERS_RUN
-    jax.config.update("jax_disable_most_optimizations", quick)
-    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(quick))  # other processes
+    name, quick = "JAX_DISABLE_MOST_OPTIMIZATIONS", item.path.stem not in AS_USERS_RUN
+    if os.environ.get(name) != str(int(quick)):
+        os.environ[name] = str(int(quick))  # for other processes
+        jax.config.update(name.lower(), quick)
+        jax.clear_caches()  # so that equal runs are equal programs
 
 
 # The engines that the same tests hold to the same meaning.

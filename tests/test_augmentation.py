@@ -27,12 +27,6 @@ def test_shift_moves_each_image_by_one_of_all_offsets(batch):
     assert {found[0] for found in offsets} == set(slices)
 
 
-def test_shift_by_nothing(batch):
-    np.testing.assert_array_equal(
-        augmentation.shift(jax.random.key(0), batch, pixels=0), batch
-    )
-
-
 def test_flip_mirrors_about_half(batch):
     flipped = np.asarray(augmentation.flip(jax.random.key(0), batch))
     mirrored = (flipped == batch[:, :, ::-1]).all(axis=(1, 2, 3))

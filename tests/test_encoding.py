@@ -27,11 +27,6 @@ def test_every_intensity_exactly(steps):
         np.testing.assert_array_equal(ds.encode(as_float, num_steps=steps), exact)
 
 
-def test_brighter_is_never_later(rng):
-    images = np.sort(rng.random(500).astype(np.float32))
-    assert (np.diff(ds.encode(images)) <= 0).all()
-
-
 def test_jit_and_shape(images):
     batch = images[0][:3]
     eager = ds.encode(batch)

@@ -241,13 +241,6 @@ def test_fine_tuning_begins_with_the_weights(
     assert "# to repeat it: --epochs=1 until epoch 1, then --resume with" in flags
 
 
-def test_long_work_is_told_of_in_few_lines(monkeypatch):
-    clock = iter(range(601))
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
-    lines = progress.Lines(5)
-    assert [t for t in range(1, 601) if lines.due()] == [5, 15, 35, 75, 155, 315]
-
-
 def test_out_dir_that_is_a_file(tmp_path):
     occupied = tmp_path / "file"
     occupied.write_text("mine")
