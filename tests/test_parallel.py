@@ -119,7 +119,7 @@ def test_a_run_of_two_processes_goes_on_in_one(tmp_path, no_figures):
     flags = (
         "--preset=default --spec=64-20-10 --initial_weights.dense=0.4 "
         "--optimizer.learning_rate=0.05 --augmentation.shift=1 --batch_size=10 "
-        "--epochs=3 --train_limit=600 --num_steps=20"
+        "--epochs=3 --train_limit=600"
     ).split()
 
     def started(out, *more):
