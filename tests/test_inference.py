@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import ENGINES
 
 import ds4nn_jax as ds
 
@@ -42,7 +43,11 @@ CASES = [
     ("12-4", (12,), "SAME", 2.0, 0.0, (9,)),
     ("12-4", (12,), "SAME", 1000.0, 0.0, ()),
 ]
-RUNS = [("scan", *case) for case in CASES[:4]] + [("auto", *case) for case in CASES]
+RUNS = [
+    (engine, *case)
+    for engine in ENGINES
+    for case in CASES[: 4 if engine == "scan" else None]
+]
 
 
 @pytest.mark.parametrize("run", RUNS, ids=str)
