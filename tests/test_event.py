@@ -113,7 +113,7 @@ def assert_equal(actual, expected):
 
 
 @layers
-@pytest.mark.parametrize("num_steps", [1, 12, 100])
+@pytest.mark.parametrize("num_steps", [1, 100])
 def test_forward_is_the_loop_over_time(layer, num_steps):
     synapse, t_shape, k_shape = layer
     rng = np.random.default_rng(num_steps)
@@ -138,13 +138,16 @@ def test_backward_is_the_loop_over_neurons(layer, silent_inputs):
     expected = loop_backward(synapse, *arrays, 12, silent_inputs=silent_inputs)
     actual = backward(synapse, *arrays, silent_inputs=silent_inputs)
     assert_equal(actual, expected)
-    scanned = backward(synapse, *arrays, silent_inputs=silent_inputs, engine=scan)
-    assert_equal(actual, scanned)
+    if silent_inputs:  # the scan compiles longer: once for each layer
+        assert_equal(
+            backward(synapse, *arrays, silent_inputs=True, engine=scan), actual
+        )
 
 
-@pytest.mark.parametrize("batch", [1, 5])  # 1: rows of an image in parallel
-@pytest.mark.parametrize("peaks", [False, True])
-@pytest.mark.parametrize("pulses", [0, 3])
+@pytest.mark.parametrize(
+    "batch, peaks, pulses",  # a batch of 1: rows of an image in parallel
+    [(1, False, 0), (1, True, 3), (5, False, 3), (5, True, 0)],
+)
 def test_pooling_and_counts_are_those_of_the_scan(batch, peaks, pulses):
     rng = np.random.default_rng(6)
     synapse = Conv((1, 1), SAME3)
