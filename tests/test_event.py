@@ -139,9 +139,8 @@ def test_backward_is_the_loop_over_neurons(layer, silent_inputs):
     actual = backward(synapse, *arrays, silent_inputs=silent_inputs)
     assert_equal(actual, expected)
     if silent_inputs:  # the scan compiles longer: once for each layer
-        assert_equal(
-            backward(synapse, *arrays, silent_inputs=True, engine=scan), actual
-        )
+        scanned = backward(synapse, *arrays, silent_inputs=True, engine=scan)
+        assert_equal(actual, scanned)
 
 
 @pytest.mark.parametrize(
