@@ -23,7 +23,7 @@ FLAGS = [
         "--epochs=2",
     ),
     *("--seed=3", "--augmentation.flip=true", "--augmentation.shift=1"),
-    *("--teacher_width=1", "--teacher_blocks=1", "--teacher_epochs=1"),
+    *("--teacher_width=1", "--teacher_blocks=1", "--teacher_epochs=2"),
 ]
 
 
