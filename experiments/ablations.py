@@ -1,6 +1,6 @@
 """What each choice is worth where the paper is silent, or cannot be followed.
 
-    python -m experiments.ablations [--tables=mnist,…] [--data_root=DIR] [--write]
+    python -m experiments.ablations [--tables mnist …] [--data_root=DIR] [--write]
 
 Each row of the first tables changes one thing in what its first row has, trains five
 epochs on the first 10,000 training images of MNIST, and is measured on the last 10,000
@@ -9,7 +9,6 @@ presets, on the first and measured on the last images of their own training imag
 images are not used. --write keeps the tables in `experiments/results`.
 """
 
-import argparse
 import dataclasses
 import functools
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import ds4nn_jax as ds
+import experiments
 from ds4nn_jax import data
 from ds4nn_jax._files import write_atomically
 from ds4nn_jax.cli import progress
@@ -229,20 +229,15 @@ _HEADER = (
 )
 
 
+@experiments.one_line("ablations")
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    every = ",".join(_TABLES)
-    parser.add_argument("--tables", default=every, help=f"which; all are {every}")
+    parser = experiments.parser("ablations", __doc__)
+    parser.add_argument("--tables", nargs="+", choices=_TABLES, default=[*_TABLES])
     parser.add_argument("--data_root", help="folder with a folder for each data set")
     parser.add_argument("--write", action="store_true", help="keep the tables")
     args = parser.parse_args(argv)
-    names = args.tables.split(",")
-    if unknown := set(names) - set(_TABLES):
-        parser.error(f"no table {sorted(unknown)}: there are {every}")
-    images = {name: _images(_TABLES[name], args.data_root) for name in names}
-    for name in names:
+    images = {name: _images(_TABLES[name], args.data_root) for name in args.tables}
+    for name in args.tables:
         table = _TABLES[name]
         text = _HEADER.format(name, table.base.spec, table.epochs, table.images)
         print(text, end="", flush=True)
@@ -266,8 +261,6 @@ def _images(table: _Table, root: str | None) -> tuple[np.ndarray, np.ndarray]:
         rows, columns = images.shape[1] // 2, images.shape[2] // 2
         squares = images.reshape(len(images), rows, 2, columns, 2, -1)
         images = squares.mean((2, 4)).round().astype(np.uint8)
-    if len(images) < table.images + table.held:
-        raise SystemExit(f"experiments.ablations: only {len(images)} images")
     return images, labels
 
 

@@ -11,7 +11,6 @@ a run of the data set's preset with the same --seed holds out, and changes image
 that preset does.
 """
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,12 +23,15 @@ import numpy as np
 import optax
 
 import ds4nn_jax as ds
+import experiments
 from ds4nn_jax import data
 from ds4nn_jax._files import write_atomically
 from ds4nn_jax.cli import progress
 from ds4nn_jax.networks.spec import ConvSpec, DenseSpec, PoolSpec, parse_spec
 from ds4nn_jax.training import presets
 from experiments import cnn
+
+_RATE = 2e-3  # of learning, at first
 
 
 class PlainNetwork(nn.Module):
@@ -43,7 +45,7 @@ class PlainNetwork(nn.Module):
         assert isinstance(output, DenseSpec)  # parse_spec sees to it
         for layer in hidden:
             if isinstance(layer, PoolSpec):
-                x = _max_pool(x, layer.size)
+                x = nn.max_pool(x, *2 * ((layer.size, layer.size),))
                 continue
             if isinstance(layer, ConvSpec):
                 window = (layer.size, layer.size)
@@ -53,14 +55,6 @@ class PlainNetwork(nn.Module):
             x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
             x = nn.relu(x)
         return nn.Dense(output.features)(x.reshape(len(x), -1))
-
-
-def _max_pool(x: jax.Array, size: int) -> jax.Array:
-    """As flax's, whose gradient takes a quarter of a step on a CPU."""
-    batch, height, width, channels = x.shape
-    rows, columns = height // size, width // size
-    x = x[:, : rows * size, : columns * size]
-    return x.reshape(batch, rows, size, columns, size, channels).max((2, 4))
 
 
 def seen_by(images: jax.Array, step: jax.Array, *, num_steps: int) -> jax.Array:
@@ -75,29 +69,18 @@ def seen_by(images: jax.Array, step: jax.Array, *, num_steps: int) -> jax.Array:
     return jnp.concatenate([left, clock.astype(left.dtype)], axis=3)
 
 
+@experiments.one_line("ceiling")
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Trains and reports; returns what it prints last."""
-    parser = argparse.ArgumentParser(
-        prog="experiments.ceiling",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = experiments.parser("ceiling", __doc__)
     parser.add_argument("--dataset", default="mnist")
     parser.add_argument("--data_dir", help="where the data set lies")
     parser.add_argument("--spec", help="the network; that of the data set's preset")
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--batch_size", type=int, default=128)
-    parser.add_argument("--learning_rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", help="write the result as JSON into this file")
     args = parser.parse_args(argv)
-    try:
-        return _run(args)
-    except (data.DataError, ValueError, OSError) as error:
-        raise SystemExit(f"experiments.ceiling: {error}") from error
-
-
-def _run(args: argparse.Namespace) -> dict[str, Any]:
     known = args.dataset in presets.names()
     config = presets.load(args.dataset if known else "default")
     spec, num_steps = args.spec or config.spec, config.num_steps
@@ -106,16 +89,14 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     images = data.load(args.dataset, args.data_dir)
     pixels, labels = images.train_images, images.train_labels
     used, held = data.stratified_split(labels, config.validation, seed=args.seed)
-    print(f"{args.dataset}: {images.source}\n{spec}: compiling …", flush=True)
+    print(f"{args.dataset}: {images.source}\n{spec}", flush=True)
     network = PlainNetwork(spec)
-    variables = _train(args, network, config, pixels, labels, used)
+    variables = _train(args, network, config, pixels[used], labels[used])
 
     @jax.jit
     def logits(some: jax.Array, by: jax.Array) -> jax.Array:
-        steps = jnp.full(len(some), by)
-        return network.apply(
-            variables, seen_by(some, steps, num_steps=num_steps), train=False
-        )
+        visible = seen_by(some, jnp.full(len(some), by), num_steps=num_steps)
+        return network.apply(variables, visible, train=False)
 
     def accuracy(some: np.ndarray, truth: np.ndarray, by: int) -> float:
         decided = cnn.in_chunks(lambda x: logits(x, by), some).argmax(1)
@@ -139,12 +120,13 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def _train(args, network, config, pixels, labels, used) -> dict:
-    """The variables after all epochs on the images `used`."""
-    num_steps, size = config.num_steps, args.batch_size
-    steps = len(used) // size
-    schedule = optax.cosine_decay_schedule(args.learning_rate, args.epochs * steps)
-    optimizer = optax.adamw(schedule, weight_decay=1e-3)
+def _train(args, network, config, images, labels) -> dict:
+    """The variables after all epochs."""
+    num_steps = config.num_steps
+
+    def optimizer(steps: int) -> optax.GradientTransformation:
+        schedule = optax.cosine_decay_schedule(_RATE, steps)
+        return optax.adamw(schedule, weight_decay=1e-3)
 
     def change(key: jax.Array, pixels: jax.Array) -> jax.Array:
         """Half of them as far as they have spiked by a step of their own."""
@@ -154,19 +136,17 @@ def _train(args, network, config, pixels, labels, used) -> dict:
         pixels = config.augmentation.apply(changes, pixels)
         return seen_by(pixels, by, num_steps=num_steps)
 
-    loss = optax.softmax_cross_entropy_with_integer_labels
-    step = cnn.train_step(network, optimizer, loss, change)
-    key = jax.random.key(args.seed)
-    first = jnp.zeros((1, *pixels.shape[1:-1], pixels.shape[-1] + 1))
-    variables = network.init(key, first, train=False)
-    carry = variables, optimizer.init(variables["params"])
-    for epoch in range(1, args.epochs + 1):
-        order = data.epoch_permutation(len(used), seed=args.seed, epoch=epoch)
-        batches = used[order[: steps * size]].reshape(steps, size)
-        keys = (jax.random.fold_in(key, epoch * steps + i) for i in range(steps))
-        carry, (_, share) = cnn.epoch(step, carry, keys, batches, pixels, labels)
-        print(f"epoch {epoch:3d}/{args.epochs}  train {share:.2%}", flush=True)
-    return carry[0]
+    return cnn.train(
+        network,
+        optimizer,
+        optax.softmax_cross_entropy_with_integer_labels,
+        change,
+        jax.random.key(args.seed),
+        images,
+        labels,
+        epochs=args.epochs,
+        size=args.batch_size,
+    )
 
 
 if __name__ == "__main__":

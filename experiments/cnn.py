@@ -1,7 +1,8 @@
 """How plain CNNs are trained: the teacher's and the ceiling's."""
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -10,26 +11,62 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-Carry = tuple[dict, Any]  # the variables, the optimizer's state
 
-
-def train_step(
+def train(
     network: nn.Module,
-    optimizer: optax.GradientTransformation,
+    optimizer: Callable[[int], optax.GradientTransformation],
     loss: Callable[[jax.Array, jax.Array], jax.Array],
     change: Callable[[jax.Array, jax.Array], jax.Array],
-) -> Callable[..., tuple[Carry, tuple[jax.Array, jax.Array]]]:
-    """A jitted step: carry, key, images and labels to the carry, loss and accuracy.
+    key: jax.Array,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    epochs: int,
+    size: int,
+) -> dict:
+    """The variables after epochs of batches of a size.
 
     Args:
       network: of images and `train=`; with batch statistics.
-      optimizer: of its parameters.
+      optimizer: of its parameters, for so many steps.
       loss: of logits [B, C] and labels [B], for each image.
       change: of a key and images: what the network sees of them.
+      key: of initial weights, batches and changes.
+      images: [N, H, W, C] uint8.
+      labels: [N].
+      epochs: how many.
+      size: of a batch.
     """
+    size = min(size, len(images))
+    steps = len(images) // size
+    chain = optimizer(epochs * steps)
+    step = _step(network, chain, loss, change)
+    print("compiling …", flush=True)
+    first = jax.eval_shape(change, key, images[:1])
+    variables = network.init(key, jnp.zeros(first.shape, first.dtype), train=False)
+    carry = variables, chain.init(variables["params"])
+    for epoch in range(1, epochs + 1):
+        clock, means = time.monotonic(), []
+        order, drawn = jax.random.split(jax.random.fold_in(key, epoch))
+        batches = np.asarray(jax.random.permutation(order, len(images)))
+        batches = batches[: steps * size].reshape(steps, size)
+        for draw, batch in zip(jax.random.split(drawn, steps), batches, strict=True):
+            carry, mean = step(carry, draw, images[batch], labels[batch])
+            means.append(mean)
+        value, accuracy = np.mean(jax.device_get(means), axis=0)
+        print(
+            f"epoch {epoch:3d}/{epochs}  loss {value:.4f}  train {accuracy:.2%}"
+            f"  |  {time.monotonic() - clock:.1f} s",
+            flush=True,
+        )
+    return carry[0]
+
+
+def _step(network, optimizer, loss, change) -> Callable:
+    """A jitted step: carry, key, images and labels to the carry, loss and accuracy."""
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def step(carry: Carry, key: jax.Array, images: jax.Array, labels: jax.Array):
+    def step(carry: tuple, key: jax.Array, images: jax.Array, labels: jax.Array):
         variables, state = carry
         images = change(key, images)
 
@@ -50,22 +87,6 @@ def train_step(
         return ({**changed, "params": params}, state), tuple(means)
 
     return step
-
-
-def epoch(
-    step: Callable,
-    carry: Carry,
-    keys: Iterable[jax.Array],
-    batches: Sequence[np.ndarray],
-    images: Any,
-    labels: Any,
-) -> tuple[Carry, np.ndarray]:
-    """A step for each batch of indices; the carry, and means of loss and accuracy."""
-    means = []
-    for key, batch in zip(keys, batches, strict=True):
-        carry, mean = step(carry, key, images[batch], labels[batch])
-        means.append(mean)
-    return carry, np.mean(jax.device_get(means), axis=0)
 
 
 def in_chunks(

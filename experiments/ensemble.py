@@ -10,7 +10,6 @@ mirrored images, as long as pooling windows cover them.
 `ds4nn evaluate DATASET --evaluate=merged.safetensors` measures the result.
 """
 
-import argparse
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,6 +18,7 @@ import jax
 import numpy as np
 
 import ds4nn_jax as ds
+import experiments
 from ds4nn_jax.cli import progress
 from ds4nn_jax.networks import pretrained
 from ds4nn_jax.networks.spec import ConvSpec, PoolSpec
@@ -26,22 +26,18 @@ from ds4nn_jax.networks.spec import ConvSpec, PoolSpec
 _Kernels = Mapping[str, Mapping[str, np.ndarray]]
 
 
+@experiments.one_line("ensemble")
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = experiments.parser("ensemble", __doc__)
     parser.add_argument("weights", nargs="+", help="names of shipped weights, or files")
     parser.add_argument("--mirror", action="store_true", help="and their mirror images")
     parser.add_argument("--out", required=True, help="file of weights to write")
     args = parser.parse_args(argv)
-    try:
-        networks, params, notes = zip(*map(pretrained.find, args.weights), strict=True)
-        kept = {"merged": args.weights, **_shared(notes)}
-        shape = kept.get("input_shape")
-        network, joint = merged(networks, params, mirror=args.mirror, shape=shape)
-        ds.save_weights(args.out, network, joint, notes=kept)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"experiments.ensemble: {error}") from error
+    networks, params, notes = zip(*map(pretrained.find, args.weights), strict=True)
+    kept = {"merged": args.weights, **_shared(notes)}
+    shape = kept.get("input_shape")
+    network, joint = merged(networks, params, mirror=args.mirror, shape=shape)
+    ds.save_weights(args.out, network, joint, notes=kept)
     print(f"{network.spec}, urgency {network.urgency:g}: {args.out}")
 
 
@@ -59,11 +55,6 @@ def merged(
       params: of each.
       mirror: adds to each what it makes of images mirrored left to right.
       shape: of an image, [H, W, C], to be mirrored.
-
-    Raises:
-      ValueError: networks that differ; to be mirrored, an unknown shape or one without
-        columns, convolutions with a stride or an even window, or pooling windows that
-        do not cover an image.
     """
     network = networks[0]
     for other in networks:
@@ -83,7 +74,7 @@ def merged(
     for name in network.weighted:
         first, last = name == network.weighted[0], name == network.weighted[-1]
         kernels = [_by_feature(part[name]["kernel"], features) for part in parts]
-        kernel = _side_by_side(kernels, inputs=not first, outputs=not last)
+        kernel = _joint(np.stack(kernels), first=first, last=last)
         if np.ndim(parts[0][name]["kernel"]) == 2:
             kernel = kernel.reshape(-1, kernel.shape[-1])
         arrays[name] = {"kernel": kernel}
@@ -95,20 +86,18 @@ def merged(
     return network.clone(layers=(*layers, network.layers[-1])), {"params": arrays}
 
 
-def _side_by_side(
-    kernels: Sequence[np.ndarray], *, inputs: bool, outputs: bool
-) -> np.ndarray:
-    """One kernel […, I, O] of several; of joint inputs or outputs where they are not
-    side by side: of outputs the mean."""
-    *places, rows, columns = kernels[0].shape
-    count = len(kernels)
-    shape = (count if inputs else 1) * rows, (count if outputs else 1) * columns
-    joint = np.zeros((*places, *shape), np.float32)
-    for k, kernel in enumerate(kernels):
-        row, column = k * rows * inputs, k * columns * outputs
-        block = joint[..., row : row + rows, column : column + columns]
-        block += kernel / (1 if outputs else count)
-    return joint
+def _joint(kernels: np.ndarray, *, first: bool, last: bool) -> np.ndarray:
+    """One kernel […, I, O] of several [n, …, I, O]: each has its own inputs, behind the
+    first layer, and its own outputs, before the last, which receive the mean."""
+    count, (*places, rows, columns) = len(kernels), kernels.shape[1:]
+    own = np.eye(count, dtype=np.float32)
+    joint = np.einsum("ab,a...io->...aibo", own, kernels)
+    if first:
+        joint = joint.sum(axis=-4, keepdims=True)
+    if last:
+        joint = joint.sum(axis=-2, keepdims=True) / count
+    shape = (1 if first else count) * rows, (1 if last else count) * columns
+    return np.float32(joint.reshape(*places, *shape))
 
 
 def _by_feature(kernel: np.ndarray, features: int) -> np.ndarray:
@@ -122,37 +111,32 @@ def _mirrored(
     network: ds.SpikingNetwork, kernels: _Kernels, shape: Sequence[int] | None
 ) -> _Kernels:
     """The weights that make of an image what `kernels` make of its mirror image."""
-    if shape is None:
-        raise ValueError("no input_shape beside these weights: what is to be mirrored?")
-    padding = network.padding
-    if not isinstance(padding, str) and len({*padding[1]}) > 1:
+    if shape is None or len(shape) != 3:
         raise ValueError(
-            f"a padding of {padding[1]} columns is not that of mirror images"
+            "no input_shape [H, W, C] beside these weights: no mirror image"
+        )
+    padding, shapes = network.padding, _entering(network, shape)
+    layers = [*zip(network.names, network.layers, shapes, strict=True)]
+    if (not isinstance(padding, str) and len({*padding[1]}) > 1) or any(
+        layer.stride != 1 or layer.size % 2 == 0
+        if isinstance(layer, ConvSpec)
+        else isinstance(layer, PoolSpec) and size[1] % layer.size
+        for _, layer, size in layers
+    ):
+        raise ValueError(
+            f"{network.spec} on images {tuple(shape)} sees other places of a mirror "
+            "image: it needs the same padding left and right, convolutions with odd "
+            "windows and stride 1, and pooling windows that cover all columns"
         )
     turned = {}
-    shapes = _entering(network, shape)
-    for name, layer, size in zip(network.names, network.layers, shapes, strict=True):
+    for name, layer, size in layers:
         if isinstance(layer, PoolSpec):
-            _, columns, _ = size
-            if columns % layer.size:
-                raise ValueError(
-                    f"{network.spec}: windows of {layer} do not cover {columns} "
-                    "columns, and leave out others of a mirror image"
-                )
             continue
         kernel = np.asarray(kernels[name]["kernel"])
         if isinstance(layer, ConvSpec):
-            if layer.stride != 1 or layer.size % 2 == 0:
-                raise ValueError(
-                    f"{network.spec}: strides and even windows see other places of a "
-                    "mirror image, windows must be odd and strides 1"
-                )
             kernel = kernel[:, ::-1]
         elif len(size) == 3:
-            by_place = kernel.reshape(*size, -1)[:, ::-1]
-            kernel = by_place.reshape(kernel.shape)
-        elif name == network.weighted[0]:
-            raise ValueError(f"{name} sees no image: it has no mirror image")
+            kernel = kernel.reshape(*size, -1)[:, ::-1].reshape(kernel.shape)
         turned[name] = {**kernels[name], "kernel": kernel}  # pulses have no place
     return turned
 

@@ -7,7 +7,6 @@ are. The card's figures are those of these weights on the test images, as
 `ds4nn evaluate` prints them.
 """
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,9 +16,10 @@ import jax
 import numpy as np
 
 import ds4nn_jax as ds
+import experiments
 from ds4nn_jax import data
 from ds4nn_jax._files import write_atomically
-from ds4nn_jax.cli import flags, measures, runner
+from ds4nn_jax.cli import flags, measures, progress, runner
 from ds4nn_jax.networks import quantization
 
 _CARD = """# {name}: {spec}
@@ -55,21 +55,16 @@ _WHOLE = (
 )
 
 
+@experiments.one_line("release")
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = experiments.parser("release", __doc__)
     parser.add_argument("name", help="what `pretrained.load` will know it by")
     parser.add_argument("--run_dir", required=True, help="out_dir of the run")
     parser.add_argument("--data_dir", help="where the data set lies")
-    parser.add_argument(
-        "--urgency",
-        type=float,
-        help="mV a step, of θ = 100 mV, chosen on held-out images",
-    )
-    parser.add_argument(
-        "--out_dir",
-        default="ds4nn_jax/networks/shipped",
-        help="where weights and card go",
-    )
+    units = "mV a step, of θ = 100 mV, chosen on held-out images"
+    parser.add_argument("--urgency", type=float, help=units)
+    shipped = "ds4nn_jax/networks/shipped"
+    parser.add_argument("--out_dir", default=shipped, help="for weights and card")
     args = parser.parse_args(argv)
     run = Path(args.run_dir)
     network, params, notes = ds.load_weights(run / "best.safetensors")
@@ -149,21 +144,15 @@ def _flags(options: flags.Options) -> str:
 def _picked(card: Mapping[str, Any], urgency: float) -> str:
     """How these weights were picked among those of the run's epochs, and whether the
     run had another urgency."""
-    other = urgency != card["urgency"]
-    if "val_accuracy" not in card:
-        text = f"On all training images, the last of {card['epochs']} epochs."
-        if other:
-            text += f" Trained with an urgency of {urgency:g} mV a step."
-        return text
-    text = (
-        f"Best of {card['epochs']} epochs on held-out training images: epoch "
-        f"{card['epoch']}, {card['val_accuracy']:.2%} there."
-    )
-    if other:
-        text += (
-            f" That is with the urgency of the run, {urgency:g} mV a step; "
-            f"{card['urgency']:g} was chosen on held-out images afterwards."
+    text = f"On all training images, the last of {card['epochs']} epochs."
+    if "val_accuracy" in card:
+        text = (
+            f"Best of {card['epochs']} epochs on held-out training images: epoch "
+            f"{card['epoch']}, {card['val_accuracy']:.2%} there."
         )
+    if urgency != card["urgency"]:
+        text += f" Trained with an urgency of {urgency:g} mV a step; "
+        text += f"{card['urgency']:g} was chosen on held-out images."
     return text
 
 
@@ -176,4 +165,4 @@ def _rounded(path: tuple, weights: np.ndarray) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    main()
+    progress.program("experiments.release", main)

@@ -1,14 +1,13 @@
 """A teacher: a residual CNN that gives soft labels for every epoch of a student's run.
 
-    python -m experiments.teacher --flagfile=experiments/flagfiles/fashion.cfg \\
-        --teacher_out=teacher.safetensors --soft_labels_out=labels.npy
+    python -m experiments.teacher --dataset=fashion_mnist \\
+        --flagfile=experiments/flagfiles/fashion.cfg --soft_labels=labels.npy
 
 trains it on the images that a run of those flags learns from, none of those that it
 holds out, and writes its softmax for the very images that the student sees in each
 epoch, [epochs, N, classes] float16 for `--soft_labels`: batches and changes of images
 follow from the flags. A student with another seed, batch size, augmentation, share held
-out or more epochs sees others, and wants soft labels of its own; the teacher itself
-serves, by --teacher_from, any that learns from the same images. Images that an epoch
+out or more epochs sees others, and wants soft labels of its own. Images that an epoch
 leaves out have the softmax of the plain image. Where the student sees mirrored images,
 an image and its mirror image have the mean of both. All other flags are the student's.
 """
@@ -17,42 +16,30 @@ import argparse
 import dataclasses
 import functools
 import json
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import safetensors
-import safetensors.numpy
 
+import experiments
 from ds4nn_jax import data
-from ds4nn_jax._files import atomic_file, write_atomically
+from ds4nn_jax._files import atomic_file
 from ds4nn_jax.cli import flags, progress
-from ds4nn_jax.networks.weights import digest
 from ds4nn_jax.training import batching
 from ds4nn_jax.training.augmentation import Augmentation
 from ds4nn_jax.training.config import TrainConfig
 from experiments import cnn
 
-_NAME = "experiments.teacher"
 _SMOOTH = 0.05  # of the labels that the teacher learns from
 _BATCH = 256
 _RATE = 0.2  # of learning
 _DECAY = 5e-4  # of its kernels
 _WARM_UP = 0.15  # share of its steps
-_ENTRY = "ds4nn_jax teacher"  # of the file's metadata
-_SHAPE = ("width", "blocks", "classes", "mean", "deviation")  # of a network
-_COUNTS = (  # flags
-    ("teacher_epochs", 40, "of its training"),
-    ("teacher_width", 4, "times 16, 32 and 64 features"),
-    ("teacher_blocks", 2, "of two layers for each of the three"),
-)
 
 
 class ResidualNetwork(nn.Module):
@@ -157,9 +144,6 @@ def _optimizer(total: int) -> optax.GradientTransformation:
 
 def _train(network, augmentation: Augmentation, epochs: int, seed, images, labels):
     """The variables after epochs on images [n, H, W, C] and labels [n]."""
-    size = min(_BATCH, len(images))
-    steps = len(images) // size
-    optimizer = _optimizer(epochs * steps)
 
     def loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
         targets = optax.smooth_labels(jax.nn.one_hot(labels, network.classes), _SMOOTH)
@@ -168,47 +152,19 @@ def _train(network, augmentation: Augmentation, epochs: int, seed, images, label
     def change(key: jax.Array, images: jax.Array) -> jax.Array:
         return erase(jax.random.fold_in(key, 3), augmentation.apply(key, images))
 
-    step = cnn.train_step(network, optimizer, loss, change)
-    print(f"teacher of width {network.width}: compiling …", flush=True)
+    print(f"teacher of width {network.width}:", flush=True)
     key = jax.random.fold_in(jax.random.key(seed), 2)  # 1: the student's
-    variables = network.init(key, images[:1], train=False)
-    carry = variables, optimizer.init(variables["params"])
-    for epoch in range(1, epochs + 1):
-        clock = time.monotonic()
-        order, drawn = jax.random.split(jax.random.fold_in(key, epoch))
-        batches = np.asarray(jax.random.permutation(order, len(images)))
-        batches = batches[: steps * size].reshape(steps, size)
-        keys = jax.random.split(drawn, steps)
-        carry, (value, accuracy) = cnn.epoch(step, carry, keys, batches, images, labels)
-        print(
-            f"epoch {epoch:3d}/{epochs}  loss {value:.4f}  train {accuracy:.2%}"
-            f"  |  {time.monotonic() - clock:.1f} s",
-            flush=True,
-        )
-    return carry[0]
-
-
-def _save(file: Path, network, variables: dict, notes: dict[str, Any]) -> None:
-    flat = flax.traverse_util.flatten_dict(jax.device_get(variables), sep="/")
-    shape = {name: getattr(network, name) for name in _SHAPE}
-    entry = json.dumps({"network": shape, **notes})
-    write_atomically(file, safetensors.numpy.save(flat, {_ENTRY: entry}))
-
-
-def _load(file: Path, images: str) -> tuple[ResidualNetwork, dict]:
-    try:
-        with safetensors.safe_open(file, "numpy") as opened:
-            notes = json.loads((opened.metadata() or {})[_ENTRY])
-        flat = safetensors.numpy.load_file(file)
-    except (safetensors.SafetensorError, KeyError) as error:
-        raise ValueError(f"{file} holds no teacher: {error}") from error
-    if notes["images"] != images:
-        raise ValueError(
-            f"{file} learnt from other images than a run of these flags does: another "
-            "data set, seed, --validation or --train_limit"
-        )
-    variables = flax.traverse_util.unflatten_dict(flat, sep="/")
-    return ResidualNetwork(**notes["network"]), variables
+    return cnn.train(
+        network,
+        _optimizer,
+        loss,
+        change,
+        key,
+        images,
+        labels,
+        epochs=epochs,
+        size=_BATCH,
+    )
 
 
 def _write_labels(
@@ -234,46 +190,33 @@ def _write_labels(
         rows.flush()
 
 
+@experiments.one_line("teacher")
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Trains, or loads, and writes; returns what it prints last."""
-    parser = argparse.ArgumentParser(
-        prog=_NAME,
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--teacher_out", help=".safetensors file for its weights")
-    parser.add_argument("--teacher_from", help="use these weights, do not train")
-    parser.add_argument(
-        "--soft_labels_out", help=".npy file to write; that of --soft_labels"
-    )
-    for name, default, text in _COUNTS:
-        parser.add_argument(f"--{name}", type=int, default=default, help=text)
-    parser.add_argument(
-        "--label_share", type=float, default=0.0, help="of the labels in them, 0 … 1"
-    )
+    """Trains and writes; returns what it prints last."""
+    parser = experiments.parser("teacher", __doc__)
+    for name, default, text in (
+        ("epochs", 40, "of its training"),
+        ("width", 4, "times 16, 32 and 64 features"),
+        ("blocks", 2, "of two layers for each of the three"),
+    ):
+        parser.add_argument(f"--teacher_{name}", type=int, default=default, help=text)
+    share = "of the labels in them, 0 … 1"
+    parser.add_argument("--label_share", type=float, default=0.0, help=share)
     args, rest = parser.parse_known_args(argv)
     if not 0 <= args.label_share <= 1:
         parser.error(f"--label_share must be in 0 … 1, got {args.label_share}")
-    for name, _, _ in _COUNTS:
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
-    # The name takes the place of the data set until one is known.
-    student = flags.parse([_NAME, *rest], dataset=_NAME.removeprefix("experiments."))
-    args.soft_labels_out = args.soft_labels_out or student.soft_labels
-    if not (args.soft_labels_out or args.teacher_out):
-        parser.error("nothing to write: no --soft_labels_out, no --teacher_out")
-    try:
-        return _run(args, student)
-    except (data.DataError, ValueError, TypeError, OSError) as error:
-        raise SystemExit(f"{_NAME}: {error}") from error
+    if min(args.teacher_epochs, args.teacher_width, args.teacher_blocks) < 1:
+        parser.error("--teacher_epochs, --teacher_width, --teacher_blocks: at least 1")
+    student = flags.parse(["experiments.teacher", *rest], dataset="")
+    if not (student.dataset and student.soft_labels):
+        parser.error("needs --dataset, as in --dataset=mnist, and --soft_labels=FILE")
+    return _run(args, student)
 
 
 def _run(args: argparse.Namespace, student: flags.Options) -> dict[str, Any]:
-    config, name = student.config, _dataset(student)
-    for file in filter(None, (args.teacher_out, args.soft_labels_out)):
-        Path(file).parent.mkdir(parents=True, exist_ok=True)
-    print(f"loading {name} …", flush=True)
+    config, name = student.config, student.dataset
+    file = Path(student.soft_labels or "")
+    file.parent.mkdir(parents=True, exist_ok=True)
     dataset = data.load(name, student.data_dir)
     limit = student.train_limit or None
     images, labels = dataset.train_images[:limit], dataset.train_labels[:limit]
@@ -285,47 +228,28 @@ def _run(args: argparse.Namespace, student: flags.Options) -> dict[str, Any]:
         flush=True,
     )
     training = images[kept], labels[kept]
-    notes = {"dataset": name, "seed": config.seed}
-    key = digest("teacher", zip(("images", "labels"), training, strict=True))
-    if args.teacher_from:
-        network, variables = _load(Path(args.teacher_from), key)
-    else:
-        pixels = float(training[0].mean()), float(training[0].std())
-        shape = args.teacher_width, args.teacher_blocks, len(dataset.class_names)
-        network = ResidualNetwork(*shape, *pixels)
-        augmentation = _augmentation(config, name)
-        variables = _train(
-            network, augmentation, args.teacher_epochs, config.seed, *training
-        )
-    if args.teacher_out:
-        _save(Path(args.teacher_out), network, variables, {**notes, "images": key})
+    pixels = float(training[0].mean()), float(training[0].std())
+    shape = args.teacher_width, args.teacher_blocks, len(dataset.class_names)
+    network = ResidualNetwork(*shape, *pixels)
+    changes = _augmentation(config, name)
+    variables = _train(network, changes, args.teacher_epochs, config.seed, *training)
+    softmax = functools.partial(
+        probabilities, network, variables, mirror=config.augmentation.flip
+    )
 
     def soft_labels(images, labels) -> np.ndarray:
-        soft = probabilities(network, variables, images, config.augmentation.flip)
         true = np.eye(network.classes, dtype=np.float32)[labels]
-        return args.label_share * true + (1 - args.label_share) * soft
+        return args.label_share * true + (1 - args.label_share) * softmax(images)
 
-    result: dict[str, Any] = dict(notes)
+    result: dict[str, Any] = {"dataset": name, "seed": config.seed}
     pairs = {"test": (dataset.test_images, dataset.test_labels)}
     pairs |= {"held_out": (images[held], labels[held])} if len(held) else {}
     for which, (some, truth) in pairs.items():
-        soft = probabilities(network, variables, some, config.augmentation.flip)
-        result[f"{which}_accuracy"] = float(np.mean(soft.argmax(1) == truth))
+        right = softmax(some).argmax(1) == truth
+        result[f"{which}_accuracy"] = float(np.mean(right))
     print(json.dumps(result), flush=True)
-    if args.soft_labels_out:
-        file = Path(args.soft_labels_out)
-        _write_labels(file, config, images, labels, kept, soft_labels)
+    _write_labels(file, config, images, labels, kept, soft_labels)
     return result
-
-
-def _dataset(student: flags.Options) -> str:
-    """That of --dataset, or else of the preset's name."""
-    if student.dataset != _NAME.removeprefix("experiments."):
-        return student.dataset
-    for name in ("digits", "fashion_mnist", "mnist"):
-        if student.preset.startswith(name.partition("_")[0]):
-            return name
-    raise ValueError("which data set? As in: --dataset=mnist")
 
 
 def _augmentation(config: TrainConfig, dataset: str) -> Augmentation:
@@ -337,4 +261,4 @@ def _augmentation(config: TrainConfig, dataset: str) -> Augmentation:
 
 
 if __name__ == "__main__":
-    progress.program(_NAME, main)
+    progress.program("experiments.teacher", main)

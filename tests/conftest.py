@@ -3,6 +3,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -10,6 +11,24 @@ from ds4nn_jax import data
 from ds4nn_jax._engines import library
 from ds4nn_jax.layers import _coding
 from experiments import digits
+
+# In these files XLA optimises as it does for users. In all others it optimises little:
+# programs mean the same and compile in half the time.
+AS_USERS_RUN = {
+    "test_docs",
+    "test_event",
+    "test_notebooks",
+    "test_pretrained",
+}
+
+
+def pytest_runtest_setup(item):
+    name, quick = "JAX_DISABLE_MOST_OPTIMIZATIONS", item.path.stem not in AS_USERS_RUN
+    if os.environ.get(name) != str(int(quick)):
+        os.environ[name] = str(int(quick))  # for other processes
+        jax.config.update(name.lower(), quick)
+        jax.clear_caches()  # so that equal runs are equal programs
+
 
 # The engines that the same tests hold to the same meaning.
 ENGINES = ["scan"] + (["event"] if library.fault() is None else [])
@@ -24,6 +43,11 @@ def engine(request):
 def no_encoding_before(monkeypatch):
     """T of the latest `encode` is the process's; a test begins without one."""
     monkeypatch.setattr(_coding, "_latest", _coding.DEFAULT_STEPS)
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    monkeypatch.setattr("ds4nn_jax.cli.figures.of_network", lambda *_: {})
 
 
 @pytest.fixture

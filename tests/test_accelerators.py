@@ -30,37 +30,31 @@ CONFIG = ds.TrainConfig(
     optimizer=ds.optimizers.Muon(norms=ds.optimizers.HeldNorms()),
     augmentation=ds.augmentation.Augmentation(shift=1),
     batch_size=4,
+    num_steps=20,
 )
 
 
-def programs():
-    """A training step, a decision that stops, and one of `evaluate`'s, with inputs."""
-    network, images = CONFIG.network(), np.zeros((4, 8, 8, 1), np.uint8)
-    times = ds.encode(images)
-    optimizer = ds.make_optimizer(CONFIG, 10)
-    state = jax.eval_shape(
-        functools.partial(step.init, CONFIG, optimizer),
-        jax.random.key(0),
-        images,
-    )
-    run = functools.partial(ds.train_step, CONFIG, optimizer)
-    labels = np.zeros(4, np.int32)
-    return {
-        "training step": (run, state, images, labels),
-        "infer": (functools.partial(ds.infer, network), state.params, times),
-        "evaluate": (
-            functools.partial(evaluation._decide, network),
-            state.params,
-            images,
-        ),
-    }
+def program(name):
+    """A training step, a decision that stops, or one of `evaluate`'s, with inputs."""
+    network, optimizer = CONFIG.network(), ds.make_optimizer(CONFIG, 10)
+    images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1)).astype(np.uint8)
+    init = jax.jit(functools.partial(step.init, CONFIG, optimizer))
+    state = init(jax.random.key(0), images)
+    if name == "training step":
+        run = functools.partial(ds.train_step, CONFIG, optimizer)
+        return jax.jit(run), state, images, np.zeros(4, np.int32)
+    if name == "infer":
+        run, images = functools.partial(ds.infer, network), network.encode(images)
+    else:
+        run = functools.partial(evaluation._decide, network)
+    return jax.jit(run), state.params, images
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 @pytest.mark.parametrize("name", ["training step", "infer", "evaluate"])
 def test_lowers_for(name, platform):
-    function, *arrays = programs()[name]
-    exported = export.export(jax.jit(function), platforms=[platform])(*arrays)
+    function, *arrays = program(name)
+    exported = export.export(function, platforms=[platform])(*arrays)
     text = exported.mlir_module()
     assert "stablehlo.while" in text and "custom_call @ds4nn" not in text
     products = re.findall(r"stablehlo\.(?:convolution|dot_general).*", text)
@@ -77,22 +71,11 @@ def test_lowers_for(name, platform):
     [pytest.param("training step", marks=pytest.mark.slow), "infer", "evaluate"],
 )
 def test_exports_on_the_cpu_and_computes_the_same(name):
-    function, *arrays = programs()[name]
-    state = step.init(
-        CONFIG,
-        ds.make_optimizer(CONFIG, 10),
-        jax.random.key(0),
-        np.zeros((4, 8, 8, 1), np.uint8),
-    )
-    rng = np.random.default_rng(0)
-    arrays[0] = state if name == "training step" else state.params
-    arrays[1] = rng.integers(0, 256, (4, 8, 8, 1)).astype(np.uint8)
-    if name == "infer":
-        arrays[1] = ds.encode(arrays[1])
+    function, *arrays = program(name)
     specs = arrays = tuple(arrays)
     if name != "training step":  # for a batch of any size
         specs = export.symbolic_args_specs(arrays, (None, "b, ..."))
-    exported = export.export(jax.jit(function))(*specs)
+    exported = export.export(function)(*specs)
     found, expected = exported.call(*arrays), function(*arrays)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         if not jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
@@ -143,39 +126,47 @@ def test_currents_on_matrix_units_are_float32_s(layer):
         assert (np.abs(np.asarray(alone, np.float64) - exact) > bound).any()
 
 
-@pytest.mark.slow
-@layers
-def test_spike_times_on_matrix_units_are_equal_on_dyadic_weights(layer):
-    synapse, t_shape, k_shape = layer
+@pytest.mark.parametrize(
+    "name, turns",  # of any number of steps
+    [
+        ("dense", [5]),
+        ("conv 3x3 same", [1, 5, 12, 20]),
+        ("conv 5x5 stride (2, 1)", [5]),
+        ("conv pads wider than window", [5]),
+        ("one pixel", [5]),
+    ],
+)
+def test_spike_times_on_matrix_units_are_equal_on_dyadic_weights(name, turns):
+    synapse, t_shape, k_shape = LAYERS[name]
     rng = np.random.default_rng(2)
     arrays = spikes(rng, t_shape, 12), dyadic(rng, k_shape)
     arrays += dyadic(rng, (5, k_shape[-1])), np.full(k_shape[-1], 3, np.float32)
     options = dict(num_steps=12, peaks=True, counts=True)
     expected = jax.jit(functools.partial(scan.forward, synapse, **options))(*arrays)
-    for turn in (1, 5, 12, 20):  # of any number of steps
+    for turn in turns:
         units = functools.partial(current_on_matrix_units, synapse)
         run = functools.partial(scan._forward, units, turn, **options)
         assert_equal(jax.tree.leaves(jax.jit(run)(*arrays)), jax.tree.leaves(expected))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("silent_inputs", [False, True])
-@pytest.mark.parametrize("turn", [7, 1000])
-def test_the_backward_pass_in_turns_of_any_size(turn, silent_inputs):
+@pytest.mark.parametrize("turn, silent_inputs", [(7, True), (1000, False)])
+@pytest.mark.parametrize("name", ["dense", "conv 3x3 same", "conv 5x5 stride (2, 1)"])
+def test_the_backward_pass_in_turns_of_any_size(name, turn, silent_inputs):
     rng = np.random.default_rng(3)
-    for name in ("dense", "conv 3x3 same", "conv 5x5 stride (2, 1)"):
-        synapse, t_shape, k_shape = LAYERS[name]
-        times, kernel = spikes(rng, t_shape, 12), dyadic(rng, k_shape)
-        shape = jax.eval_shape(synapse.current, times, kernel).shape
-        end = rng.integers(0, 12, shape).astype(np.float32)
-        pulses = dyadic(rng, (5, k_shape[-1]))
-        arrays = times, kernel, pulses, end, dyadic(rng, shape)
-        options = dict(num_steps=12, silent_inputs=silent_inputs)
-        expected = jax.jit(functools.partial(scan.backward, synapse, **options))(
-            *arrays
+    synapse, t_shape, k_shape = LAYERS[name]
+    times, kernel = spikes(rng, t_shape, 12), dyadic(rng, k_shape)
+    shape = jax.eval_shape(synapse.current, times, kernel).shape
+    end = rng.integers(0, 12, shape).astype(np.float32)
+    arrays = times, kernel, dyadic(rng, (5, k_shape[-1])), end, dyadic(rng, shape)
+    options = dict(num_steps=12, silent_inputs=silent_inputs)
+    expected, found = (
+        jax.jit(functools.partial(run, **options))(*arrays)
+        for run in (
+            functools.partial(scan.backward, synapse),
+            functools.partial(scan._backward, synapse, turn),
         )
-        run = functools.partial(scan._backward, synapse, turn, **options)
-        assert_equal(jax.jit(run)(*arrays), expected)
+    )
+    assert_equal(found, expected)
 
 
 def test_float64_kernels_stay_float64():

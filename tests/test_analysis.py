@@ -134,14 +134,6 @@ def test_report_does_not_depend_on_batches(rng):
         np.testing.assert_allclose(a, b, rtol=1e-12)
 
 
-def test_report_refuses():
-    with pytest.raises(ValueError, match="at least one image"):
-        ds.report([], 3)
-    decisions = ds.decide(worked_trace())
-    with pytest.raises(ValueError, match="labels must lie in 0 … 2"):
-        ds.report([(decisions, np.array([0, 1, 2, 3]))], 3)
-
-
 def test_advice_is_given_once(caplog):
     """White images: all pixels at step 0, all outputs at once, then silent ones."""
     network = ds.SpikingNetwork.from_spec("4-3", num_steps=T)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from test_event import LAYERS, dyadic, spikes
 
-from ds4nn_jax._engines import cuda, event, library, scan
+from ds4nn_jax._engines import cuda, event, library
 from ds4nn_jax._engines.synapse import NO_POOL, Conv, Dense
 
 SAME3 = ((1, 1), (1, 1))
@@ -38,12 +38,7 @@ LAYERS = {name: LAYERS[name] for name in _SHARED} | {
 POOLED = {
     "first layer": (Conv((1, 1), SAME3), (2, 8, 8, 1), (3, 3, 1, 33), (2, 2)),
     "inner layer": (Conv((1, 1), SAME3), (2, 4, 6, 64), (3, 3, 64, 128), (2, 2)),
-    "window entries in blocks": (
-        Conv((1, 1), SAME3),
-        (1, 6, 6, 16),
-        (3, 3, 16, 128),
-        (3, 3),
-    ),
+    "blocks": (Conv((1, 1), SAME3), (1, 6, 6, 16), (3, 3, 16, 128), (3, 3)),
     "strides": (Conv((2, 1), ((0, 1), (2, 0))), (5, 9, 5, 12), (3, 3, 12, 10), (1, 5)),
 }
 PULSES = (0, 1, 10, 100, 230)
@@ -56,17 +51,9 @@ def compiled(tmp_path_factory):
     """The same source, compiled as C++."""
     made = tmp_path_factory.mktemp("cuda") / "cuda.so"
     here = Path(__file__).parent
-    command = [
-        *conftest.compiler("c++"),
-        "-O2",
-        "-std=c++17",
-        "-x",
-        "c++",
-        "-DDS4NN_ON_CPU",
-        "-shared",
-    ]
-    command += ["-fPIC", "-U_FORTIFY_SOURCE", f"-I{here}", "-Wall", "-Werror"]
-    command += ["-Wno-unknown-pragmas", f"-isystem{jax.ffi.include_dir()}"]
+    options = "-O2 -std=c++17 -x c++ -DDS4NN_ON_CPU -shared -fPIC -U_FORTIFY_SOURCE "
+    options += f"-Wall -Werror -Wno-unknown-pragmas -isystem{jax.ffi.include_dir()}"
+    command = [*conftest.compiler("c++"), *options.split(), f"-I{here}"]
     subprocess.run([*command, str(cuda.SOURCE), "-o", str(made)], check=True)
     loaded = cuda.load(made, "cpu")
     assert loaded.ds4nn_fault() is None
@@ -100,13 +87,18 @@ def assert_same(found, expected):
         np.testing.assert_array_equal(a, b)
 
 
-def gradients(rng, engine_arrays, pool, silent_inputs, engine, synapse, num_steps=100):
-    arrays, end, delta, argmin = engine_arrays
-    run = functools.partial(
-        engine, synapse, num_steps=num_steps, silent_inputs=silent_inputs, pool=pool
-    )
+def assert_same_answers(*settings):
+    both = (answers(e.forward, *settings) for e in (cuda, event))
+    assert_same(*both)
+
+
+def gradients(synapse, arrays, end, delta, argmin, pool, silent_inputs):
+    """By the CUDA kernels and by the event engine."""
     others = () if argmin is None else (argmin,)
-    return jax.jit(run)(*arrays, end, delta, *others)
+    settings = dict(num_steps=100, silent_inputs=silent_inputs, pool=pool)
+    for engine in (cuda, event):
+        run = functools.partial(engine.backward, synapse, **settings)
+        yield jax.jit(run)(*arrays, end, delta, *others)
 
 
 every = LAYERS | {f"pooled, {name}": layer for name, layer in POOLED.items()}
@@ -116,7 +108,7 @@ layers = pytest.mark.parametrize("layer", every.values(), ids=every.keys())
 @layers
 def test_dyadic_weights_are_exact(rng, layer):
     """With some of the pulses, peaks, counts and silent inputs, which other layers have
-    in other turns: bit for bit what the scan finds."""
+    in other turns: bit for bit what the event engine finds, which compiles fastest."""
     index = list(every.values()).index(layer)
     pulses = PULSES[index * 2 % 5]
     active = (0.5, 1, 0.1)[index % 3]
@@ -125,16 +117,12 @@ def test_dyadic_weights_are_exact(rng, layer):
     threshold = float(1 + np.sqrt(size)) * (1, 4, 0.5)[index % 3]
     settings = index % 2 == 0, index % 3 == 0, threshold
     found = answers(cuda.forward, synapse, arrays, pool, *settings)
-    assert_same(found, answers(scan.forward, synapse, arrays, pool, *settings))
+    assert_same(found, answers(event.forward, synapse, arrays, pool, *settings))
     end = found.times if index % 2 else found.end
     shape = found.times.shape
     delta = dyadic(rng, shape) * (rng.random(shape) < (0.3, 1)[index % 2])
-    errors = arrays, end, delta.astype(np.float32), found.argmin
-    both = (
-        gradients(rng, errors, pool, index % 4 < 2, engine, synapse)
-        for engine in (cuda.backward, scan.backward)
-    )
-    assert_same(*both)
+    errors = delta.astype(np.float32), found.argmin
+    assert_same(*gradients(synapse, arrays, end, *errors, pool, index % 4 < 2))
 
 
 @pytest.mark.parametrize(
@@ -152,11 +140,7 @@ def test_adds_in_the_order_of_the_event_engine(rng, layer):
     found = answers(cuda.forward, synapse, arrays, pool, *settings)
     assert_same(found, answers(event.forward, synapse, arrays, pool, *settings))
     delta = rng.normal(0, 1, found.times.shape).astype(np.float32)
-    errors = arrays, found.end, delta, found.argmin
-    both = (
-        gradients(rng, errors, pool, True, engine, synapse)
-        for engine in (cuda.backward, event.backward)
-    )
+    both = gradients(synapse, arrays, found.end, delta, found.argmin, pool, True)
     for a, b in zip(*both, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-4)
 
@@ -165,11 +149,7 @@ def test_adds_in_the_order_of_the_event_engine(rng, layer):
 def test_any_number_of_steps(rng, num_steps):
     for name, pulses in ("conv 3x3 same", 0), ("conv 3x3 one channel", 9):
         synapse, arrays, pool = given(rng, LAYERS[name], pulses, num_steps=num_steps)
-        both = (
-            answers(engine, synapse, arrays, pool, True, True, 9.0, num_steps)
-            for engine in (cuda.forward, scan.forward)
-        )
-        assert_same(*both)
+        assert_same_answers(synapse, arrays, pool, True, True, 9.0, num_steps)
 
 
 def test_silence(rng):
@@ -177,11 +157,7 @@ def test_silence(rng):
     for layer in (every["dense many outputs"], every["pooled, first layer"]):
         for pulses in (0, 10):
             synapse, arrays, pool = given(rng, layer, pulses, active=0)
-            both = (
-                answers(engine, synapse, arrays, pool, True, True, 2.0)
-                for engine in (cuda.forward, scan.forward)
-            )
-            assert_same(*both)
+            assert_same_answers(synapse, arrays, pool, True, True, 2.0)
 
 
 @pytest.mark.parametrize(
@@ -201,29 +177,15 @@ def test_several_inputs_a_thread(rng, layer):
     delta = dyadic(rng, shape) * (rng.random(shape) < 0.5)
     end = rng.integers(0, 101, shape).astype(np.float32)
     argmin = None if pool == NO_POOL else rng.integers(0, 4, shape).astype(np.float32)
-    errors = arrays, end, delta.astype(np.float32), argmin
-    both = (
-        gradients(rng, errors, pool, True, engine, synapse)
-        for engine in (cuda.backward, scan.backward)
-    )
-    assert_same(*both)
+    errors = delta.astype(np.float32), argmin
+    assert_same(*gradients(synapse, arrays, end, *errors, pool, True))
 
 
 def test_too_large_for_a_kernel(rng):
     """The scan takes over."""
     layer = Dense(), (1, 50_000), (50_000, 2)
     synapse, arrays, pool = given(rng, layer, 3)
-    both = (
-        answers(engine, synapse, arrays, pool, True, True, 500.0)
-        for engine in (cuda.forward, scan.forward)
-    )
-    assert_same(*both)
-
-
-def test_not_for_other_types():
-    assert not cuda.usable("float64")
-    assert not cuda.usable("bfloat16")
-    assert cuda.usable("float32")
+    assert_same_answers(synapse, arrays, pool, True, True, 500.0)
 
 
 def test_lowers_for_a_gpu(rng):

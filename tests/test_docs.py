@@ -44,7 +44,7 @@ def run(page, *, blocks=None, **changes):
     return names
 
 
-@pytest.mark.parametrize("page", sorted({*PAGES} - {OWN_DATA}))
+@pytest.mark.parametrize("page", ["README.md", *sorted({*PAGES} - {OWN_DATA})])
 def test_programs_and_examples_of_pages_run(page):
     run(page)
     assert not doctest.testfile(str(ROOT / page), module_relative=False).failed
@@ -85,14 +85,18 @@ def test_every_public_name_has_an_entry_and_an_example():
 
 
 def test_links_into_the_repository_lead_to_files():
-    """All others are the site's; its build checks them."""
+    """All others are the site's; its build checks them. Those of the README, which a
+    package index shows, are whole."""
     for page, content in TEXTS.items():
         for path in re.findall(re.escape(HOME) + r"([^)#\s]+)", content):
             assert (ROOT / path).exists(), f"{page}: {path}"
+    links = re.findall(r"\]\(([^)]+)\)|(?:src|href)=\"([^\"]+)\"", TEXTS["README.md"])
+    assert links and all("".join(link).startswith("https://") for link in links)
 
 
 def test_names_and_flags_exist(capsys):
-    """`module.name` in pages, docstrings and comments; --flag in pages."""
+    """`module.name` in pages, docstrings and comments; --flag in pages; of the README
+    also programs and flagfiles."""
     sources = {path: path.read_text("utf-8") for path in ROOT.glob("ds4nn_jax/**/*.py")}
     named = r"`(?:ds\.)?(?!nir|report)(\w+)\.(?!json|html)([a-z_]{4,}|[A-Z]\w+)`"
     for where, content in (TEXTS | sources).items():
@@ -109,6 +113,14 @@ def test_names_and_flags_exist(capsys):
             existing |= {*re.findall(f'"{FLAG}"', path.read_text("utf-8"))}
     for page in (*PAGES, "README.md"):
         assert {*re.findall(r"--([a-z][\w.]*)", TEXTS[page])} <= existing, page
+    readme = TEXTS["README.md"]
+    targets = re.findall(r"(?m)^(\w+):", (ROOT / "Makefile").read_text())
+    assert {*re.findall(r"`?make (\w+)", readme)} <= {*targets}
+    modules = re.findall(r"python\s+-m\s+([\w.]+)", readme)
+    files = [f"{module.replace('.', '/')}.py" for module in modules]
+    names = re.findall(r"(?m)^\| `(\w+)` \|", readme)
+    files += [f"experiments/flagfiles/{name}.cfg" for name in names]
+    assert files and all((ROOT / file).exists() for file in files), files
 
 
 def test_accuracies_of_choices_are_those_measured():

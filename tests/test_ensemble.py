@@ -1,4 +1,7 @@
+import functools
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -10,27 +13,32 @@ SPECS = "6C3-P2-5C3-3", "4C3-P2-6-3"
 
 def a_network(spec, rng, shape=(8, 8, 1), padding="SAME", pulses=()):
     """With weights that let about half of its neurons fire on small images."""
-    network = ds.SpikingNetwork.from_spec(spec, padding=padding, pulses=pulses)
-    given = network.init(jax.random.key(0), np.zeros((1, *shape), np.float32))
+    network = ds.SpikingNetwork.from_spec(
+        spec, padding=padding, pulses=pulses, num_steps=20
+    )
+    shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, *shape)))
 
     def drawn(path, weights):
         if path[-1].key == "pulses":
             return rng.normal(0, 30, weights.shape)
-        return rng.normal(60 / np.sqrt(len(weights)), 40, weights.shape)
+        return rng.normal(60 / np.sqrt(weights.shape[0]), 40, weights.shape)
 
-    return network, jax.tree.map_with_path(drawn, given)
+    return network, jax.tree.map_with_path(drawn, shapes)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def potentials(network, params, images):
     """[T, B, C] of the outputs."""
     times = network.apply(params, network.encode(images), method="trace").times[-2]
-    kernel = params["params"][network.weighted[-1]]["kernel"]
-    pulses = params["params"][network.weighted[-1]].get("pulses")
-    entering = np.reshape(times, (len(images), -1))
-    return ds.membrane_potentials(entering, kernel, pulses=pulses)
+    output = params["params"][network.weighted[-1]]
+    return ds.membrane_potentials(
+        jnp.reshape(times, (len(images), -1)),
+        output["kernel"],
+        pulses=output.get("pulses"),
+        num_steps=network.num_steps,
+    )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "spec, shape, padding, pulses",
     [
@@ -44,12 +52,12 @@ def test_merged_potentials_are_the_means(spec, shape, padding, pulses, rng):
     images = rng.integers(0, 256, (5, *shape)).astype(np.uint8)
     made = [a_network(spec, rng, shape, padding, pulses) for _ in range(2)]
     networks, params = zip(*made, strict=True)
-    whole, together = ensemble.merged(networks, params, mirror=True, shape=shape)
-    seen = (images, images[:, :, ::-1])
-    alone = [potentials(networks[0], p, x) for p in params for x in seen]
+    whole, joint = ensemble.merged(networks, params, mirror=True, shape=shape)
+    pair = images, images[:, :, ::-1]
+    alone = [potentials(networks[0], p, x) for p in params for x in pair]
     assert np.std(alone, axis=0).mean() > 1  # they differ
     mean = np.mean(alone, axis=0)
-    np.testing.assert_allclose(potentials(whole, together, images), mean, atol=1e-2)
+    np.testing.assert_allclose(potentials(whole, joint, images), mean, atol=1e-2)
 
 
 def test_merged_weights_are_written(tmp_path, rng):
@@ -82,18 +90,17 @@ def test_networks_that_cannot_be_merged(tmp_path, rng):
         ensemble.merged(*zip(first, other, strict=True), mirror=False)
     row = ds.SpikingNetwork.from_spec("15-3")
     kernel = {"params": {"dense1": {"kernel": np.ones((15, 3))}}}
-    for shape, message in (((15,), "dense1 sees no image"), (None, "no input_shape")):
-        with pytest.raises(ValueError, match=message):
+    for shape in ((15,), None):
+        with pytest.raises(ValueError, match="no input_shape"):
             ensemble.merged([row], [kernel], mirror=True, shape=shape)
-    uneven = ((1, 1), (2, 0))
-    for spec, padding, message in (
-        ("4C3-3", uneven, r"padding of \(2, 0\) columns is not that of mirror images"),
-        ("4C3s2-3", "SAME", "windows must be odd and strides 1"),
-        ("4C2-3", "SAME", "windows must be odd and strides 1"),
-        ("4C3-P3-3", "SAME", "windows of P3 do not cover 8 columns"),
+    for spec, padding in (
+        ("4C3-3", ((1, 1), (2, 0))),
+        ("4C3s2-3", "SAME"),
+        ("4C2-3", "SAME"),
+        ("4C3-P3-3", "SAME"),
     ):
         network, params = a_network(spec, rng, padding=padding)
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=r"sees other places of a mirror image"):
             ensemble.merged([network], [params], mirror=True, shape=(8, 8, 1))
     with pytest.raises(SystemExit, match=r"experiments.ensemble: .*nowhere"):
         ensemble.main(["nowhere.safetensors", f"--out={tmp_path / 'x.safetensors'}"])

@@ -1,6 +1,7 @@
 """The event engine against a loop over time, exactly: dyadic weights add exactly."""
 
 import functools
+import itertools
 import json
 import os
 import subprocess
@@ -81,13 +82,10 @@ LAYERS = {
 layers = pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS.keys())
 
 
-def forward(synapse, times, kernel, *, threshold=3.0, num_steps=12, peaks=True):
-    run = functools.partial(
-        event.forward,
-        synapse,
-        num_steps=num_steps,
-        peaks=peaks,
-    )
+def forward(
+    synapse, times, kernel, *, threshold=3.0, num_steps=12, peaks=True, engine=event
+):
+    run = functools.partial(engine.forward, synapse, num_steps=num_steps, peaks=peaks)
     return jax.jit(run)(times, kernel, none(kernel), each(kernel, threshold))[:3]
 
 
@@ -115,7 +113,7 @@ def assert_equal(actual, expected):
 
 
 @layers
-@pytest.mark.parametrize("num_steps", [1, 12, 100])
+@pytest.mark.parametrize("num_steps", [1, 100])
 def test_forward_is_the_loop_over_time(layer, num_steps):
     synapse, t_shape, k_shape = layer
     rng = np.random.default_rng(num_steps)
@@ -140,13 +138,15 @@ def test_backward_is_the_loop_over_neurons(layer, silent_inputs):
     expected = loop_backward(synapse, *arrays, 12, silent_inputs=silent_inputs)
     actual = backward(synapse, *arrays, silent_inputs=silent_inputs)
     assert_equal(actual, expected)
-    scanned = backward(synapse, *arrays, silent_inputs=silent_inputs, engine=scan)
-    assert_equal(actual, scanned)
+    if silent_inputs:  # the scan compiles longer: once for each layer
+        scanned = backward(synapse, *arrays, silent_inputs=True, engine=scan)
+        assert_equal(actual, scanned)
 
 
-@pytest.mark.parametrize("batch", [1, 5])  # 1: rows of an image in parallel
-@pytest.mark.parametrize("peaks", [False, True])
-@pytest.mark.parametrize("pulses", [0, 3])
+@pytest.mark.parametrize(
+    "batch, peaks, pulses",  # a batch of 1: rows of an image in parallel
+    [(1, False, 0), (1, True, 3), (5, False, 3), (5, True, 0)],
+)
 def test_pooling_and_counts_are_those_of_the_scan(batch, peaks, pulses):
     rng = np.random.default_rng(6)
     synapse = Conv((1, 1), SAME3)
@@ -183,43 +183,47 @@ def test_counts_over_seeds_and_images():
     assert_equal([both.counts], [fired.sum(axis=-2)[:, :, :, None]])
 
 
-def one_neuron(events, *, threshold=4.0, num_steps=10):
-    """(spike, peak, end) of a neuron with events [(step, weight), …]."""
-    times = jnp.array([[float(t) for t, _ in events]])
-    kernel = jnp.array([[float(w)] for _, w in events])
-    out = forward(Dense(), times, kernel, threshold=threshold, num_steps=num_steps)
-    (quick, _, _) = forward(
-        Dense(), times, kernel, threshold=threshold, num_steps=num_steps, peaks=False
-    )
-    assert quick == out[0]
-    return tuple(float(a[0, 0]) for a in out)
+NEURONS = {  # events [(step, weight), …]: (spike, peak, end), θ = 4, T = 10
+    "silence": ([(10, 9)], (10, 0, 0)),
+    "potential is kept, no leak": ([(1, 2), (5, 2)], (5, 4, 5)),
+    "inputs in any order": ([(5, 3), (1, 1)], (5, 4, 5)),
+    "fires once": ([(1, 5), (2, 5)], (1, 5, 1)),
+    "tie adds within the step": ([(3, 2), (3, 2)], (3, 4, 3)),
+    "tie cancels within the step": ([(3, 9), (3, -6)], (10, 3, 3)),
+    "tie cancels at the end of time": ([(9, 9), (9, -6)], (10, 3, 9)),
+    "first step": ([(0, 4)], (0, 4, 0)),
+    "last step": ([(9, 4)], (9, 4, 9)),
+    "crosses and falls back": ([(2, 5), (3, -8)], (2, 5, 2)),
+    "falls, then crosses": ([(2, 3), (3, -3), (4, 4)], (4, 4, 4)),
+    "just below": ([(2, 3.875)], (10, 3.875, 2)),
+    "first of two equal peaks": ([(2, 3), (4, -1), (6, 1)], (10, 3, 2)),
+    "negative from the first step on": ([(0, -3), (5, 1)], (10, -2, 5)),
+    "negative later": ([(4, -3), (5, 1)], (10, 0, 0)),
+    "returns to zero": ([(0, -3), (5, 3)], (10, 0, 5)),
+}
 
 
-@pytest.mark.parametrize(
-    ("events", "expected"),
-    {
-        "silence": ([(10, 9)], (10, 0, 0)),
-        "tie adds within the step": ([(3, 2), (3, 2)], (3, 4, 3)),
-        "tie cancels within the step": ([(3, 9), (3, -6)], (10, 3, 3)),
-        "tie cancels at the end of time": ([(9, 9), (9, -6)], (10, 3, 9)),
-        "first step": ([(0, 4)], (0, 4, 0)),
-        "last step": ([(9, 4)], (9, 4, 9)),
-        "crosses and falls back": ([(2, 5), (3, -8)], (2, 5, 2)),
-        "just below": ([(2, 3.875)], (10, 3.875, 2)),
-        "first of two equal peaks": ([(2, 3), (4, -1), (6, 1)], (10, 3, 2)),
-        "negative from the first step on": ([(0, -3), (5, 1)], (10, -2, 5)),
-        "negative later": ([(4, -3), (5, 1)], (10, 0, 0)),
-        "returns to zero": ([(0, -3), (5, 3)], (10, 0, 5)),
-    }.values(),
-)
-def test_one_neuron(events, expected):
-    assert one_neuron(events) == expected
-    padding = [(10, 1.0)] * 40  # the counting sort of wide windows, not the insertion
-    assert one_neuron(events + padding) == expected
+@pytest.mark.parametrize("more", [0, 40])  # silent inputs: wide windows sort otherwise
+@pytest.mark.parametrize("engine", [event, scan])
+def test_neurons_by_hand(engine, more):
+    """Each an output of one layer, with inputs of its own."""
+    events = [events for events, _ in NEURONS.values()]
+    times, weights = zip(*itertools.chain(*events), strict=True)
+    sizes = [*map(len, events)]
+    kernel = np.zeros((len(times) + more, len(sizes)), np.float32)
+    outputs = np.repeat(np.arange(len(sizes)), sizes)
+    kernel[np.arange(len(times)), outputs] = weights
+    arrays = np.array([[*times, *[10] * more]], np.float32), kernel
+    options = dict(threshold=4.0, num_steps=10, engine=engine)
+    found = forward(Dense(), *arrays, **options)
+    quick, _, _ = forward(Dense(), *arrays, **options, peaks=False)
+    for index, (name, (_, expected)) in enumerate(NEURONS.items()):
+        assert tuple(float(x[0, index]) for x in found) == expected, name
+        assert quick[0, index] == expected[0], name
 
 
 @pytest.mark.slow
-@settings(max_examples=12, deadline=None, phases=[Phase.generate])  # no shrinking
+@settings(max_examples=6, deadline=None, phases=[Phase.generate])  # no shrinking
 @given(data=st.data(), seed=st.integers(0, 2**32 - 1))
 def test_equals_the_scan_on_any_geometry(data, seed):
     """Forward, with pooling and counts, and backward, in both rules; dyadic weights."""
@@ -270,15 +274,6 @@ def test_all_silent_has_no_gradient_but_for_silent_inputs():
     assert (d_times == 3).all() and not d_kernel.any()
 
 
-def test_an_empty_batch():
-    synapse, (_, *image), k_shape = LAYERS["conv 3x3 same"]
-    times, kernel = np.zeros((0, *image), np.float32), np.ones(k_shape, np.float32)
-    spike, peak, end = forward(synapse, times, kernel)
-    assert spike.shape == (0, 6, 5, 20)
-    d_times, d_kernel = backward(synapse, times, kernel, end, peak)
-    assert d_times.shape == times.shape and not d_kernel.any()
-
-
 def test_an_early_end_of_a_window_keeps_peaks():
     times = np.arange(40, dtype=np.float32)[None]
     out = forward(Dense(), times, np.ones((40, 130), np.float32), num_steps=40)
@@ -320,33 +315,6 @@ def test_vmap_is_the_stack_of_calls(layer, axes):
     assert_equal(mapped(times, kernel), expected)
     # Several networks are one call, as several batches are.
     assert "stablehlo.while" not in mapped.lower(times, kernel).as_text()
-
-
-def test_any_axes_of_images_are_one_larger_batch():
-    rng = np.random.default_rng(8)
-    times, kernel = spikes(rng, (2, 3, 4, 20), 12), dyadic(rng, (20, 6))
-
-    def run(times):
-        return forward(Dense(), times, kernel)[0]
-
-    nested = jax.jit(jax.vmap(jax.vmap(run)))
-    expected = run(times.reshape(24, 20)).reshape(2, 3, 4, 6)
-    np.testing.assert_array_equal(nested(times), expected)
-    assert "stablehlo.while" not in nested.lower(times).as_text()
-
-
-def test_inside_a_scan_over_batches():
-    rng = np.random.default_rng(4)
-    batches, kernel = spikes(rng, (3, 4, 20), 12), dyadic(rng, (20, 6))
-
-    def step(carry, times):
-        spike, _, end = forward(Dense(), times, kernel)
-        _, d_kernel = backward(Dense(), times, kernel, end, spike)
-        return carry + d_kernel, spike
-
-    total, spike = jax.lax.scan(step, jnp.zeros_like(kernel), batches)
-    calls = [step(0, batch) for batch in batches]
-    assert_equal((total, spike), (sum(c[0] for c in calls), [c[1] for c in calls]))
 
 
 def test_times_off_the_grid_are_silent_not_a_crash():
@@ -392,7 +360,7 @@ def in_subprocess(code, prefix=(), **environment):
         env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     assert result.returncode == 0, result.stderr
     return result.stdout
@@ -418,7 +386,8 @@ def test_results_do_not_depend_on_threads():
     assert alone[1:] == several[1:] and len(alone) == 2
 
 
-def test_eight_devices_agree_with_one():
+def test_eight_devices_and_several_threads_agree_with_one():
+    """Some calls are still at work when the interpreter ends."""
     in_subprocess(
         """
     mesh = jax.make_mesh((8,), ("data",))
@@ -439,6 +408,13 @@ def test_eight_devices_agree_with_one():
     )
     for _ in range(10):
         assert same(jax.jit(mapped)(sharded, shared), alone)
+
+    import concurrent.futures
+    call = jax.jit(run)
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(lambda _: call(times, kernel), range(30)))
+    assert all(same(each, alone) for each in found)
+    last = [call(times, kernel) for _ in range(20)]  # dispatched, never waited for
     """,
         XLA_FLAGS="--xla_force_host_platform_device_count=8",
     )
@@ -460,30 +436,15 @@ def test_disagreements_on_real_weights_are_rounding_at_the_threshold(grid, image
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["conv", "gradient", "infer", "evaluate"])
+@pytest.mark.parametrize("kind", ["gradient", "evaluate"])
 def test_ctrl_c_is_a_keyboard_interrupt_and_breaks_nothing(kind):
-    command = [sys.executable, "-m", "benchmarks.interrupts", "--interrupts=8"]
+    command = [sys.executable, "-m", "benchmarks.interrupts", "--interrupts=5"]
     done = subprocess.run(
         [*command, f"--child={kind}"], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
-    assert said["seen"] == {"KeyboardInterrupt": 8} and said["wrong"] == 0
-
-
-@pytest.mark.slow
-def test_python_threads_and_the_end_of_the_interpreter():
-    """Calls from several threads at once; and some still at work at the end."""
-    in_subprocess(
-        """
-    import concurrent.futures
-    call = jax.jit(run)
-    with concurrent.futures.ThreadPoolExecutor(6) as pool:
-        found = list(pool.map(lambda _: call(times, kernel), range(30)))
-    assert all(same(each, alone) for each in found)
-    last = [call(times, kernel) for _ in range(20)]  # dispatched, never waited for
-    """
-    )
+    assert said["seen"] == {"KeyboardInterrupt": 5} and said["wrong"] == 0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")

@@ -1,61 +1,94 @@
 """Stopping at the decision changes nothing but the work."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import ENGINES
 
 import ds4nn_jax as ds
 
 T = 24
 
 
-def exact(params, rng, low=-4, high=20):
+def exact(network, times, rng):
     """Weights on a grid of eighths: sums are exact, whatever their order."""
+    shapes = jax.eval_shape(network.init, jax.random.key(0), times)
     return jax.tree.map(
-        lambda w: (rng.integers(low, high, w.shape) / 8).astype(np.float32), params
+        lambda w: (rng.integers(-4, 20, w.shape) / 8).astype(np.float32), shapes
     )
 
 
-@pytest.mark.parametrize(
-    "spec, shape, padding, threshold, urgency",
-    [
-        ("5C3-P2-6C3-P2-4", (8, 8, 1), "SAME", 2.0, 0.125),
-        ("5C3-P2-6C3-4", (7, 9, 2), "SAME", 1.0, 0.0),
-        ("3C2-P3-4", (8, 8, 1), "VALID", 2.0, 0.0),
-        ("3C3-4C3-6-4", (5, 5, 1), ((2, 0), (1, 1)), 2.0, 0.125),
-        ("5C3s2-P2-6C3s2-4", (12, 9, 2), "SAME", 2.0, 0.0),
-        ("P2-3C1-P2-4", (9, 8, 2), "SAME", 1000.0, 0.0),
-        ("12-9-4", (12,), "SAME", 1.0, 0.125),
-        ("12-4", (12,), "SAME", 2.0, 0.0),
-        ("12-4", (12,), "SAME", 1000.0, 0.0),
-    ],
-)
-def test_equals_full_forward(spec, shape, padding, threshold, urgency, engine, rng):
+@functools.partial(jax.jit, static_argnums=0)
+def traced(network, params, times):
+    """One program, which compiles sooner than many small ones."""
+    return tuple(
+        network.apply(params, times, method=method) for method in ("trace", "activity")
+    )
+
+
+CASES = [
+    ("5C3-P2-6C3-P2-9-4", (8, 8, 1), "SAME", 2.0, 0.125, (4, 10, 3, 5)),
+    ("3C3-4C3-6-4", (5, 5, 1), ((2, 0), (1, 1)), 2.0, 0.125, ()),
+    ("P2-3C1-P2-4", (9, 8, 2), "SAME", 1000.0, 0.0, ()),
+    ("12-40-4", (12,), "SAME", 1.0, 0.125, (0, 24)),
+    # The scan, which compiles longer, runs those above.
+    ("5C3-P2-6C3-4", (7, 9, 2), "SAME", 1.0, 0.0, (24, 1)),
+    ("3C2-P3-4", (8, 8, 1), "VALID", 2.0, 0.0, ()),
+    ("5C3s2-P2-6C3s2-4", (12, 9, 2), "SAME", 2.0, 0.0, ()),
+    ("3C3s2-40C2-4", (9, 8, 1), "VALID", 2.0, 0.0, (7, 0, 5)),
+    ("12-9-4", (12,), "SAME", 1.0, 0.125, ()),
+    ("12-4", (12,), "SAME", 2.0, 0.0, (9,)),
+    ("12-4", (12,), "SAME", 1000.0, 0.0, ()),
+]
+RUNS = [
+    (engine, *case)
+    for engine in ENGINES
+    for case in CASES[: 4 if engine == "scan" else None]
+]
+
+
+@pytest.mark.parametrize("run", RUNS, ids=str)
+def test_equals_full_forward(run, rng):
+    """`infer`, `activity` and the trace; image 0 is without a spike."""
+    engine, spec, shape, padding, threshold, urgency, pulses = run
     network = ds.SpikingNetwork.from_spec(
         spec,
         num_steps=T,
         threshold=threshold,
         urgency=urgency,
+        pulses=pulses,
         padding=padding,
         engine=engine,
     )
     times = rng.integers(0, T + 1, (9, *shape)).astype(np.float32)
-    times[0] = T  # an image without a spike
-    params = exact(network.init(jax.random.key(0), times), rng)
+    times[0] = T
+    params = exact(network, times, rng)
+    for name, count in network.pulse_counts.items():
+        assert ("pulses" in params["params"][name]) == (count > 0)
     if threshold == 2:  # one of each neuron or channel
         for layer in params["params"].values():
             more = np.arange(layer["kernel"].shape[-1]) % 3 / 8
             layer["threshold"] = np.float32(threshold + more)
-    full = ds.decide(network.apply(params, times, method="trace"))
+    trace, activity = traced(network, params, times)
+    full = ds.decide(trace)
     short = ds.infer(network, params, times)
-    np.testing.assert_array_equal(short.label, full.label)
-    np.testing.assert_array_equal(short.step, full.step)
-    np.testing.assert_array_equal(short.spikes, full.spikes)
+    for name in ("label", "step", "spikes"):
+        np.testing.assert_array_equal(getattr(short, name), getattr(full, name), name)
     silent = np.asarray(full.step) == T
     assert silent.all() if threshold == 1000 else not silent[1:].all()
-    alone = threshold / urgency - 1 if urgency else T
-    assert full.step[0] == alone, "an image without a spike is decided by urgency alone"
+    if pulses:
+        assert full.step[0] < T, "an image without a spike is decided by pulses alone"
+    else:  # by urgency alone
+        assert full.step[0] == (threshold / urgency - 1 if urgency else T)
+    by_step = [
+        (np.asarray(x).reshape(9, -1, 1) == np.arange(T)).sum(1) for x in trace.times
+    ]
+    np.testing.assert_array_equal(activity.counts, np.stack(by_step, 1))
+    np.testing.assert_array_equal(activity.times, trace.times[-1])
+    np.testing.assert_array_equal(activity.potentials, trace.potentials)
 
 
 def test_worked_decision(engine):
@@ -69,18 +102,20 @@ def test_worked_decision(engine):
     np.testing.assert_array_equal(got.spikes, [[2, 2], [0, 0]])
 
 
-@pytest.mark.slow
-def test_real_images(images, engine):
+def test_real_images(images, rng):
     """Real images and real-valued weights: the same labels, steps and counts."""
     times = ds.encode(images[0][:50])
-    network = ds.SpikingNetwork.from_spec("8C3-P2-8C3-P2-10", engine=engine)
-    params = network.init(jax.random.key(1), times)
-    params = ds.calibrate(network, params, times, (0.3, 0.3, 0.7))
-    full = ds.decide(network.apply(params, times, method="trace"))
+    network = ds.SpikingNetwork.from_spec("8C3-P2-8C3-P2-10")
+    shapes = jax.eval_shape(network.init, jax.random.key(1), times)
+    params = jax.tree.map(
+        lambda w: rng.normal(60 / np.sqrt(w.size / w.shape[-1]), 40, w.shape), shapes
+    )
+    params = jax.tree.map(np.float32, params)
+    full = ds.decide(traced(network, params, times)[0])
     short = ds.infer(network, params, times)
-    np.testing.assert_array_equal(short.label, full.label)
-    np.testing.assert_array_equal(short.step, full.step)
-    np.testing.assert_array_equal(short.spikes, full.spikes)
+    for name in ("label", "step", "spikes"):
+        np.testing.assert_array_equal(getattr(short, name), getattr(full, name), name)
+    assert 0 < np.mean(full.fired[1]) < 1 and np.mean(full.step) < 100
 
 
 def test_composes(engine, rng):
@@ -88,7 +123,7 @@ def test_composes(engine, rng):
         "3C3-P2-4", num_steps=T, threshold=4.0, engine=engine
     )
     times = rng.integers(0, T + 1, (6, 4, 4, 1)).astype(np.float32)
-    params = exact(network.init(jax.random.key(0), times), rng)
+    params = exact(network, times, rng)
 
     def infer(times):
         return ds.infer(network, params, times)

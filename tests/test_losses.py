@@ -7,7 +7,7 @@ import pytest
 from jax.test_util import check_grads
 
 import ds4nn_jax as ds
-from ds4nn_jax.training.rules import S4NN, Fixed, Margin, Relative, Softmax
+from ds4nn_jax.training.rules import S4NN, Fixed, Margin, Softmax
 
 T = 100
 TIMES = np.array([[30, 20, 50], [5, 60, 98], [T, T, T], [40, 40, 70]], np.float32)
@@ -153,42 +153,15 @@ def test_normalize_gradient_edge_cases(method):
         np.testing.assert_array_equal(quarters, np.full((1, 4), 0.25))
 
 
-RULES = [Relative(1), Margin(1), S4NN(1), Fixed(0, 1), Softmax(1, 1)]
-
-
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
-def test_rules_refuse(rule):
-    """Labels and times, more kinds of which are in `test_bad_input.py`."""
-    for times, labels, error, message in (
-        (TIMES, np.array([0, 1, 2, 3]), ValueError, "lie in 0 … 2, got 0 … 3"),
-        (TIMES, np.array([0, 1]), ValueError, r"labels must have shape \[B\] = \(4,"),
-        (TIMES, np.zeros(4, np.float32), TypeError, "labels must be integers"),
-        (np.zeros(3, np.float32), np.zeros(3, int), ValueError, r"2 axes \[B, C\]"),
-        (TIMES.astype(int), LABELS, TypeError, "floating"),
-    ):
-        with pytest.raises(error, match=message):
-            rule.target(jnp.asarray(times), labels, jnp.zeros(times.shape))
-    with pytest.raises(ValueError, match="num_steps"):
-        rule.target(jnp.asarray(TIMES), LABELS, TIMES, num_steps=0)
-
-
-def test_other_refusals():
-    for rule in (Relative, Margin, S4NN, Softmax):
-        with pytest.raises(ValueError, match="offset must be ≥ 0"):
-            rule(offset=-1)
+def test_refusals():
+    """More kinds of them are in `test_bad_input.py`."""
     with pytest.raises(ValueError, match="other_time must be in 0 … T = 90, got 100"):
         Fixed(label_time=0, other_time=100).target(TIMES, LABELS, num_steps=90)
-    with pytest.raises(ValueError, match="anchor_time must be in 0 … T = 100, got 101"):
-        Softmax(anchor_time=101).target(TIMES, LABELS, TIMES)
     for potentials in (TIMES[:, :2], None):
         with pytest.raises(ValueError, match="potentials must have the shape"):
             Softmax().target(TIMES, LABELS, potentials)
-    for name, value, rule in (
-        ("temperature", 0, "> 0"),
-        ("horizon", 0, "> 0"),
-        ("anchor", -1, "≥ 0"),
-    ):
-        with pytest.raises(ValueError, match=f"{name} must be {rule}"):
+    for name, value in (("temperature", 0), ("horizon", 0), ("anchor", -1)):
+        with pytest.raises(ValueError, match=f"{name} must be"):
             Softmax(**{name: value})
 
 

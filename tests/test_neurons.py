@@ -9,6 +9,7 @@ import pytest
 import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from precision import float64
 
 import ds4nn_jax as ds
 from ds4nn_jax.layers import _response, functions
@@ -31,120 +32,169 @@ def cotangent(rng, shape):
     return dyadic(rng, shape, -4, 4)
 
 
+CONSTANT, NARROW, WIDE = ds.Constant(), ds.Window(2.0), ds.Window(64.0)
 CONVS = {
     "same": dict(shape=(2, 5, 6, 2), kernel=(3, 3, 2, 3)),
-    "valid": dict(shape=(2, 5, 6, 2), kernel=(3, 3, 2, 3), padding="VALID"),
-    "one channel": dict(shape=(2, 6, 6, 1), kernel=(3, 3, 1, 4)),
-    "1x1 window": dict(shape=(2, 3, 4, 3), kernel=(1, 1, 3, 2)),
-    "even window": dict(shape=(1, 5, 5, 2), kernel=(2, 2, 2, 3)),
+    "one pulse": dict(shape=(2, 5, 6, 2), kernel=(3, 3, 2, 3), pulses=1, rule=WIDE),
+    "valid": dict(
+        shape=(2, 5, 6, 2), kernel=(3, 3, 2, 3), padding="VALID", rule=NARROW
+    ),
+    # More reference neurons than inputs, in a longer T.
+    "one channel": dict(
+        shape=(2, 6, 6, 1), kernel=(3, 3, 1, 4), pulses=2 * T - 3, rule=WIDE
+    ),
     "even window, stride 2": dict(
         shape=(1, 5, 6, 2), kernel=(4, 2, 2, 2), strides=(2, 2)
     ),
-    "stride 2": dict(shape=(2, 7, 6, 2), kernel=(3, 3, 2, 2), strides=(2, 2)),
-    "uneven strides": dict(shape=(1, 7, 6, 2), kernel=(3, 3, 2, 2), strides=(2, 1)),
-    "stride beyond window": dict(
-        shape=(1, 7, 7, 2), kernel=(1, 2, 2, 2), strides=(3, 3), padding="VALID"
+    "uneven strides": dict(
+        shape=(2, 7, 6, 2), kernel=(3, 3, 2, 2), strides=(2, 1), pulses=10
     ),
     "uneven pads": dict(
-        shape=(1, 4, 5, 2), kernel=(3, 2, 2, 2), padding=((2, 0), (0, 1))
+        shape=(2, 4, 5, 2), kernel=(3, 2, 2, 2), padding=((2, 0), (0, 1)), pulses=5
     ),
-    "5x5": dict(shape=(1, 5, 5, 1), kernel=(5, 5, 1, 2)),
-    "one-pixel image": dict(shape=(2, 1, 1, 3), kernel=(3, 3, 3, 2)),
-    "window is image": dict(shape=(2, 3, 3, 2), kernel=(3, 3, 2, 2), padding="VALID"),
+    "5x5": dict(shape=(1, 5, 5, 1), kernel=(5, 5, 1, 2), rule=ds.Window(float("inf"))),
+    "one-pixel image": dict(
+        shape=(2, 1, 1, 3), kernel=(3, 3, 3, 2), pulses=T, rule=WIDE
+    ),
 }
 
 
 def explicit_pads(case):
-    """((top, bottom), (left, right)) of a case, by the definition of SAME."""
+    """((top, bottom), (left, right)) of a case."""
     padding = case.get("padding", "SAME")
-    if padding == "VALID":
-        return ((0, 0), (0, 0))
-    if padding != "SAME":
+    if not isinstance(padding, str):
         return padding
-    pads = []
-    for axis in (0, 1):
-        size, window = case["shape"][1 + axis], case["kernel"][axis]
-        stride = case.get("strides", (1, 1))[axis]
-        total = max((-(-size // stride) - 1) * stride + window - size, 0)
-        pads.append((total // 2, total - total // 2))
-    return tuple(pads)
+    shapes = case["shape"][1:3], case["kernel"][:2], case.get("strides", (1, 1))
+    return jax.lax.padtype_to_pads(*shapes, padding)
 
 
-def conv_case(case, engine, surrogate="constant"):
-    layer = functools.partial(
-        ds.conv,
-        threshold=THETA,
-        num_steps=T,
-        strides=case.get("strides", (1, 1)),
-        padding=case.get("padding", "SAME"),
-        engine=engine,
-        surrogate=surrogate,
+def layer_inputs(rng, shape, kernel, pulses, steps=T):
+    """Times, weights, those of reference neurons and a threshold of each output.
+
+    With reference neurons the first image is silent, and the others in part.
+    """
+    times = spike_times(rng, shape, steps)
+    if pulses:
+        times[0] = times[:, : shape[1] // 2] = steps
+    outputs = kernel[-1]
+    theta = np.float32(THETA * (3 + np.arange(outputs) % 3) / 4)
+    return times, dyadic(rng, kernel), dyadic(rng, (pulses, outputs), -2, 2), theta
+
+
+def differentiated(layer, *arrays):
+    """What a layer does, and its gradients by all arrays."""
+
+    def run(times, kernel, pulses, threshold):
+        pulses = pulses if len(pulses) else None
+        return layer(times, kernel, pulses=pulses, threshold=threshold)
+
+    return jax.vjp(run, *arrays)
+
+
+def assert_gradients(found, oracle, arrays, delta, rule, geometry, steps=T):
+    """Those of the loops. −θ is a pulse that all neurons get."""
+    times, kernel, pulses, theta = arrays
+    end, silent = oracle.times, rule.silent_learn
+    if silent:
+        end, missing = oracle.t_star, np.abs(oracle.potential - theta)
+        delta = delta * np.maximum(0, 1 - missing / rule.width)
+    errors = end, delta, steps
+    start = reference.pulse_gradients(np.zeros((1, len(theta))), end, delta, 1)
+    expected = (
+        *reference.conv_gradients(
+            times, kernel, *errors, *geometry, silent_inputs=silent
+        ),
+        reference.pulse_gradients(pulses, *errors),
+        -start[0],
     )
-    geometry = (case.get("strides", (1, 1)), explicit_pads(case))
-    return layer, geometry
+    for got, want in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(got, want)
 
 
 @pytest.mark.parametrize("name", CONVS)
 def test_conv_equals_oracle(name, engine, rng):
+    """Windows without an input spike, and a whole image of them, get pulses alone."""
     case = CONVS[name]
-    layer, geometry = conv_case(case, engine)
-    times, kernel = spike_times(rng, case["shape"]), dyadic(rng, case["kernel"])
-    oracle = reference.conv(times, kernel, THETA, T, *geometry)
-    out, vjp = jax.vjp(layer, times, kernel)
+    pulses, rule = case.get("pulses", 0), case.get("rule", CONSTANT)
+    steps = max(T, 2 * pulses) if pulses > T else T
+    strides, padding = case.get("strides", (1, 1)), case.get("padding", "SAME")
+    layer = functools.partial(
+        ds.conv,
+        num_steps=steps,
+        strides=strides,
+        padding=padding,
+        engine=engine,
+        surrogate=rule,
+    )
+    geometry = strides, explicit_pads(case)
+    arrays = layer_inputs(rng, case["shape"], case["kernel"], pulses, steps)
+    times, kernel, weights, theta = arrays
+    oracle = reference.conv(times, kernel, theta, steps, *geometry, pulses=weights)
+    out, vjp = differentiated(layer, *arrays)
     np.testing.assert_array_equal(out, oracle.times)
     assert out.dtype == jnp.float32
+    if rule.silent_learn:
+        near = oracle.potential > theta - rule.width
+        assert (near & (oracle.times == steps)).any(), "silent neurons must learn"
     delta = cotangent(rng, out.shape)
-    expected = reference.conv_gradients(
-        times, kernel, oracle.times, delta, T, *geometry
-    )
-    for got, want in zip(vjp(delta), expected, strict=True):
-        np.testing.assert_array_equal(got, want)
+    assert_gradients(vjp(delta), oracle, arrays, delta, rule, geometry, steps)
 
 
-@pytest.mark.parametrize("name", ["same", "stride 2", "uneven pads"])
-@pytest.mark.parametrize("width", [2.0, float("inf")])
-def test_conv_window_rule_equals_oracle(name, width, engine, rng):
-    case = CONVS[name]
-    layer, geometry = conv_case(case, engine, ds.Window(width))
-    times, kernel = spike_times(rng, case["shape"]), dyadic(rng, case["kernel"])
-    oracle = reference.conv(times, kernel, THETA, T, *geometry)
-    slope = np.maximum(0, 1 - np.abs(oracle.potential - THETA) / width)
-    out, vjp = jax.vjp(layer, times, kernel)
-    np.testing.assert_array_equal(out, oracle.times)
-    assert ((out == T) & (slope > 0)).any(), "the case must hold silent learners"
-    delta = cotangent(rng, out.shape)
-    expected = reference.conv_gradients(
-        times, kernel, oracle.t_star, delta * slope, T, *geometry, silent_inputs=True
-    )
-    for got, want in zip(vjp(delta), expected, strict=True):
-        np.testing.assert_array_equal(got, want)
-
-
-@pytest.mark.parametrize("surrogate", ["constant", ds.Window(2.0)])
-@pytest.mark.parametrize("shape", [(3, 1, 1), (4, 9, 5), (2, 40, 10), (1, 3, 17)])
-def test_dense_equals_oracle(shape, surrogate, engine, rng):
+@pytest.mark.parametrize(
+    "shape, rule, pulses, urgency",
+    [
+        ((3, 1, 1), NARROW, 0, 0.0),
+        ((4, 9, 5), CONSTANT, 0, 0.0),
+        ((4, 9, 5), WIDE, 1, 0.0),
+        ((4, 9, 5), CONSTANT, 10, 0.25),
+        ((2, 40, 10), NARROW, 0, 0.0),
+        ((4, 40, 70), WIDE, T, 0.0),
+        ((4, 40, 70), WIDE, 5, 0.25),
+        ((1, 3, 17), CONSTANT, 0, 0.0),
+    ],
+)
+def test_dense_equals_oracle(shape, rule, pulses, urgency, engine, rng):
+    """And the potentials that break ties; an urgency adds T more of one weight."""
     batch, inputs, outputs = shape
-    times = spike_times(rng, (batch, inputs))
-    kernel = dyadic(rng, (inputs, outputs), -1, 2)
-    oracle = reference.dense(times, kernel, THETA, T)
-    layer = functools.partial(
-        ds.dense, threshold=THETA, num_steps=T, engine=engine, surrogate=surrogate
+    times, _, weights, theta = layer_inputs(
+        rng, (batch, inputs), (inputs, outputs), pulses
     )
-    out, vjp = jax.vjp(layer, times, kernel)
+    kernel = dyadic(rng, (inputs, outputs), -1, 2)
+    everything = weights
+    if urgency:
+        everything = np.full((T, outputs), urgency)
+        for p, step in enumerate(reference.clock(weights, T)):
+            everything[step] += weights[p]
+    oracle = reference.dense(times, kernel, theta, T, pulses=everything)
+    shared = dict(num_steps=T, engine=engine, urgency=urgency)
+    arrays = times, kernel, weights, theta
+    out, vjp = differentiated(
+        functools.partial(ds.dense, surrogate=rule, **shared), *arrays
+    )
     np.testing.assert_array_equal(out, oracle.times)
     delta = cotangent(rng, out.shape)
-    windowed = isinstance(surrogate, ds.Window)
-    slope = np.maximum(0, 1 - np.abs(oracle.potential - THETA) / 2) if windowed else 1
-    expected = reference.dense_gradients(
-        times,
-        kernel,
-        oracle.t_star if windowed else oracle.times,
-        delta * slope,
-        T,
-        silent_inputs=windowed,
+    pixel = (slice(None), None, None)  # a dense layer is a convolution of one pixel
+    *neurons, errors = (x[pixel] for x in (*oracle, delta))
+    d_times, d_kernel, *others = vjp(delta)
+    assert_gradients(
+        (d_times[pixel], d_kernel[None, None], *others),
+        reference.Neurons(*neurons),
+        (times[pixel], kernel[None, None], weights, theta),
+        errors,
+        rule,
+        (),
     )
-    for got, want in zip(vjp(delta), expected, strict=True):
-        np.testing.assert_array_equal(got, want)
+    if pulses:
+        ends = dict(pulses=weights, num_steps=T, urgency=urgency)
+        running = ds.membrane_potentials(times, kernel, **ends)
+        fired = oracle.times < T
+        assert fired.any() and not fired.all()
+        np.testing.assert_array_equal(
+            ds.decision_potentials(
+                times, kernel, threshold=theta, engine=engine, **ends
+            ),
+            np.where(fired, oracle.potential, running[-1]),
+        )
 
 
 def test_urgency_alone_fires(engine):
@@ -158,8 +208,16 @@ def test_urgency_alone_fires(engine):
     np.testing.assert_array_equal(out, [[3]])
 
 
-@pytest.mark.parametrize("window", [(2, 2), (3, 3), (2, 3), (1, 1)])
-@pytest.mark.parametrize("strides", [(2, 2), (1, 1), (1, 3)])
+@pytest.mark.parametrize(
+    "window, strides",
+    [
+        ((2, 2), (2, 2)),
+        ((3, 3), (1, 1)),
+        ((3, 3), (2, 2)),
+        ((2, 3), (1, 3)),
+        ((1, 1), (2, 2)),
+    ],
+)
 def test_pool_equals_oracle(window, strides, rng):
     times = spike_times(rng, (2, 5, 6, 3), steps=4)  # four steps: many ties
     pool = functools.partial(ds.earliest_pool, window=window, strides=strides)
@@ -171,13 +229,17 @@ def test_pool_equals_oracle(window, strides, rng):
     )
 
 
-POOLED = {
-    "2x2": dict(image=(6, 4), kernel=(3, 3, 2, 5), window=(2, 2)),
-    "uneven window": dict(image=(6, 4), kernel=(3, 3, 1, 70), window=(3, 2)),
-    "whole image": dict(image=(3, 3), kernel=(2, 2, 9, 33), window=(3, 3)),
+POOLED = {  # in windows of few and of many rows, with outputs in one and several lanes
+    "2x2": dict(image=(6, 4), kernel=(3, 3, 2, 5), window=(2, 2), pulses=10, rule=WIDE),
+    "uneven window": dict(
+        image=(6, 4), kernel=(3, 3, 1, 70), window=(3, 2), pulses=9, rule=WIDE
+    ),
+    "whole image": dict(image=(3, 3), kernel=(2, 2, 9, 33), window=(3, 3), rule=NARROW),
     "stride": dict(image=(8, 8), kernel=(3, 3, 2, 64), window=(2, 2), strides=(2, 1)),
-    "valid": dict(image=(6, 8), kernel=(3, 3, 5, 130), window=(2, 3), padding="VALID"),
-    "1x1": dict(image=(3, 4), kernel=(3, 3, 1, 3), window=(1, 1)),
+    "valid": dict(
+        image=(6, 8), kernel=(3, 3, 5, 130), window=(2, 3), padding="VALID", pulses=T
+    ),
+    "1x1": dict(image=(3, 4), kernel=(3, 3, 1, 3), window=(1, 1), pulses=1),
 }
 
 
@@ -202,65 +264,25 @@ def conv_pool(
     return _response.respond(layer, *arrays, pool=window).times
 
 
-@pytest.mark.parametrize("surrogate", ["constant", ds.Window(2.0)])
 @pytest.mark.parametrize("name", POOLED)
-def test_pooled_convolution_equals_oracle(name, surrogate, engine, rng):
-    """Forward and both gradients: pooling's error scattered into the convolution's."""
-    case = dict(POOLED[name])
-    image, shape, window = (case.pop(key) for key in ("image", "kernel", "window"))
-    times, kernel = spike_times(rng, (3, *image, shape[2])), dyadic(rng, shape)
-    options = dict(threshold=THETA, num_steps=T, engine=engine, surrogate=surrogate)
-    run = functools.partial(conv_pool, window=window, **case, **options)
-    out, transpose = jax.vjp(run, times, kernel)
-
-    strides = case.get("strides", (1, 1))
-    padding = case.get("padding", "SAME")
-    pads = jax.lax.padtype_to_pads(image, shape[:2], strides, padding)
-    layer = reference.conv(times, kernel, THETA, T, strides, pads)
-    pooled, _ = reference.pool(layer.times, window, window)
-    np.testing.assert_array_equal(out, pooled)
+def test_pooled_convolution_equals_oracle(name, engine, rng):
+    """Forward and all gradients: pooling's error scattered into the convolution's."""
+    case = {"rule": CONSTANT, "pulses": 0} | POOLED[name]
+    image, shape, window, rule, pulses = (
+        case.pop(key) for key in ("image", "kernel", "window", "rule", "pulses")
+    )
+    arrays = layer_inputs(rng, (2, *image, shape[2]), shape, pulses)
+    times, kernel, weights, theta = arrays
+    options = dict(num_steps=T, engine=engine, surrogate=rule)
+    layer = functools.partial(conv_pool, window=window, **case, **options)
+    out, vjp = differentiated(layer, *arrays)
+    pads = explicit_pads({"shape": times.shape, "kernel": shape, **case})
+    geometry = case.get("strides", (1, 1)), pads
+    oracle = reference.conv(times, kernel, theta, T, *geometry, pulses=weights)
+    np.testing.assert_array_equal(out, reference.pool(oracle.times, window, window)[0])
     delta = cotangent(rng, out.shape)
-    spread = reference.pool_gradient(layer.times, window, window, delta)
-    windowed = surrogate != "constant"
-    end = layer.t_star if windowed else layer.times
-    if windowed:
-        spread = spread * np.maximum(0, 1 - np.abs(layer.potential - THETA) / 2.0)
-    expected = reference.conv_gradients(
-        times, kernel, end, spread, T, strides, pads, silent_inputs=windowed
-    )
-    for got, want in zip(transpose(delta), expected, strict=True):
-        np.testing.assert_array_equal(got, want)
-
-
-def one_neuron(times, weights, engine, threshold=THETA, steps=T):
-    out = ds.dense(
-        np.array([times], np.float32),
-        np.array(weights, np.float32)[:, None],
-        threshold=threshold,
-        num_steps=steps,
-        engine=engine,
-    )
-    return float(out[0, 0])
-
-
-@pytest.mark.parametrize(
-    "times, weights, expected",
-    [
-        pytest.param([3], [4], 3, id="threshold reached exactly fires"),
-        pytest.param([3], [3.875], T, id="just below stays silent"),
-        pytest.param([0], [4], 0, id="first step"),
-        pytest.param([T - 1], [4], T - 1, id="last step"),
-        pytest.param([T], [100], T, id="silent input sends nothing"),
-        pytest.param([1, 5], [2, 2], 5, id="potential is kept, no leak"),
-        pytest.param([2, 2], [6, -3], T, id="a step's inputs act together"),
-        pytest.param([2, 3], [6, -3], 2, id="crossing and falling back has fired"),
-        pytest.param([2, 3, 4], [3, -3, 4], 4, id="fall, then cross"),
-        pytest.param([1, 2], [5, 5], 1, id="fires once"),
-        pytest.param([5, 1], [3, 1], 5, id="inputs in any order"),
-    ],
-)
-def test_worked_neuron(times, weights, expected, engine):
-    assert one_neuron(times, weights, engine) == expected
+    spread = reference.pool_gradient(oracle.times, window, window, delta)
+    assert_gradients(vjp(delta), oracle, arrays, spread, rule, geometry)
 
 
 def test_worked_gradient(engine):
@@ -318,32 +340,40 @@ def test_time_shift(seed, shift, engine):
     )
 
 
-@pytest.mark.parametrize("surrogate", ["constant", "window"])
-def test_jit_equals_eager_and_vmap_equals_batch(surrogate, engine, rng):
-    times, kernel = spike_times(rng, (4, 5, 5, 2)), dyadic(rng, (3, 3, 2, 3))
-    layer = functools.partial(
-        ds.conv, threshold=THETA, num_steps=T, engine=engine, surrogate=surrogate
-    )
+@pytest.mark.parametrize("kind", ["dense", "conv_pool"])
+def test_composes(kind, engine, rng):
+    """jit, vmap over images and over weights, and float64 give what eager calls do."""
+    shape, of_kernel = {
+        "dense": ((2, 9), (9, 5)),
+        "conv_pool": ((2, 4, 6, 2), (3, 3, 2, 5)),
+    }[kind]
+    options = dict(threshold=THETA, num_steps=T, engine=engine, surrogate=WIDE)
+    layer = functools.partial(ds.dense if kind == "dense" else conv_pool, **options)
+    times, kernel = spike_times(rng, (3, *shape)), dyadic(rng, (3, *of_kernel))
+    pulses = dyadic(rng, (3, 7, 5), -2, 2)
 
-    def loss(times, kernel):
-        return jnp.sum(layer(times, kernel) ** 2)
+    def run(times, kernel, pulses):
+        out, vjp = jax.vjp(lambda t, k, r: layer(t, k, pulses=r), times, kernel, pulses)
+        delta = jnp.round(8 * jnp.sin(jnp.arange(out.size)))
+        return out, *vjp(delta.reshape(out.shape))
 
-    out, gradients = layer(times, kernel), jax.grad(loss, (0, 1))(times, kernel)
-    np.testing.assert_array_equal(jax.jit(layer)(times, kernel), out)
-    jitted = jax.jit(jax.grad(loss, (0, 1)))(times, kernel)
-    jax.tree.map(np.testing.assert_array_equal, jitted, gradients)
-
-    def one(image, kernel):
-        return layer(image[None], kernel)[0]
-
-    np.testing.assert_array_equal(jax.vmap(one, (0, None))(times, kernel), out)
-    kernels = jnp.stack([kernel, -kernel, 2 * kernel])
-    many = jax.vmap(jax.grad(loss, (0, 1)), (None, 0))(times, kernels)
-    for i, k in enumerate(kernels):
-        single = jax.grad(loss, (0, 1))(times, k)
-        jax.tree.map(
-            lambda a, b, i=i: np.testing.assert_array_equal(a[i], b), many, single
-        )
+    compiled = jax.jit(run)
+    images = [compiled(t, kernel[0], pulses[0]) for t in times]
+    weights = [compiled(times[0], k, r) for k, r in zip(kernel, pulses, strict=True)]
+    for calls, axes, arrays in (
+        (images, (0, None, None), (times, kernel[0], pulses[0])),
+        (weights, (None, 0, 0), (times[0], kernel, pulses)),
+    ):
+        mapped = jax.jit(jax.vmap(run, axes))(*arrays)
+        for found, *expected in zip(mapped, *calls, strict=True):
+            np.testing.assert_array_equal(found, np.stack(expected))
+    arrays = times[0], kernel[0], pulses[0]
+    with float64():
+        wide = compiled(*(jnp.asarray(x, jnp.float64) for x in arrays))
+        assert {x.dtype for x in wide} == {jnp.dtype("float64")}
+    for found, *expected in zip(run(*arrays), wide, images[0], strict=True):
+        for other in expected:
+            np.testing.assert_array_equal(found, other)
 
 
 def test_memory_does_not_grow_with_time_steps():

@@ -65,7 +65,6 @@ def test_limit_sums_by_hand():
     [
         (optimizers.Adam, "free"),
         pytest.param(optimizers.Muon, "held", marks=pytest.mark.slow),
-        pytest.param(optimizers.Muon, "learned", marks=pytest.mark.slow),
     ],
 )
 def test_only_the_first_layer_has_its_sums_limited(kind, norms, rng):

@@ -39,8 +39,3 @@ def test_weights_are_real_or_whole_for_the_paper_s_network(name):
     assert {w["kernel"].dtype for w in params["params"].values()} == {
         np.dtype(expected)
     }
-
-
-def test_unknown_name():
-    with pytest.raises(ValueError, match="no trained network 'svhn': .*mnist"):
-        pretrained.load("svhn")
