@@ -1,33 +1,29 @@
 import functools
 import gzip
 import hashlib
-import http.server
-import os
+import itertools
 import struct
 import sys
 import threading
 import zlib
 from collections import Counter
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import conftest
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ds4nn_jax import data
-from ds4nn_jax.cli import pictures
+from ds4nn_jax import _pictures, data
 
 FILES = (
     "train-images-idx3-ubyte",
     "train-labels-idx1-ubyte",
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",
-)
-REAL = Path(
-    os.environ.get("DS4NN_DATA_DIR")
-    or Path(__file__).resolve().parents[2] / "shared" / "data"
 )
 
 
@@ -73,6 +69,10 @@ OFFICIAL = data._OFFICIAL
 
 
 SMALL = idx(np.arange(2 * 3 * 4).reshape(2, 3, 4))
+HUGE = [
+    bytes([0, 0, 8, len(shape)]) + struct.pack(f">{len(shape)}I", *shape) + b"xy"
+    for shape in ((2**32 - 1,) * 4, (2**29, 1, 1), (2**30 + 1,))
+]
 
 
 def read(tmp_path: Path, body: bytes, name="file") -> np.ndarray:
@@ -90,52 +90,24 @@ def test_read_idx_returns_what_was_written(tmp_path, shape, name):
     np.testing.assert_array_equal(got, expected)
 
 
-def test_read_idx_refuses_every_truncation(tmp_path):
-    for length in range(len(SMALL)):
-        with pytest.raises(data.DataError, match="truncated"):
-            read(tmp_path, SMALL[:length])
-        with pytest.raises(data.DataError, match="truncated"):
-            read(tmp_path, gzip.compress(SMALL[:length]), "file.gz")
-    body = gzip.compress(SMALL)
-    for length in range(len(body)):
-        with pytest.raises(data.DataError, match="truncated|intact gzip"):
-            read(tmp_path, body[:length], "file.gz")
-    damaged = bytearray(body)
-    damaged[-6] ^= 1  # in its checksum
-    for content in (damaged, SMALL):
-        with pytest.raises(data.DataError, match="not an intact gzip file"):
-            read(tmp_path, bytes(content), "file.gz")
-
-
-@pytest.mark.parametrize(
-    "body, message",
-    [
-        (b"\x01" + SMALL[1:], "not an IDX file"),
-        (b"\0\x01" + SMALL[2:], "not an IDX file"),
-        (b"<html>404</html>", "not an IDX file"),
-        (b"\0\0\x0d" + SMALL[3:], "unsigned bytes .* begins with 00 00 0d 03"),
-        (b"\0\0\x08\0" + SMALL[4:], "with 1 to 4 axes"),
-        (b"\0\0\x08\xff" + SMALL[4:], "with 1 to 4 axes"),
-        (SMALL + b"\0", "left over"),
-        (SMALL + SMALL, "left over"),
-        (idx(np.zeros((0, 2, 2))), "empty"),
-        (gzip.compress(SMALL, mtime=0), "does not end in .gz"),
-        (b"", "truncated"),
-    ],
-)
-def test_read_idx_names_what_is_wrong(tmp_path, body, message):
-    with pytest.raises(data.DataError, match=message):
-        read(tmp_path, body)
-
-
-@pytest.mark.parametrize("shape", [(2**32 - 1,) * 4, (2**29, 1, 1), (2**30 + 1,)])
-@pytest.mark.parametrize("name", ["file", "file.gz"])
-def test_read_idx_reads_no_more_than_there_is(tmp_path, shape, name):
-    """For a header that promises 2³⁰ bytes, or fewer that are not there."""
-    body = bytes([0, 0, 8, len(shape)]) + struct.pack(f">{len(shape)}I", *shape)
-    body = gzip.compress(body + b"xy") if name == "file.gz" else body + b"xy"
-    with pytest.raises(data.DataError, match="header promises|truncated: 2 of"):
-        read(tmp_path, body, name)
+def test_read_idx_refuses_what_is_not_whole(tmp_path):
+    """Cut, of another type or of no axes, empty, or with more than it promises."""
+    wrong = [
+        *(SMALL[:length] for length in range(len(SMALL))),
+        *(SMALL[:k] + bytes([byte]) + SMALL[k + 1 :] for k, byte in enumerate((1, 1))),
+        *(b"\0\0" + start + SMALL[4:] for start in (b"\x0d\3", b"\x08\0", b"\x08\xff")),
+        *(b"<html>404</html>", SMALL + b"\0", SMALL + SMALL, idx(np.zeros((0, 2, 2)))),
+        *HUGE,
+    ]
+    packed = gzip.compress(SMALL, mtime=0)
+    damaged = packed[:-6] + bytes([packed[-6] ^ 1]) + packed[-5:]  # in its checksum
+    cut = [packed[:length] for length in range(len(packed))]
+    for body in (*wrong, packed):
+        with pytest.raises(data.DataError, match="file: not an intact IDX file"):
+            read(tmp_path, body)
+    for body in (*map(gzip.compress, wrong), *cut, damaged, SMALL):
+        with pytest.raises(data.DataError, match="file.gz: not an intact IDX file"):
+            read(tmp_path, body, "file.gz")
 
 
 def test_read_idx_does_not_unpack_a_gzip_bomb(tmp_path, monkeypatch):
@@ -146,8 +118,8 @@ def test_read_idx_does_not_unpack_a_gzip_bomb(tmp_path, monkeypatch):
         return read_from(self, size)
 
     monkeypatch.setattr(gzip.GzipFile, "read", counting)
-    with pytest.raises(data.DataError, match="left over"):
-        read(tmp_path, gzip.compress(SMALL + bytes(64 << 20)), "file.gz")
+    with pytest.raises(data.DataError, match="not an intact"):
+        read(tmp_path, gzip.compress(SMALL + bytes(4 << 20)), "file.gz")
     assert sizes == [4, 3 * 4, 2 * 3 * 4 + 1]
 
 
@@ -206,32 +178,28 @@ def test_load_takes_the_data_set_of_a_data_dir_and_no_folder_here(
     write(tmp_path / "clothes")
     monkeypatch.chdir(tmp_path)
     assert len(data.load("clothes", tmp_path).train_images) == 30
-    with pytest.raises(ValueError, match="is a path already and takes no data_dir"):
-        data.load("./clothes", tmp_path)
+    for name in ("./clothes", "digits"):
+        with pytest.raises(ValueError, match=f"{name} takes no data_dir"):
+            data.load(name, tmp_path)
 
 
 def test_load_knows_data_sets_by_their_images(tmp_path, monkeypatch):
     """In any order, whatever they are loaded as; others under such a name are refused,
     and what nobody knows is told."""
     folder = write(tmp_path / "mnist")
-    content = arrays()
-    train, test = (
-        sum(
-            zlib.crc32(image.tobytes(), int(label))
-            for image, label in zip(content[images], content[labels], strict=True)
-        )
-        for images, labels in (
-            ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
-            ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
-        )
+    content = list(arrays().values())
+    digest = sum(
+        zlib.crc32(image.tobytes(), int(label))
+        for part in (content[:2], content[2:])
+        for image, label in zip(*part, strict=True)
     )
     changed = data.load("mnist", folder)
     assert changed.known is None and "not the mnist" in changed.source
-    monkeypatch.setattr(data, "_DIGESTS", {train + test: "mnist"})
+    monkeypatch.setattr(data, "_DIGESTS", {digest: "mnist"})
     dataset = data.load("mnist", folder)
     assert dataset.known == "mnist" and "not the mnist" not in dataset.source
     assert data.load("kmnist", folder).known == "mnist"
-    monkeypatch.setattr(data, "_DIGESTS", {train + test: "fashion_mnist", 0: "mnist"})
+    monkeypatch.setattr(data, "_DIGESTS", {digest: "fashion_mnist", 0: "mnist"})
     with pytest.raises(data.DataError, match="hold fashion_mnist, not mnist"):
         data.load("mnist", folder)
 
@@ -262,27 +230,23 @@ def test_load_looks_near_before_far(tmp_path, monkeypatch):
 def test_load_does_not_go_elsewhere_when_told_where(tmp_path, monkeypatch):
     write(tmp_path / "env" / "mnist")
     monkeypatch.setenv("DS4NN_DATA_DIR", str(tmp_path / "env"))
-    given = tmp_path / "given"
-    with pytest.raises(data.DataNotFoundError, match="given: no such directory"):
-        data.load("mnist", given)
-    given.mkdir()
-    with pytest.raises(data.DataNotFoundError, match="holds no train-images-idx3"):
-        data.load("mnist", given)
-    write(given)
-    (given / "t10k-labels-idx1-ubyte.gz").unlink()
-    with pytest.raises(data.DataNotFoundError, match="holds no t10k-labels-idx1"):
-        data.load("mnist", given)
+    folder = tmp_path / "here"
+    with pytest.raises(data.DataNotFoundError, match="here: no train-images-idx3"):
+        data.load("mnist", folder)
+    (write(folder) / "t10k-labels-idx1-ubyte.gz").unlink()
+    with pytest.raises(data.DataNotFoundError, match="here: no t10k-labels-idx1"):
+        data.load("mnist", folder)
 
 
 @pytest.mark.parametrize(
     "name, array, message",
     [
-        (FILES[1], np.full(30, 10), r"0 … 9, got 10"),
-        (FILES[1], np.zeros(29), "30 images, but labels of shape"),
-        (FILES[3], np.zeros(21), "20 images, but labels of shape"),
-        (FILES[0], np.zeros(30), "expected 3 or 4 axes"),
-        (FILES[1], np.zeros((30, 1)), "expected 1 axes"),
-        (FILES[2], np.zeros((20, 4, 4)), "test images"),
+        (FILES[1], np.full(30, 10), r"labels \[N\] in 0 … 9; .* in 0 … 10$"),
+        (FILES[1], np.zeros(29), r"with \(29,\) and \(20,\)"),
+        (FILES[3], np.zeros(21), r"with \(30,\) and \(21,\)"),
+        (FILES[0], np.zeros(30), r"got uint8 \(30,\) and"),
+        (FILES[1], np.zeros((30, 1)), r"with \(30, 1\) and"),
+        (FILES[2], np.zeros((20, 4, 4)), r"\(30, 3, 3, 1\) and \(20, 4, 4, 1\)"),
     ],
 )
 def test_load_refuses_arrays_that_do_not_fit(tmp_path, name, array, message):
@@ -294,19 +258,15 @@ def test_load_that_finds_nothing_names_every_place_and_the_command(tmp_path):
     with pytest.raises(data.DataNotFoundError) as caught:
         data.load("fashion_mnist")
     for part in (
-        "$DS4NN_DATA_DIR/fashion_mnist: no such directory",
+        "$DS4NN_DATA_DIR/fashion_mnist: no train-images",
         str(tmp_path / "system" / "fashion-mnist"),
         str(tmp_path / "tfds" / "fashion_mnist"),
-        "download from http://127.0.0.1:9/ failed",
+        "download from http://127.0.0.1:9/",
         "python -c \"import ds4nn_jax.data as d; d.load('fashion_mnist')\"",
-        "apt install dataset-fashion-mnist",
         "ds4nn_jax.data.from_folders",
         *FILES,
     ):
         assert part in str(caught.value)
-
-
-def test_load_of_an_unknown_name():
     with pytest.raises(data.DataNotFoundError, match="tfds.builder.'mnits'"):
         data.load("mnits")
     for name in ("", "../mnist", "mnist/..", "MNIST", "a b"):
@@ -317,54 +277,45 @@ def test_load_of_an_unknown_name():
 # load: TFDS
 
 
-def serve(folder: Path):
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *args):
-            pass
-
-    handler = functools.partial(Quiet, directory=folder)
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    return server
-
-
 @pytest.fixture
 def official(tmp_path, monkeypatch):
     """A server of small files in the place of the official one, and its folder."""
     folder = write(tmp_path / "served", arrays(size=28))
-    server = serve(folder)
-    url = f"http://127.0.0.1:{server.server_port}/"
-    contents = [(folder / f"{file}.gz").read_bytes() for file in FILES]
-    digests = tuple(hashlib.sha256(content).hexdigest() for content in contents)
-    monkeypatch.setattr(data, "_OFFICIAL", {"mnist": (url, digests)})
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    yield folder
-    server.shutdown()
-    server.server_close()
+    handler = functools.partial(
+        type("Quiet", (SimpleHTTPRequestHandler,), {"log_message": lambda *_: None}),
+        directory=folder,
+    )
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/"
+        contents = [(folder / f"{file}.gz").read_bytes() for file in FILES]
+        digests = tuple(hashlib.sha256(content).hexdigest() for content in contents)
+        monkeypatch.setattr(data, "_OFFICIAL", {"mnist": (url, digests)})
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        yield folder
+        server.shutdown()
 
 
 def test_load_downloads_the_official_files_once(official):
-    first = data.load("mnist")
-    for got, file in zip(first[1:5], arrays(size=28).values(), strict=True):
-        np.testing.assert_array_equal(got.reshape(file.shape), file)
+    for _ in range(2):
+        downloaded = data.load("mnist")
+        for got, file in zip(downloaded[1:5], arrays(size=28).values(), strict=True):
+            np.testing.assert_array_equal(got.reshape(file.shape), file)
+        for path in official.iterdir():  # needed no longer
+            path.unlink()
     assert "tensorflow" not in sys.modules
-    for path in official.iterdir():  # needed no longer
-        path.unlink()
-    second = data.load("mnist")
-    for one, other in zip(first[1:5], second[1:5], strict=True):
-        np.testing.assert_array_equal(one, other)
 
 
 def test_load_refuses_a_download_that_is_not_the_official_file(official, monkeypatch):
     path = official / (FILES[3] + ".gz")
     path.write_bytes(gzip.compress(idx(np.zeros(30))))
-    with pytest.raises(data.DataError, match="damaged or changed"):
+    with pytest.raises(data.DataNotFoundError, match="does not match the known hash"):
         data.load("mnist")
     path.unlink()
     with pytest.raises(data.DataNotFoundError, match="404"):
         data.load("mnist")
     monkeypatch.setitem(sys.modules, "pooch", None)
-    with pytest.raises(data.DataNotFoundError, match="pooch is not installed"):
+    with pytest.raises(data.DataNotFoundError, match="pip install 'ds4nn_jax.exper"):
         data.load("mnist")
 
 
@@ -397,8 +348,6 @@ def prepare(root: Path, name: str, features, examples) -> Path:
 
 
 def image(value: int, size=4):
-    from PIL import Image
-
     return Image.fromarray(np.full((size, size, 3), value, np.uint8))
 
 
@@ -409,13 +358,11 @@ def labelled(f, shape=(4, 4, 3)):
 def test_load_reads_any_image_data_set_that_tfds_prepared(tmp_path):
     examples = [{"image": image(k), "label": k % 2} for k in range(6)]
     prepare(tmp_path, "pets", labelled, examples)
-    for _ in range(2):  # the second time from the cache
-        got = data.load("pets", tmp_path)
-        assert got.class_names == ("cat", "dog")
-        assert got.train_images.shape == got.test_images.shape == (6, 4, 4, 3)
-        order = np.argsort(got.train_images[:, 0, 0, 0])
-        np.testing.assert_array_equal(got.train_labels[order], [0, 1] * 3)
-        assert "10.0.0" in got.source
+    got = data.load("pets", tmp_path)
+    assert got.class_names == ("cat", "dog") and "10.0.0" in got.source
+    assert got.train_images.shape == got.test_images.shape == (6, 4, 4, 3)
+    order = np.argsort(got.train_images[:, 0, 0, 0])
+    np.testing.assert_array_equal(got.train_labels[order], [0, 1] * 3)
 
 
 def test_load_refuses_other_data_sets_of_tfds(tmp_path):
@@ -428,9 +375,9 @@ def test_load_refuses_other_data_sets_of_tfds(tmp_path):
     info = folder / "dataset_info.json"
     info.write_text(info.read_text().replace("array_record", "tfrecord"))
     for name, message in (
-        ("words", "'label'; needed are splits train and test with an image"),
+        ("words", "'label'; needed are .* splits train and test with an image"),
         ("shapes", "same shape; needed are .* an image, of one shape"),
-        ("pets", "TFRECORD is not supported.*prepared by TFDS as array_record"),
+        ("pets", "TFRECORD is not supported.*prepared as array_record"),
     ):
         with pytest.raises(data.DataError, match=message):
             data.load(name, tmp_path)
@@ -439,7 +386,7 @@ def test_load_refuses_other_data_sets_of_tfds(tmp_path):
 # digits and real data
 
 
-def test_digits_are_the_whole_of_them_scaled_exactly(tmp_path):
+def test_digits_are_the_whole_of_them_scaled_exactly():
     """Their test set, the same share of every class, never changes."""
     from sklearn.datasets import load_digits
 
@@ -463,20 +410,17 @@ def test_digits_are_the_whole_of_them_scaled_exactly(tmp_path):
     np.testing.assert_allclose(test_share, 0.2, atol=0.005)
     first = digits.test_labels[:20].tolist()
     assert first == [0, 9, 1, 7, 9, 0, 2, 4, 6, 9, 5, 5, 1, 3, 0, 0, 2, 6, 3, 7]
-    with pytest.raises(ValueError, match="leave data_dir"):
-        data.load("digits", tmp_path)
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
 def test_load_reads_the_real_files(name):
-    if not (REAL / name).is_dir():
+    """And knows them, by all their images."""
+    if (folder := conftest.real_data_dir(name)) is None:
         pytest.skip(f"no real {name}: set DS4NN_DATA_DIR to a directory that holds it")
-    got = data.load(name, REAL / name)
-    assert got.train_images.shape == (60_000, 28, 28, 1)
-    assert got.test_images.shape == (10_000, 28, 28, 1)
+    got = data.load(name, folder)
+    assert got.known == name and got.source == f"IDX files in {folder}"
     first = {"mnist": (5, 7), "fashion_mnist": (9, 9)}[name]
     assert (got.train_labels[0], got.test_labels[0]) == first
-    assert len(np.unique(got.train_labels)) == 10
 
 
 # splits and orders
@@ -498,7 +442,6 @@ def test_stratified_split_takes_the_same_share_of_every_class():
     "labels, fraction, message",
     [
         (np.zeros(10, int), 1, "between 0 and 1"),
-        (np.zeros(10, int), float("nan"), "between 0 and 1"),
         (np.repeat([0, 1], [1000, 10]), 0.01, r"class 1 \(10 images\)"),
         (np.repeat([0, 1], [1000, 10]), 0.99, r"class 1 \(10 images\)"),
         (np.zeros(4), 0.5, "whole numbers"),
@@ -511,16 +454,13 @@ def test_stratified_split_refuses(labels, fraction, message):
 
 
 def test_epoch_permutation_is_fixed_by_seed_and_epoch():
-    orders = {
-        (seed, epoch): data.epoch_permutation(50, seed=seed, epoch=epoch)
-        for seed in range(3)
-        for epoch in range(3)
-    }
-    for (seed, epoch), order in orders.items():
-        np.testing.assert_array_equal(np.sort(order), np.arange(50))
-        again = np.random.Generator(np.random.Philox(key=[seed, epoch]))
-        np.testing.assert_array_equal(order, again.permutation(50))
-    assert len({order.tobytes() for order in orders.values()}) == 9
+    orders = set()
+    for seed, epoch in itertools.product(range(3), range(3)):
+        order = data.epoch_permutation(50, seed=seed, epoch=epoch)
+        expected = np.random.Generator(np.random.Philox(key=[seed, epoch]))
+        np.testing.assert_array_equal(order, expected.permutation(50))
+        orders.add(order.tobytes())
+    assert len(orders) == 9
 
 
 # Images of one's own
@@ -563,30 +503,30 @@ def test_images_in_folders_for_training_and_testing(tmp_path):
     for path, image in zip(
         sorted((tmp_path / "train").rglob("*.png")), found.train_images, strict=True
     ):
-        np.testing.assert_array_equal(pictures.read(path, (2, 2, 3))[0], image)
+        np.testing.assert_array_equal(_pictures.fitted(path, (2, 2, 3))[0], image)
     assert found.test_images[0, 1, 1].tolist() == [4, 4, 4]
 
 
 def test_folders_that_are_no_data_set(tmp_path):
-    with pytest.raises(data.DataError, match="0 folders, needed is one for each class"):
-        data.from_folders(tmp_path)
+    def refused(message):
+        with pytest.raises(data.DataError, match=message):
+            data.from_folders(tmp_path)
+
+    refused("needed is a folder for each class, .* found are none")
     picture(tmp_path / "a" / "0.png", np.zeros((2, 2)))
     picture(tmp_path / "b" / "0.png", np.zeros((3, 2)))
-    with pytest.raises(data.DataError, match=r"a.0.png is 2×2, .*b.0.png is 2×3"):
-        data.from_folders(tmp_path)
+    refused("b.0.png: 2×3, .* one size, 2×2 of .*a.0.png")
     (tmp_path / "b" / "0.png").write_bytes(b"\x89PNG, cut")
-    with pytest.raises(data.DataError, match=r"b.0.png: .*not a picture that Pillow"):
-        data.from_folders(tmp_path)
+    refused("b.0.png: cannot be read: cannot identify image")
     Image.fromarray(np.zeros((2, 2), np.uint16)).save(tmp_path / "b" / "0.png")
-    with pytest.raises(data.DataError, match="b.0.png: pixels of more than 8 bits"):
-        data.from_folders(tmp_path)
+    refused("b.0.png: .* needed are 8 bits")
     picture(tmp_path / "b" / "0.png", np.zeros((2, 2)))
-    with pytest.raises(data.DataError, match="holding out 0.2 of class 0"):
-        data.from_folders(tmp_path)
-    with pytest.raises(data.DataNotFoundError, match="no such directory"):
+    refused("holding out 0.2 of class 0")
+    (tmp_path / "b" / "0.png").unlink()
+    (tmp_path / "a" / "0.png").unlink()
+    refused(r"got uint8 \(0,\)")
+    with pytest.raises(FileNotFoundError, match="absent"):
         data.from_folders(tmp_path / "absent")
-    with pytest.raises(ValueError, match="is a path already"):
-        data.load(str(tmp_path), tmp_path)
 
 
 def test_images_in_one_file(tmp_path):
@@ -618,14 +558,21 @@ def test_images_in_one_file(tmp_path):
             assert x.shape[1:] == (2, 2, 1)
             expected = which if classes[0] == "3" else 1 - which
             np.testing.assert_array_equal(y, expected, name)
-    np.savez(tmp_path / "other.npz", pixels=images)
-    with pytest.raises(
-        data.DataError, match="holds pixels; needed are train_images and"
+    few = dict(x_train=images, y_train=labels[1:], x_test=images, y_test=labels)
+    for name, content, message in (
+        ("other", dict(pixels=images), "holds pixels; needed are train_images and"),
+        ("half", dict(x=images / 255, y=labels), "uint8 of one shape.*; got float64"),
+        ("short", dict(x=images, y=labels[1:]), "10 images, 9 labels"),
+        ("few", few, r"with \(9,\) and \(10,\)"),
     ):
-        data.load(str(tmp_path / "other.npz"))
-    np.savez(tmp_path / "half.npz", x=images / 255, y=labels)
-    with pytest.raises(data.DataError, match="must be .* uint8, got float64"):
-        data.load(str(tmp_path / "half.npz"))
-    (tmp_path / "bare.csv").write_text("1,2,300\n2,1,2\n")
-    with pytest.raises(data.DataError, match="bare.csv: pixels must be .* 255"):
-        data.load(str(tmp_path / "bare.csv"))
+        np.savez(tmp_path / f"{name}.npz", **content)
+        with pytest.raises(data.DataError, match=f"{name}.npz.*{message}"):
+            data.load(str(tmp_path / f"{name}.npz"))
+    for name, content, message in (
+        ("bare.csv", "1,2,300\n2,1,2\n", "pixels must be .* 255"),
+        ("bare.csv", "", "bare.csv"),
+        ("text.npz", "text", "text.npz"),
+    ):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(data.DataError, match=message):
+            data.load(str(tmp_path / name))
