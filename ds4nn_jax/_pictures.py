@@ -140,8 +140,8 @@ def fitted(
         tone = np.median(border(np.asarray(picture.convert("L"))))
         here = "light" if tone >= 128 else "dark"
         invert = ground not in (None, "mixed", here)
-        if invert or ground is None:
-            remark = "inverted" if invert else "if it differs, --invert"
+        if invert or ground is None and here == "light":
+            remark = "inverted" if invert else "if it is dark, --invert"
             noted = ground or "not noted"
             remarks.append(f"a {here} ground, the network's is {noted}: {remark}")
     picture = ImageOps.invert(picture) if invert else picture

@@ -1,3 +1,4 @@
+import contextlib
 import functools
 import gzip
 import hashlib
@@ -13,8 +14,6 @@ from pathlib import Path
 import conftest
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, example, given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from ds4nn_jax import _pictures, data
@@ -100,14 +99,19 @@ def test_read_idx_refuses_what_is_not_whole(tmp_path):
         *HUGE,
     ]
     packed = gzip.compress(SMALL, mtime=0)
-    damaged = packed[:-6] + bytes([packed[-6] ^ 1]) + packed[-5:]  # in its checksum
     cut = [packed[:length] for length in range(len(packed))]
     for body in (*wrong, packed):
         with pytest.raises(data.DataError, match="file: not an intact IDX file"):
             read(tmp_path, body)
-    for body in (*map(gzip.compress, wrong), *cut, damaged, SMALL):
+    for body in (*map(gzip.compress, wrong), *cut, SMALL):
         with pytest.raises(data.DataError, match="file.gz: not an intact IDX file"):
             read(tmp_path, body, "file.gz")
+    for place in range(len(packed)):  # of its header, content or checksum
+        damaged = bytearray(packed)
+        damaged[place] ^= 1
+        with contextlib.suppress(data.DataError):
+            array = read(tmp_path, bytes(damaged), "file.gz")
+            np.testing.assert_array_equal(array.ravel(), np.arange(24))
 
 
 def test_read_idx_does_not_unpack_a_gzip_bomb(tmp_path, monkeypatch):
@@ -121,29 +125,6 @@ def test_read_idx_does_not_unpack_a_gzip_bomb(tmp_path, monkeypatch):
     with pytest.raises(data.DataError, match="not an intact"):
         read(tmp_path, gzip.compress(SMALL + bytes(4 << 20)), "file.gz")
     assert sizes == [4, 3 * 4, 2 * 3 * 4 + 1]
-
-
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    prefix=st.sampled_from([b"", b"\0\0\x08", b"\0\0\x08\x01\0\0\0", SMALL[:16]]),
-    rest=st.binary(max_size=40),
-    packing=st.sampled_from(["plain", "gzip", "named .gz", "damaged"]),
-    position=st.integers(0, 30),
-)
-@example(prefix=SMALL, rest=b"", packing="plain", position=0)
-def test_read_idx_of_any_bytes_is_an_array_or_a_data_error(
-    tmp_path, prefix, rest, packing, position
-):
-    body, name = prefix + rest, "file" if packing == "plain" else "file.gz"
-    if packing in ("gzip", "damaged"):
-        body = bytearray(gzip.compress(body))
-        body[position % len(body)] ^= packing == "damaged"
-    try:
-        array = read(tmp_path, bytes(body), name)
-    except data.DataError as error:
-        assert str(tmp_path / name) in str(error)
-    else:
-        assert array.dtype == np.uint8 and array.size > 0
 
 
 # load: IDX files
@@ -204,38 +185,30 @@ def test_load_knows_data_sets_by_their_images(tmp_path, monkeypatch):
         data.load("mnist", folder)
 
 
-def first_pixel(dataset: data.Dataset) -> int:
-    return int(dataset.train_images.flat[0])
-
-
 def test_load_looks_near_before_far(tmp_path, monkeypatch):
-    """And stops at a corrupt file: another place may have other images."""
-    places = {
-        1: tmp_path / "here",
-        2: tmp_path / "env" / "fashion_mnist",
-        3: tmp_path / "system" / "fashion-mnist",
-    }
-    for shift, place in places.items():
-        write(place, arrays(shift=shift))
-    assert first_pixel(data.load("fashion_mnist")) == 3
+    """And stops at a corrupt file, for another place may have other images; with a
+    data_dir it looks there alone."""
+
+    def first_pixel(*place):
+        return int(data.load("fashion_mnist", *place).train_images.flat[0])
+
+    here, env, system = (
+        write(tmp_path / place, arrays(shift=shift))
+        for shift, place in enumerate(
+            ("here", "env/fashion_mnist", "system/fashion-mnist")
+        )
+    )
+    assert first_pixel() == 2
     monkeypatch.setenv("DS4NN_DATA_DIR", str(tmp_path / "env"))
-    assert first_pixel(data.load("fashion_mnist")) == 2
-    assert first_pixel(data.load("fashion_mnist", tmp_path / "here")) == 1
-    path = places[2] / (FILES[0] + ".gz")
+    assert first_pixel() == 1 and first_pixel(here) == 0
+    path = env / (FILES[0] + ".gz")
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(data.DataError, match=FILES[0]):
         data.load("fashion_mnist")
-
-
-def test_load_does_not_go_elsewhere_when_told_where(tmp_path, monkeypatch):
-    write(tmp_path / "env" / "mnist")
-    monkeypatch.setenv("DS4NN_DATA_DIR", str(tmp_path / "env"))
-    folder = tmp_path / "here"
-    with pytest.raises(data.DataNotFoundError, match="here: no train-images-idx3"):
-        data.load("mnist", folder)
-    (write(folder) / "t10k-labels-idx1-ubyte.gz").unlink()
-    with pytest.raises(data.DataNotFoundError, match="here: no t10k-labels-idx1"):
-        data.load("mnist", folder)
+    (here / "t10k-labels-idx1-ubyte.gz").unlink()
+    for folder, file in ((here, FILES[3]), (tmp_path / "absent", FILES[0])):
+        with pytest.raises(data.DataNotFoundError, match=f"{folder}: no {file}"):
+            data.load("fashion_mnist", folder)
 
 
 @pytest.mark.parametrize(
@@ -277,110 +250,86 @@ def test_load_that_finds_nothing_names_every_place_and_the_command(tmp_path):
 # load: TFDS
 
 
-@pytest.fixture
-def official(tmp_path, monkeypatch):
-    """A server of small files in the place of the official one, and its folder."""
+def test_load_downloads_the_official_files_once(tmp_path, monkeypatch):
+    """And refuses others, from a server of small files in the official one's place."""
     folder = write(tmp_path / "served", arrays(size=28))
-    handler = functools.partial(
-        type("Quiet", (SimpleHTTPRequestHandler,), {"log_message": lambda *_: None}),
-        directory=folder,
-    )
+    contents = [(folder / f"{file}.gz").read_bytes() for file in FILES]
+    digests = [hashlib.sha256(content).hexdigest() for content in contents]
+    quiet = type("Quiet", (SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
+    handler = functools.partial(quiet, directory=folder)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/"
-        contents = [(folder / f"{file}.gz").read_bytes() for file in FILES]
-        digests = tuple(hashlib.sha256(content).hexdigest() for content in contents)
-        monkeypatch.setattr(data, "_OFFICIAL", {"mnist": (url, digests)})
-        monkeypatch.setenv("no_proxy", "127.0.0.1")
-        yield folder
+        official = {"mnist": (url, digests), "kmnist": (url, [*digests[:3], "0"])}
+        monkeypatch.setattr(data, "_OFFICIAL", official)
+        with pytest.raises(data.DataNotFoundError, match="does not match the known"):
+            data.load("kmnist")
+        for _ in range(2):
+            downloaded = data.load("mnist")
+            for got, file in zip(
+                downloaded[1:5], arrays(size=28).values(), strict=True
+            ):
+                np.testing.assert_array_equal(got.reshape(file.shape), file)
+            for path in folder.iterdir():  # needed no longer
+                path.unlink()
+        with pytest.raises(data.DataNotFoundError, match="404"):
+            data.load("kmnist")
         server.shutdown()
-
-
-def test_load_downloads_the_official_files_once(official):
-    for _ in range(2):
-        downloaded = data.load("mnist")
-        for got, file in zip(downloaded[1:5], arrays(size=28).values(), strict=True):
-            np.testing.assert_array_equal(got.reshape(file.shape), file)
-        for path in official.iterdir():  # needed no longer
-            path.unlink()
     assert "tensorflow" not in sys.modules
-
-
-def test_load_refuses_a_download_that_is_not_the_official_file(official, monkeypatch):
-    path = official / (FILES[3] + ".gz")
-    path.write_bytes(gzip.compress(idx(np.zeros(30))))
-    with pytest.raises(data.DataNotFoundError, match="does not match the known hash"):
-        data.load("mnist")
-    path.unlink()
-    with pytest.raises(data.DataNotFoundError, match="404"):
-        data.load("mnist")
     monkeypatch.setitem(sys.modules, "pooch", None)
     with pytest.raises(data.DataNotFoundError, match="pip install 'ds4nn_jax.exper"):
         data.load("mnist")
 
 
-def prepare(root: Path, name: str, features, examples) -> Path:
-    """Prepares the newest and an older version of a data set of one's own."""
+def prepare(root: Path, name: str, features, examples, version="1.0.0") -> Path:
+    """Prepares a version of a data set of one's own."""
     tfds = pytest.importorskip("tensorflow_datasets")
-    for version in ("9.0.0", "10.0.0"):
-        shown = examples if version == "10.0.0" else examples[:1]
 
-        class Own(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-            VERSION = tfds.core.Version(version)
-            pkg_dir_path = root
+    class Own(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version(version)
+        pkg_dir_path = root
 
-            def _info(self):
-                shown = tfds.features.FeaturesDict(features(tfds.features))
-                return tfds.core.DatasetInfo(builder=self, features=shown)
+        def _info(self):
+            shown = tfds.features.FeaturesDict(features(tfds.features))
+            return tfds.core.DatasetInfo(builder=self, features=shown)
 
-            def _split_generators(self, dl_manager):
-                return {"train": self._rows(), "test": self._rows()}
+        def _split_generators(self, dl_manager):
+            return {part: iter(enumerate(examples)) for part in ("train", "test")}
 
-            def _rows(self, shown=shown):
-                yield from enumerate(shown)
+        def _generate_examples(self):
+            pass
 
-            def _generate_examples(self):
-                pass
-
-        Own.name = name
-        Own(data_dir=root, file_format="array_record").download_and_prepare()
-    return root / name / "10.0.0"
+    Own.name = name
+    Own(data_dir=root, file_format="array_record").download_and_prepare()
+    return root / name / version
 
 
-def image(value: int, size=4):
-    return Image.fromarray(np.full((size, size, 3), value, np.uint8))
-
-
-def labelled(f, shape=(4, 4, 3)):
-    return {"image": f.Image(shape=shape), "label": f.ClassLabel(names=["cat", "dog"])}
+def labelled(f):
+    return {
+        "image": f.Image(shape=(4, 4, 3)),
+        "label": f.ClassLabel(names=["cat", "dog"]),
+    }
 
 
 def test_load_reads_any_image_data_set_that_tfds_prepared(tmp_path):
-    examples = [{"image": image(k), "label": k % 2} for k in range(6)]
-    prepare(tmp_path, "pets", labelled, examples)
+    """Its newest version; not one of another kind, or in TensorFlow's format."""
+    pictures = [Image.new("RGB", (4, 4), (k, k, k)) for k in range(6)]
+    examples = [{"image": x, "label": k % 2} for k, x in enumerate(pictures)]
+    prepare(tmp_path, "pets", labelled, examples[:1], "9.0.0")
+    folder = prepare(tmp_path, "pets", labelled, examples, "10.0.0")
     got = data.load("pets", tmp_path)
     assert got.class_names == ("cat", "dog") and "10.0.0" in got.source
     assert got.train_images.shape == got.test_images.shape == (6, 4, 4, 3)
     order = np.argsort(got.train_images[:, 0, 0, 0])
     np.testing.assert_array_equal(got.train_labels[order], [0, 1] * 3)
-
-
-def test_load_refuses_other_data_sets_of_tfds(tmp_path):
-    """Of another kind, of images of many shapes, or in TensorFlow's format."""
     prepare(tmp_path, "words", lambda f: {"text": f.Text()}, [{"text": "a"}])
-    features = functools.partial(labelled, shape=(None, None, 3))
-    shapes = [{"image": image(0, size), "label": 0} for size in (3, 4)]
-    prepare(tmp_path, "shapes", features, shapes)
-    folder = prepare(tmp_path, "pets", labelled, [{"image": image(0), "label": 0}])
+    with pytest.raises(data.DataError, match="'label'; needed are .* with an image"):
+        data.load("words", tmp_path)
     info = folder / "dataset_info.json"
     info.write_text(info.read_text().replace("array_record", "tfrecord"))
-    for name, message in (
-        ("words", "'label'; needed are .* splits train and test with an image"),
-        ("shapes", "same shape; needed are .* an image, of one shape"),
-        ("pets", "TFRECORD is not supported.*prepared as array_record"),
-    ):
-        with pytest.raises(data.DataError, match=message):
-            data.load(name, tmp_path)
+    with pytest.raises(data.DataError, match="TFRECORD is not .* as array_record"):
+        data.load("pets", tmp_path)
 
 
 # digits and real data
@@ -390,22 +339,23 @@ def test_digits_are_the_whole_of_them_scaled_exactly():
     """Their test set, the same share of every class, never changes."""
     from sklearn.datasets import load_digits
 
-    digits = data.load("digits")
+    digits, source = data.load("digits"), load_digits()
     assert digits.train_images.shape == (1438, 8, 8, 1)
     assert digits.test_images.shape == (359, 8, 8, 1)
-    assert digits.train_images.dtype == np.uint8
-    levels = np.unique(np.concatenate([digits.train_images, digits.test_images]))
-    np.testing.assert_array_equal(levels, [round(k * 255 / 16) for k in range(17)])
-
-    def rows(images, labels):
-        pairs = zip(images, labels, strict=True)
-        return Counter((image.tobytes(), int(label)) for image, label in pairs)
-
-    sixteenths = np.rint(np.concatenate(digits[1:4:2])[..., 0] * (16 / 255))
-    source = load_digits()
-    assert rows(sixteenths, np.concatenate(digits[2:5:2])) == rows(
-        source.images, source.target
+    images, labels = np.concatenate(digits[1:4:2]), np.concatenate(digits[2:5:2])
+    np.testing.assert_array_equal(
+        np.unique(images), [round(k * 255 / 16) for k in range(17)]
     )
+    found, expected = (
+        Counter(
+            (image.tobytes(), int(label)) for image, label in zip(*rows, strict=True)
+        )
+        for rows in (
+            (np.rint(images[..., 0] * (16 / 255)), labels),
+            (source.images, source.target),
+        )
+    )
+    assert found == expected
     test_share = np.bincount(digits.test_labels) / np.bincount(source.target)
     np.testing.assert_allclose(test_share, 0.2, atol=0.005)
     first = digits.test_labels[:20].tolist()
@@ -443,7 +393,6 @@ def test_stratified_split_takes_the_same_share_of_every_class():
     [
         (np.zeros(10, int), 1, "between 0 and 1"),
         (np.repeat([0, 1], [1000, 10]), 0.01, r"class 1 \(10 images\)"),
-        (np.repeat([0, 1], [1000, 10]), 0.99, r"class 1 \(10 images\)"),
         (np.zeros(4), 0.5, "whole numbers"),
         (np.zeros((4, 2), int), 0.5, "whole numbers"),
     ],
@@ -529,29 +478,24 @@ def test_folders_that_are_no_data_set(tmp_path):
         data.from_folders(tmp_path / "absent")
 
 
-def test_images_in_one_file(tmp_path):
+def test_images_in_one_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     images = np.arange(10 * 4, dtype=np.uint8).reshape(10, 2, 2)
     labels = np.array([3, 8] * 5)
-    np.savez(tmp_path / "all.npz", x=images, y=labels)
     split = dict(x_train=images[:6], y_train=labels[:6], x_test=images[6:])
-    np.savez(tmp_path / "split.npz", y_test=labels[6:], **split)
-    rows = [
-        f"{label},{','.join(map(str, x.flat))}"
-        for x, label in zip(images, labels, strict=True)
-    ]
-    (tmp_path / "bare.csv").write_text("\n".join(rows))
-    named = [
-        row.replace("3,", "cat,", 1) if k % 2 == 0 else row
-        for k, row in enumerate(rows)
-    ]
-    (tmp_path / "named.csv").write_text("label,p0,p1,p2,p3\n" + "\n".join(named) + "\n")
+    np.savez("all.npz", x=images, y=labels)
+    np.savez("split.npz", y_test=labels[6:], **split)
+    table = np.c_[labels, images.reshape(10, 4)].astype(str)
+    np.savetxt("bare.csv", table, "%s", ",")
+    table[::2, 0] = "cat"
+    np.savetxt("named.csv", table, "%s", ",", header="Label,p0,p1,p2,p3", comments="")
     for name, classes, tested in (
         ("all.npz", ("3", "8"), 2),
         ("split.npz", ("3", "8"), 4),
         ("bare.csv", ("3", "8"), 2),
         ("named.csv", ("8", "cat"), 2),
     ):
-        found = data.load(str(tmp_path / name))
+        found = data.load(name)
         assert found.class_names == classes and len(found.test_labels) == tested, name
         for x, y in (found[1:3], found[3:5]):
             which = (x[:, 0, 0, 0] // 4) % 2  # rows begin with 0, 4, 8, …
@@ -559,20 +503,19 @@ def test_images_in_one_file(tmp_path):
             expected = which if classes[0] == "3" else 1 - which
             np.testing.assert_array_equal(y, expected, name)
     few = dict(x_train=images, y_train=labels[1:], x_test=images, y_test=labels)
-    for name, content, message in (
-        ("other", dict(pixels=images), "holds pixels; needed are train_images and"),
-        ("half", dict(x=images / 255, y=labels), "uint8 of one shape.*; got float64"),
-        ("short", dict(x=images, y=labels[1:]), "10 images, 9 labels"),
-        ("few", few, r"with \(9,\) and \(10,\)"),
+    np.savez("other.npz", pixels=images)
+    np.savez("half.npz", x=images / 255, y=labels)
+    np.savez("short.npz", x=images, y=labels[1:])
+    np.savez("few.npz", **few)
+    for name, text in (("bad", "1,2,300\n2,1,2\n"), ("empty", "\n")):
+        Path(f"{name}.csv").write_text(text)
+    for name, message in (
+        ("other.npz", "holds pixels; needed are train_images and"),
+        ("half.npz", "uint8 of one shape.*; got float64"),
+        ("short.npz", "10 images, 9 labels"),
+        ("few.npz", r"with \(9,\) and \(10,\)"),
+        ("bad.csv", "pixels must be .* 255"),
+        ("empty.csv", ""),
     ):
-        np.savez(tmp_path / f"{name}.npz", **content)
-        with pytest.raises(data.DataError, match=f"{name}.npz.*{message}"):
-            data.load(str(tmp_path / f"{name}.npz"))
-    for name, content, message in (
-        ("bare.csv", "1,2,300\n2,1,2\n", "pixels must be .* 255"),
-        ("bare.csv", "", "bare.csv"),
-        ("text.npz", "text", "text.npz"),
-    ):
-        (tmp_path / name).write_text(content)
-        with pytest.raises(data.DataError, match=message):
-            data.load(str(tmp_path / name))
+        with pytest.raises(data.DataError, match=f"{name}.*{message}"):
+            data.load(name)
