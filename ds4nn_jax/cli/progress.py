@@ -116,8 +116,8 @@ class _Count:
 
     def show(self, done: int, total: int, what: str, metrics: str = "") -> None:
         if self.on_terminal:
-            texts = {"description": what, "metrics": metrics}
-            self.bar.update(self._task, completed=done, total=total, **texts)
+            self.bar.update(self._task, completed=done, total=total, metrics=metrics)
+            self.bar.update(self._task, description=what)
         elif self._lines.due():
             self.console.print(f"{what} {done} of {total}")
 
