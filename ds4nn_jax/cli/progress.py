@@ -111,13 +111,13 @@ class _Count:
         self.bar = Progress(
             *columns, console=self.console, disable=not self.on_terminal
         )
-        self._task = self.bar.add_task(what, total=total, metrics="compiling …")
+        self.task = self.bar.add_task(what, total=total, metrics="compiling …")
         self._lines = Lines(_SECONDS_BETWEEN)
 
     def show(self, done: int, total: int, what: str, metrics: str = "") -> None:
         if self.on_terminal:
-            self.bar.update(self._task, completed=done, total=total, metrics=metrics)
-            self.bar.update(self._task, description=what)
+            self.bar.update(self.task, completed=done, total=total, metrics=metrics)
+            self.bar.update(self.task, description=what)
         elif self._lines.due():
             self.console.print(f"{what} {done} of {total}")
 
@@ -138,6 +138,8 @@ class Display:
     def on_step(self, step: Step) -> None:
         metrics = ""
         if self._count.on_terminal:
+            if step.number == 1:  # the time left is that of an epoch
+                self._count.bar.reset(self._count.task)
             if step.number < step.steps and not self._redraw.due():
                 return
             # Of the latest but one: the device may still be at the latest, and should
