@@ -121,7 +121,9 @@ def _noted(notes: dict, classes: int) -> tuple:
     """The notes on images: their shape, their classes' names, how they were made."""
     shape: Any = notes.get("input_shape")
     names = notes.get("class_names") or list(map(str, range(classes)))
-    pictures = notes.get("pictures") or _PICTURES.get(str(notes.get("dataset")))
+    pictures = notes.get("pictures")
+    if pictures is None and shape == [28, 28, 1]:
+        pictures = _PICTURES.get(str(notes.get("dataset")))
     sizes = isinstance(shape, list) and [type(n) for n in shape] == [int] * 3
     sizes = sizes and shape[2] in (1, 3) and 0 < min(shape) <= max(shape) <= 4096
     texts = isinstance(names, list) and [type(x) for x in names] == [str] * classes
