@@ -1,15 +1,11 @@
-"""Data sets as NumPy arrays: IDX files, the embedded digits, TFDS, or your own images.
-
-The only module that knows TFDS, and it imports it only when nothing nearer is found.
-Everything that comes from a file is checked before it is handed on.
-"""
+"""Data sets as NumPy arrays: IDX files, the digits, TFDS, or your own images."""
 
 import difflib
 import gzip
 import math
 import os
 import re
-import zipfile
+import struct
 import zlib
 from collections.abc import Callable
 from functools import partial
@@ -18,13 +14,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-_DIGIT_NAMES = tuple("0123456789")
-_FASHION_NAMES = (
-    "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot"
-)
 _CLASS_NAMES = {
-    "mnist": _DIGIT_NAMES,
-    "fashion_mnist": tuple(_FASHION_NAMES.split(",")),
+    "mnist": tuple("0123456789"),
+    "fashion_mnist": (
+        *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+        *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+    ),
 }
 _IDX_FILES = (
     "train-images-idx3-ubyte.gz",
@@ -62,23 +57,22 @@ _OFFICIAL = {
         ),
     ),
 }
-_SYSTEM_DATASETS = Path("/usr/share/datasets")  # Debian's dataset-* packages
-_MOST_BYTES = 1 << 30  # of an IDX file's array
-_OWN = (
-    "the path of your own images: a folder with a folder for each class, a .npz or a "
-    ".csv file (ds4nn_jax.data.from_folders, from_file)"
-)
+# Sums of CRC-32 over all images with their labels: TFDS has them in another order.
+_DIGESTS = {150584038463785: "mnist", 150020560615121: "fashion_mnist"}
 _ARRAYS = (  # names in .npz files
     ("train_images", "train_labels", "test_images", "test_labels"),
     ("x_train", "y_train", "x_test", "y_test"),
     ("images", "labels"),
     ("x", "y"),
 )
+_SYSTEM_DATASETS = Path("/usr/share/datasets")  # Debian's dataset-* packages
+_MOST_BYTES = 1 << 30  # of an IDX file's array
 _SPLIT_STREAM = 2**64 - 1  # of the generator's streams, one that no epoch reaches
-
-
-# Sums of CRC-32 over all images with their labels: TFDS has them in another order.
-_DIGESTS = {150584038463785: "mnist", 150020560615121: "fashion_mnist"}
+_EXTRA = "pip install 'ds4nn_jax[experiments]'"
+_OWN = (
+    "the path of your own images: a folder with a folder for each class, a .npz or a "
+    ".csv file (ds4nn_jax.data.from_folders, from_file)"
+)
 
 
 class DataError(ValueError):
@@ -144,10 +138,12 @@ def pictures(images: np.ndarray, *, fit: str = "whole") -> Pictures:
       >>> data.pictures(data.load("digits").train_images).ground
       'dark'
     """
+    from ds4nn_jax._pictures import border  # not before: it needs Pillow and SciPy
+
     images = np.asarray(images)
     few = images[:: max(1, len(images) // 10_000)]
     few = few if few.dtype == np.uint8 else np.rint(255 * few.astype(np.float32))
-    tones = np.array([border_tone(image) for image in few])
+    tones = np.array([np.median(border(image)) for image in few])
     ground = "mixed"
     if np.mean(tones < 64) > 0.95:
         ground = "dark"
@@ -156,12 +152,6 @@ def pictures(images: np.ndarray, *, fit: str = "whole") -> Pictures:
     share = (few >= 128).mean(axis=(1, 2, 3))
     low, high = np.quantile(share, (0.005, 0.995)).tolist()
     return Pictures(fit, ground, (low, high))
-
-
-def border_tone(image: np.ndarray) -> float:
-    """Median of the outermost pixels of an image [H, W] or [H, W, C]."""
-    sides = image[0], image[-1], image[:, 0], image[:, -1]
-    return float(np.median(np.concatenate([side.ravel() for side in sides])))
 
 
 def load(name: str, data_dir: str | os.PathLike | None = None) -> Dataset:
@@ -199,49 +189,58 @@ def load(name: str, data_dir: str | os.PathLike | None = None) -> Dataset:
     """
     is_name = re.fullmatch(r"[a-z][a-z0-9_]*(/\w[\w.-]*)?", name)
     # With a data_dir a name is one of its data sets, whatever folder is here.
-    if (path := local_path(name)) and not (is_name and data_dir is not None):
-        if data_dir is not None:
-            raise ValueError(f"{name} is a path already and takes no data_dir")
-        return _identified(from_folders(path) if path.is_dir() else from_file(path))
+    path = None if is_name and data_dir is not None else local_path(name)
+    if data_dir is not None and (path or name == "digits"):
+        raise ValueError(f"{name} takes no data_dir (--data_dir): leave it out")
+    if path:
+        return from_folders(path) if path.is_dir() else from_file(path)
+    if name == "digits":
+        return _load_digits()
     names = "digits", *_OFFICIAL
     close = difflib.get_close_matches(name.lower().replace("-", "_"), names, 1)
-    hint = f": did you mean {close[0]}?" if close and name not in names else ""
+    hint = f"; did you mean {close[0]}?" if close and name not in names else ""
     if not is_name:
         raise ValueError(
-            f"{name!r} is no data set name{hint or ':'} Say digits, mnist, "
-            "fashion_mnist, the name of another TFDS image data set, or "
-            f"{_OWN}"
+            f"{name!r} is no data set name{hint or ':'} Say {', '.join(names)}, the "
+            f"name of another TFDS image data set, or {_OWN}"
         )
-    if name == "digits":
-        if data_dir is not None:
-            raise ValueError(
-                "digits comes with scikit-learn: leave data_dir (--data_dir) out"
-            )
-        return _load_digits()
+    return _nearest(name, data_dir, hint)
+
+
+def _nearest(name: str, data_dir: str | os.PathLike | None, hint: str) -> Dataset:
+    """The data set from the first place that has it."""
     message = [f"no data set {name!r} found{hint or '.'} Looked at:"]
-    for source in _sources(name, data_dir):
+    if data_dir is not None:
+        home = prepared = Path(data_dir).expanduser()
+        folders = [home, home / name]
+    else:
+        home = Path(os.environ.get("DS4NN_DATA_DIR") or "$DS4NN_DATA_DIR").expanduser()
+        folders = [home / name, _SYSTEM_DATASETS / name.replace("_", "-")]
+        prepared = Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+    sources: list[Callable[[], Dataset]] = [
+        *(partial(_from_idx, name, folder) for folder in folders),
+        partial(_from_tfds, name, prepared.expanduser()),
+    ]
+    if data_dir is None:
+        sources.append(partial(_from_download, name))
+    for source in sources:
         try:
-            return _identified(source())
+            return source()
         except DataNotFoundError as missing:
             message.append(f"  - {missing}")
-    raise DataNotFoundError("\n".join([*message, *_how_to_fetch(name)]))
-
-
-def _identified(dataset: Dataset) -> Dataset:
-    """The data set with the name that its images are known by; `source` says if these
-    are not the ones that everybody has under its name."""
-    digest = sum(
-        zlib.crc32(image, int(label))
-        for images, labels in (dataset[1:3], dataset[3:5])
-        for image, label in zip(np.ascontiguousarray(images), labels, strict=True)
+    command = (
+        "import tensorflow_datasets as tfds; "
+        f"tfds.builder('{name}', file_format='array_record').download_and_prepare()"
     )
-    known, source = _DIGESTS.get(digest), dataset.source
-    if dataset.name in _DIGESTS.values():
-        if known is None:
-            source = f"{source} (not the {dataset.name} that everybody has)"
-        elif known != dataset.name:
-            raise DataError(f"{source}: hold {known}, not {dataset.name}")
-    return dataset._replace(known=known, source=source)
+    if name in _OFFICIAL:
+        command = f"import ds4nn_jax.data as d; d.load('{name}')"
+    message += [
+        f'To fetch it, with network: python -c "{command}"',
+        f"or put {', '.join(_IDX_FILES)} into a directory DIR and say data_dir=DIR "
+        "(--data_dir=DIR on the command line)",
+        f"or give {_OWN}",
+    ]
+    raise DataNotFoundError("\n".join(message))
 
 
 def local_path(name: str) -> Path | None:
@@ -274,28 +273,27 @@ def from_folders(directory: str | os.PathLike, *, test: float = 0.2) -> Dataset:
       DataError: no classes, a file that is no picture, or pictures of several sizes.
     """
     directory = Path(directory)
-    split = {"train", "test"} <= {folder.name for folder in _folders(directory)}
-    roots = [directory / "train", directory / "test"] if split else [directory]
-    classes = [folder.name for folder in _folders(roots[0])]
-    if len(classes) < 2:
+    roots = [directory / "train", directory / "test"]
+    roots = roots if all(root.is_dir() for root in roots) else [directory]
+    folders = [
+        [path for path in _visible(root) if path.is_dir() and path.name[0] != "_"]
+        for root in roots
+    ]
+    classes = [folder.name for folder in folders[0]]
+    if len(classes) < 2 or not {folder.name for folder in folders[-1]} <= {*classes}:
         raise DataError(
-            f"{directory}: {len(classes)} folders, needed is one for each class (or "
-            "train and test, with one for each class)"
+            f"{directory}: needed is a folder for each class, or train and test, with "
+            f"one for each class; found are {', '.join(classes) or 'none'}"
         )
-    paths: list[Path] = []
-    labels: list[int] = []
-    counts = []
-    for root in roots:
-        for folder in _folders(root):
-            if folder.name not in classes:
-                raise DataError(f"{folder}: train has no class {folder.name!r}")
-            files = [f for f in sorted(folder.iterdir()) if not f.name.startswith(".")]
-            paths += files
-            labels += [classes.index(folder.name)] * len(files)
-        counts.append(len(paths))
-    images, numbers = _pictures(paths), np.array(labels, np.int32)
-    names, part = tuple(classes), counts[0] if split else test
-    return _parted(directory, images, numbers, names, part)
+    paths = [[path for folder in part for path in _visible(folder)] for part in folders]
+    labels = [classes.index(path.parent.name) for part in paths for path in part]
+    arrays = _pictures(sum(paths, [])), np.array(labels, int)
+    images, numbers = (np.split(a, [len(paths[0])])[: len(roots)] for a in arrays)
+    return _own(directory, images, numbers, tuple(classes), test)
+
+
+def _visible(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.name[0] != ".")
 
 
 def from_file(path: str | os.PathLike, *, test: float = 0.2) -> Dataset:
@@ -312,16 +310,15 @@ def from_file(path: str | os.PathLike, *, test: float = 0.2) -> Dataset:
       DataError: the file holds something else.
     """
     path = Path(path)
-    read = _from_npz if path.suffix == ".npz" else _from_csv
     try:
-        images, classes, count = read(path)
-    except (ValueError, OSError, KeyError, zipfile.BadZipFile) as error:
+        arrays = _from_npz(path) if path.suffix == ".npz" else _from_csv(path)
+        classes = [np.ravel(array) for array in arrays[1::2]]
+        values, labels = np.unique(np.concatenate(classes), return_inverse=True)
+    except Exception as error:  # what is written in a file can go wrong anywhere
         raise DataError(f"{path}: {' '.join(str(error).split())}") from error
-    if images.ndim == 3:
-        images = images[..., None]
-    values, labels = np.unique(classes, return_inverse=True)
-    names, part = tuple(map(str, values.tolist())), test if count is None else count
-    return _parted(path, images, labels.astype(np.int32), names, part)
+    names = tuple(map(str, values.tolist()))
+    parts = np.split(labels, [len(classes[0])])[: len(classes)]
+    return _own(path, arrays[::2], parts, names, test)
 
 
 def read_idx(path: str | os.PathLike) -> np.ndarray:
@@ -335,30 +332,28 @@ def read_idx(path: str | os.PathLike) -> np.ndarray:
       uint8 array of 1 to 4 axes, none empty, of at most 1 GiB.
 
     Raises:
-      DataError: wrong magic number, type, rank or size; bytes missing or left over;
-        not a gzip file, or a damaged one.
-      OSError: the file cannot be read.
+      DataError: the file holds something else, or is damaged.
     """
     path = Path(path)
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
-            shape = _idx_shape(stream, path)
+            magic = stream.read(4)
+            zero, kind, rank = struct.unpack(">HBB", magic)
+            shape = struct.unpack(f">{rank}I", stream.read(4 * rank))
             size = math.prod(shape)
-            if size > _MOST_BYTES:
-                raise DataError(
-                    f"{path}: the header promises {size} bytes, more than the "
-                    f"{_MOST_BYTES} allowed"
-                )
+            if (
+                (zero, kind) != (0, 8)
+                or not 0 < rank < 5
+                or not 0 < size <= _MOST_BYTES
+            ):
+                raise ValueError(f"begins with {magic.hex(' ')}, shape {shape[:4]}")
             content = stream.read(size + 1)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: not an intact gzip file: {error}") from error
-    if len(content) < size:
+        return np.frombuffer(content, np.uint8).reshape(shape).copy()
+    except (ValueError, struct.error, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(
-            f"{path}: truncated: {len(content)} of {size} bytes of shape {shape}"
-        )
-    if len(content) > size:
-        raise DataError(f"{path}: bytes left over after an array of shape {shape}")
-    return np.frombuffer(content, np.uint8).reshape(shape).copy()
+            f"{path}: not an intact IDX file of unsigned bytes, 1 to 4 axes, none "
+            f"empty, at most 1 GiB (gzipped if its name ends in .gz): {error}"
+        ) from error
 
 
 def stratified_split(
@@ -377,12 +372,11 @@ def stratified_split(
       (rest, held_out): indices in ascending order, each index in exactly one.
     """
     labels = np.asarray(labels)
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+    if labels.ndim != 1 or labels.dtype.kind not in "iu" or not 0 < fraction < 1:
         raise ValueError(
-            f"labels must be [N] whole numbers, got {labels.dtype} {labels.shape}"
+            "labels must be [N] whole numbers and fraction between 0 and 1, got "
+            f"{labels.dtype} {labels.shape} and {fraction}"
         )
-    if not 0 < fraction < 1:
-        raise ValueError(f"fraction must lie between 0 and 1, got {fraction}")
     generator = _generator(seed, _SPLIT_STREAM)
     held_out = np.zeros(len(labels), bool)
     for label in np.unique(labels):
@@ -391,8 +385,7 @@ def stratified_split(
         if not 0 < count < len(members):
             raise ValueError(
                 f"holding out {fraction} of class {label} ({len(members)} images) "
-                "leaves it without an image on one side: hold out another share, or "
-                "none, or add images of it"
+                "leaves it without an image on one side: hold out another share"
             )
         held_out[generator.permutation(members)[:count]] = True
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
@@ -412,205 +405,97 @@ def _generator(seed: int, stream: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=key))
 
 
-def _idx_shape(stream, path: Path) -> tuple[int, ...]:
-    magic = stream.read(4)
-    if magic[:2] == b"\x1f\x8b":
-        raise DataError(f"{path}: a gzip file, but its name does not end in .gz")
-    if len(magic) < 4:
-        raise DataError(f"{path}: truncated: no IDX header")
-    rank = magic[3]
-    if magic[:3] != b"\0\0\x08" or not 1 <= rank <= 4:
-        raise DataError(
-            f"{path}: not an IDX file of unsigned bytes with 1 to 4 axes: it begins "
-            f"with {magic.hex(' ')}"
-        )
-    lengths = stream.read(4 * rank)
-    if len(lengths) < 4 * rank:
-        raise DataError(f"{path}: truncated: {rank} axes promised in the header")
-    shape = tuple(np.frombuffer(lengths, ">u4").tolist())
-    if 0 in shape:
-        raise DataError(f"{path}: empty: shape {shape}")
-    return shape
-
-
 def _load_digits() -> Dataset:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise DataNotFoundError(
-            "digits come with scikit-learn: pip install 'ds4nn_jax[experiments]'"
-        ) from error
+        raise DataNotFoundError(f"digits come with scikit-learn: {_EXTRA}") from error
     digits = load_digits()
-    images = np.rint(digits.images[..., None] * (255 / 16)).astype(np.uint8)
-    labels = digits.target.astype(np.int32)
-    train, test = stratified_split(labels, 0.2, seed=0)
-    arrays = images[train], labels[train], images[test], labels[test]
-    source = "scikit-learn's copy of the UCI digits"
-    return Dataset("digits", *arrays, _DIGIT_NAMES, source)
-
-
-def _folders(directory: Path) -> list[Path]:
-    try:
-        folders = [path for path in directory.iterdir() if path.is_dir()]
-    except OSError as error:
-        raise DataNotFoundError(f"{directory}: no such directory") from error
-    return sorted(f for f in folders if not f.name.startswith((".", "_")))
+    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    names = tuple("0123456789")
+    dataset = _own(Path("digits"), [images], [digits.target], names, 0.2)
+    return dataset._replace(source="scikit-learn's copy of the UCI digits")
 
 
 def _pictures(paths: list[Path]) -> np.ndarray:
-    """Pictures [N, H, W, C] of one size, C = 3 if one has colours."""
-    pictures = [_picture(path) for path in paths]
-    for path, picture in zip(paths, pictures, strict=True):
-        if picture.shape[:2] != pictures[0].shape[:2]:
-            sizes = [f"{p.shape[1]}×{p.shape[0]}" for p in (pictures[0], picture)]
-            raise DataError(
-                f"images must have one size: {paths[0]} is {sizes[0]}, {path} is "
-                f"{sizes[1]}"
-            )
-    channels = max((p.shape[2] for p in pictures), default=1)
-    wide = [np.broadcast_to(p, (*p.shape[:2], channels)) for p in pictures]
-    return np.stack(wide) if wide else np.zeros((0, 0, 0, 1), np.uint8)
-
-
-def _picture(path: Path) -> np.ndarray:
-    """A picture [H, W, 1 or 3] uint8, as `ds4nn predict` would see it."""
+    """Pictures as `ds4nn predict` sees them: [N, H, W], or [N, H, W, 3] of colours."""
     from ds4nn_jax import _pictures
 
-    try:
-        picture, _ = _pictures.read(path)
-    except _pictures.PictureError as error:
-        raise DataError(f"{path}: {error}") from error
-    if picture.mode == "F":
-        raise DataError(f"{path}: pixels of more than 8 bits, needed are 8")
-    return np.atleast_3d(np.asarray(picture))
+    pictures = []
+    for path in paths:
+        try:
+            picture, _ = _pictures.read(path)
+        except _pictures.PictureError as error:
+            raise DataError(f"{path}: {error}") from error
+        pictures.append(picture)
+        if picture.mode == "F" or picture.size != pictures[0].size:
+            (width, height), first = picture.size, pictures[0]
+            raise DataError(
+                f"{path}: {width}×{height}, mode {picture.mode}; needed are 8 bits and "
+                f"one size, {first.width}×{first.height} of {paths[0]}"
+            )
+    mode = "RGB" if any(picture.mode == "RGB" for picture in pictures) else "L"
+    return np.array([np.asarray(p.convert(mode)) for p in pictures], np.uint8)
 
 
-def _from_npz(path: Path) -> tuple[np.ndarray, np.ndarray, int | None]:
-    """Images, labels, and how many of them are for training, if the file says so."""
+def _from_npz(path: Path) -> list[np.ndarray]:
     with np.load(path) as file:
         for names in _ARRAYS:
             if {*names} <= {*file.files}:
-                arrays = [file[name] for name in names]
-                break
-        else:
-            raise ValueError(
-                f"holds {', '.join(file.files) or 'nothing'}; needed are "
-                + ", or ".join(" and ".join(names) for names in _ARRAYS)
-            )
-    images, labels = arrays[::2], [np.ravel(array) for array in arrays[1::2]]
-    count = len(images[0]) if len(images) > 1 else None
-    return np.concatenate(images), np.concatenate(labels), count
+                return [file[name] for name in names]
+        raise ValueError(
+            f"holds {', '.join(file.files) or 'nothing'}; needed are "
+            + ", or ".join(" and ".join(names) for names in _ARRAYS)
+        )
 
 
-def _from_csv(path: Path) -> tuple[np.ndarray, np.ndarray, None]:
-    with path.open(encoding="utf-8-sig") as file:
-        first = file.readline().strip().split(",")
-    header = not first[-1].strip().isdigit()
-    names = [name.strip().lower() for name in first]
-    column = names.index("label") if header and "label" in names else 0
-    rows = np.loadtxt(
-        path, str, delimiter=",", skiprows=int(header), ndmin=2, encoding="utf-8-sig"
-    )
+def _from_csv(path: Path) -> list[np.ndarray]:
+    rows = np.loadtxt(path, str, delimiter=",", ndmin=2, encoding="utf-8-sig")
+    rows = np.char.strip(rows)
+    names, column = np.char.lower(rows[0]).tolist(), 0
+    if not names[-1].isdigit():
+        rows, column = rows[1:], names.index("label") if "label" in names else 0
     pixels = np.delete(rows, column, axis=1).astype(int)
     if pixels.size and not 0 <= pixels.min() <= pixels.max() <= 255:
         raise ValueError("pixels must be whole numbers 0 … 255")
     side = math.isqrt(pixels.shape[1])
     shape = (side, side) if side**2 == pixels.shape[1] else (1, pixels.shape[1])
-    labels = np.char.strip(rows[:, column])
+    labels = rows[:, column]
     whole = np.char.isdigit(labels).all()
     images = pixels.astype(np.uint8).reshape(-1, *shape)
-    return images, labels.astype(int) if whole else labels, None
+    return [images, labels.astype(int) if whole else labels]
 
 
-def _parted(
-    path: Path,
-    images: np.ndarray,
-    labels: np.ndarray,
-    names: tuple[str, ...],
-    part: int | float,
+def _own(
+    path: Path, images: list, labels: list, names: tuple[str, ...], test: float
 ) -> Dataset:
-    """A number: so many images, the first, are for training; a share: so much of each
-    class is for testing."""
-    if len(images) != len(labels):
-        raise DataError(f"{path}: {len(images)} images, {len(labels)} labels")
-    if isinstance(part, int):
-        train, test = np.arange(part), np.arange(part, len(labels))
-        source = f"{path}, which says what is for testing"
-    else:
+    """Of the images and labels for training and for testing, or of all together: then
+    a share of each class is for testing."""
+    source = f"{path}, which says what is for testing"
+    if len(images) == 1:
+        source = f"{path}, {test:.0%} of each class for testing"
+        if len(images[0]) != len(labels[0]):
+            raise DataError(f"{path}: {len(images[0])} images, {len(labels[0])} labels")
         try:
-            train, test = stratified_split(labels, part, seed=0)
+            parts = stratified_split(labels[0], test, seed=0)
         except ValueError as error:
             raise DataError(f"{path}: {error}") from error
-        source = f"{path}, {part:.0%} of each class for testing"
-    arrays = images[train], labels[train], images[test], labels[test]
-    return _checked(Dataset(os.path.normpath(path), *arrays, names, source))
-
-
-def _sources(
-    name: str, data_dir: str | os.PathLike | None
-) -> list[Callable[[], Dataset]]:
-    """The places to look at, nearest first; each raises DataNotFoundError if bare."""
-    if data_dir is not None:
-        home = Path(data_dir).expanduser()
-        return [
-            partial(_from_idx, name, home),
-            partial(_from_idx, name, home / name),
-            partial(_from_tfds, name, home),
-        ]
-    home = Path(os.environ.get("DS4NN_DATA_DIR") or "$DS4NN_DATA_DIR").expanduser()
-    prepared = Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
-    return [
-        partial(_from_idx, name, home / name),
-        partial(_from_idx, name, _SYSTEM_DATASETS / name.replace("_", "-")),
-        partial(_from_tfds, name, prepared.expanduser()),
-        partial(_from_download, name),
-    ]
-
-
-def _how_to_fetch(name: str) -> list[str]:
-    command = (
-        "import tensorflow_datasets as tfds; "
-        f"tfds.builder('{name}', file_format='array_record').download_and_prepare()"
-    )
-    if name in _OFFICIAL:
-        command = f"import ds4nn_jax.data as d; d.load('{name}')"
-    debian = ["or: apt install dataset-fashion-mnist"] * (name == "fashion_mnist")
-    return [
-        f'To fetch it, with network: python -c "{command}"',
-        *debian,
-        f"or put {', '.join(_IDX_FILES)} into a directory DIR and say data_dir=DIR "
-        "(--data_dir=DIR on the command line)",
-        f"or give {_OWN}",
-    ]
+        images, labels = ([array[k] for k in parts] for (array,) in (images, labels))
+    return _dataset(os.path.normpath(path), images, labels, names, source)
 
 
 def _from_idx(name: str, folder: Path) -> Dataset:
-    if not folder.is_dir():
-        raise DataNotFoundError(f"{folder}: no such directory")
     arrays = []
-    for path in [_idx_path(folder, file) for file in _IDX_FILES]:
-        array, ranks = read_idx(path), (3, 4) if "images" in path.name else (1,)
-        if array.ndim not in ranks:
-            raise DataError(
-                f"{path}: shape {array.shape}, expected {' or '.join(map(str, ranks))} "
-                "axes"
-            )
-        channels_last = array.reshape(*array.shape[:3], -1)
-        arrays.append(array.astype(np.int32) if ranks == (1,) else channels_last)
-    classes = max(int(labels.max()) for labels in arrays[1::2]) + 1
-    names = _CLASS_NAMES.get(name, tuple(map(str, range(classes))))
-    source = f"IDX files in {folder}"
-    return _checked(Dataset._make((name, *arrays, names, source, None)))
-
-
-def _idx_path(folder: Path, file: str) -> Path:
-    """Of the file, gzipped or not, also as train-images.idx3-ubyte or of 4 axes."""
-    stem = file.partition("-idx")[0]
-    names = sorted(path.name for path in folder.iterdir() if path.is_file())
-    for name in names:
-        if re.fullmatch(rf"{stem}[-.]idx[134]-ubyte(\.gz)?", name):
-            return folder / name
-    raise DataNotFoundError(f"{folder}: holds no {file.removesuffix('.gz')}[.gz]")
+    for file in _IDX_FILES:
+        stem = file.partition("-idx")[0]
+        paths = sorted(folder.glob(f"{stem}[-.]idx[134]-ubyte*"))
+        if not paths:
+            raise DataNotFoundError(f"{folder}: no {file.removesuffix('.gz')}[.gz]")
+        arrays.append(read_idx(paths[0]))
+    images, labels = arrays[::2], arrays[1::2]
+    numbers = map(str, range(1 + max(array.max() for array in labels)))
+    names = _CLASS_NAMES.get(name, tuple(numbers))
+    return _dataset(name, images, labels, names, f"IDX files in {folder}")
 
 
 def _from_tfds(name: str, root: Path) -> Dataset:
@@ -620,79 +505,71 @@ def _from_tfds(name: str, root: Path) -> Dataset:
     if not folders:
         raise DataNotFoundError(f"{root / name}: no data set prepared by TFDS")
     folder = folders[max(folders)].parent
+    images, labels = [], []
     try:
         import tensorflow_datasets as tfds
-    except ImportError as error:
-        raise DataNotFoundError(
-            f"{folder}: found, but tensorflow-datasets is not installed (pip install "
-            "'ds4nn_jax[experiments]')"
-        ) from error
-    builder = tfds.builder_from_directory(folder)
-    try:
+
+        builder = tfds.builder_from_directory(folder)
         names = tuple(builder.info.features["label"].names)
         rows = builder.as_data_source()
-        arrays: list[np.ndarray] = []
         for split in ("train", "test"):
             pairs = [(row["image"], row["label"]) for row in rows[split]]
-            images, labels = zip(*pairs, strict=True)
-            arrays += np.stack(images), np.array(labels, np.int32)
-    except (KeyError, AttributeError, ValueError, NotImplementedError) as error:
+            pixels, classes = map(np.stack, zip(*pairs, strict=True))
+            images.append(pixels)
+            labels.append(classes)
+    except Exception as error:  # of many types
         raise DataError(
-            f"{folder}: {' '.join(str(error).split())}; needed are splits train and "
-            "test with an image, of one shape, and a class label, prepared by TFDS as "
-            "array_record (tfrecord can only be read with TensorFlow)"
+            f"{folder}: {' '.join(str(error).split())}; needed are {_EXTRA}, and "
+            "splits train and test with an image, of one shape, and a class label, "
+            "prepared as array_record (tfrecord can only be read with TensorFlow)"
         ) from error
-    source = f"TFDS directory {folder}"
-    return _checked(Dataset._make((name, *arrays, names, source, None)))
+    return _dataset(name, images, labels, names, f"TFDS directory {folder}")
 
 
 def _from_download(name: str) -> Dataset:
     """The official files, in the user's cache."""
     if name not in _OFFICIAL:
         raise DataNotFoundError("download: only of " + ", ".join(_OFFICIAL))
+    url, digests = _OFFICIAL[name]
     try:
         import pooch
-    except ImportError as error:
-        raise DataNotFoundError(
-            "download: pooch is not installed (pip install 'ds4nn_jax[experiments]')"
-        ) from error
-    url, digests = _OFFICIAL[name]
-    folder = pooch.os_cache("ds4nn_jax") / name
-    try:
+
+        folder = pooch.os_cache("ds4nn_jax") / name
         for file, digest in zip(_IDX_FILES, digests, strict=True):
             pooch.retrieve(url + file, f"sha256:{digest}", file, folder)
-    except ValueError as error:
-        raise DataError(f"download: damaged or changed: {error}") from error
-    except OSError as error:
-        raise DataNotFoundError(f"download from {url} failed: {error}") from error
+    except (ImportError, ValueError, OSError) as error:
+        raise DataNotFoundError(
+            f"download from {url}, with {_EXTRA}: {error}"
+        ) from error
     return _from_idx(name, folder)
 
 
-def _checked(dataset: Dataset) -> Dataset:
-    """The data set, when its arrays fit each other and its classes."""
-    classes = len(dataset.class_names)
-    for split, images, labels in (
-        ("training", dataset.train_images, dataset.train_labels),
-        ("test", dataset.test_images, dataset.test_labels),
-    ):
-        where = f"{dataset.source}: {split}"
-        if images.ndim != 4 or images.dtype != np.uint8 or not images.size:
+def _dataset(
+    name: str, images: list, labels: list, class_names: tuple[str, ...], source: str
+) -> Dataset:
+    """The data set, when its arrays fit each other and its classes, with the name that
+    its images are known by; `source` says if these are not those of its name."""
+    images = [array[..., None] if array.ndim == 3 else array for array in images]
+    labels = [np.asarray(array).astype(np.int32) for array in labels]
+    fits, digest = images[0].shape[1:] == images[1].shape[1:], 0
+    for pixels, classes in zip(images, labels, strict=True):
+        fits &= pixels.ndim == 4 and pixels.dtype == np.uint8 and pixels.size > 0
+        fits &= classes.shape == pixels.shape[:1]
+        fits &= bool(np.isin(classes, range(len(class_names))).all())
+        if not fits:
+            found = np.concatenate([array.ravel() for array in labels])
             raise DataError(
-                f"{where} images must be [N, H, W, C] uint8, got {images.dtype} "
-                f"{images.shape}"
+                f"{source}: needed are images [N, H, W, C] uint8 of one shape, with "
+                f"labels [N] in 0 … {len(class_names) - 1}; got {pixels.dtype} "
+                f"{images[0].shape} and {images[1].shape}, with {labels[0].shape} and "
+                f"{labels[1].shape} in {found.min(initial=0)} … {found.max(initial=0)}"
             )
-        if labels.shape != images.shape[:1]:
-            raise DataError(
-                f"{where}: {len(images)} images, but labels of shape {labels.shape}"
-            )
-        wrong = labels[(labels < 0) | (labels >= classes)]
-        if wrong.size:
-            raise DataError(
-                f"{where} labels must lie in 0 … {classes - 1}, got {wrong[0]}"
-            )
-    if dataset.train_images.shape[1:] != dataset.test_images.shape[1:]:
-        raise DataError(
-            f"{dataset.source}: training images {dataset.train_images.shape[1:]}, test "
-            f"images {dataset.test_images.shape[1:]}"
-        )
-    return dataset
+        rows = zip(np.ascontiguousarray(pixels), classes.tolist(), strict=True)
+        digest += sum(zlib.crc32(image, label) for image, label in rows)
+    known = _DIGESTS.get(digest)
+    if name in _DIGESTS.values() and known != name:
+        if known is not None:
+            raise DataError(f"{source}: hold {known}, not {name}")
+        source = f"{source} (not the {name} that everybody has)"
+    arrays = images[0], labels[0], images[1], labels[1]
+    return Dataset(name, *arrays, class_names, source, known)

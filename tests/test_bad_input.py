@@ -334,7 +334,7 @@ TABLE = [
     ),
     ("--coordinator needs --distri", X, run("--coordinator=a:1")),
     ("num_devices must be in", X, run("--num_devices=99")),
-    ("comes with scikit-learn", X, run("--data_dir=here")),
+    ("digits takes no data_dir", X, run("--data_dir=here")),
     ("absent", X, run("--evaluate=absent")),
     ("fly", X, made(commands.main, ["fly"])),
 ]

@@ -65,7 +65,7 @@ def test_digits_smoke(smoke_run, capsys):
 @pytest.mark.slow
 def test_a_run_on_images_in_folders(tmp_path, monkeypatch, no_figures, capsys):
     """Without a terminal epochs have lines of steps."""
-    monkeypatch.setattr(progress, "_SECONDS_IN_EPOCH", 0)
+    monkeypatch.setattr(progress, "_SECONDS_BETWEEN", 0)
     given, folder = data.load("digits"), tmp_path / "odd and even"
     for name in ("even", "odd"):
         (folder / name).mkdir(parents=True)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
+from rich.console import Console
 
 import ds4nn_jax as ds
 from ds4nn_jax import _files, data
@@ -24,8 +25,8 @@ _UNLIKE = 1.25  # times as light, or as dark, as the images of the training
 
 # Of weights that note their data set only, as the shipped ones do.
 _PICTURES = {
-    "mnist": data.Pictures("ink", "dark", (0.041, 0.255)),
-    "fashion_mnist": data.Pictures("whole", "dark", (0.013, 0.699)),
+    "mnist": {"fit": "ink", "ground": "dark", "light": (0.041, 0.255)},
+    "fashion_mnist": {"fit": "whole", "ground": "dark", "light": (0.013, 0.699)},
 }
 
 
@@ -37,34 +38,6 @@ class Model(NamedTuple):
     shape: tuple[int, int, int]
     names: list[str]
     pictures: data.Pictures | None  # None: not noted
-    dataset: object  # a name, as far as it is noted
-
-
-class Answer(NamedTuple):
-    """What a network made of one image: its label, its outputs, its spikes."""
-
-    image: np.ndarray  # [H, W, C] uint8
-    remarks: list[str]  # on how the picture became the image
-    label: int
-    step: int  # T if no output fired
-    times: np.ndarray  # [C]
-    potentials: np.ndarray  # [C] mV
-
-    def ranked(self) -> list[int]:
-        """Classes, best first, by the rule of the strict decision."""
-        return np.lexsort((-self.potentials, self.times)).tolist()
-
-    def best(self) -> list[int]:
-        """The class ahead of all others, or those between which nothing decides."""
-        first = self.ranked()[0]
-        same = (self.times == self.times[first]) & (
-            self.potentials == self.potentials[first]
-        )
-        return np.flatnonzero(same).tolist()
-
-    def is_one(self) -> bool:
-        """Whether there is an image to classify, and one class ahead of all others."""
-        return bool(self.image.any()) and len(self.best()) == 1
 
 
 def add_parser(commands: Any) -> None:
@@ -83,7 +56,7 @@ def add_parser(commands: Any) -> None:
         action=argparse.BooleanOptionalAction,
         help="dark and light change places; if the ground is not as it was in training",
     )
-    add("--top", type=_positive, metavar="N", help="show the N best classes")
+    add("--top", type=int, metavar="N", help="show the N best classes")
     add("--json", action="store_true", help="one JSON object a line")
     add("--figure", type=Path, metavar="FOLDER", help="draw what the network did")
 
@@ -97,6 +70,8 @@ def main(args: argparse.Namespace) -> None:
     """
     try:
         progress.check_platform()
+        if args.top is not None and args.top < 1:
+            raise ValueError(f"--top must be at least 1, got {args.top}")
         model = _model(args.weights, args.urgency)
         if args.figure is not None:
             importlib.import_module("matplotlib")  # whose settings may be wrong
@@ -104,51 +79,37 @@ def main(args: argparse.Namespace) -> None:
     except (ValueError, OSError) as error:
         raise SystemExit(f"ds4nn predict: {_why(error)}") from error
     failed = False
-    for number, answer in enumerate(_answers(model, args.images, args.invert)):
-        path = args.images[number]
-        if isinstance(answer, Answer) and args.figure is not None:
-            figure = _figure_path(args.figure, args.images[: number + 1])
+    for number, (image, record) in enumerate(_answers(model, args), 1):
+        path = record["file"]
+        if "error" not in record and args.figure is not None:
+            figure = args.figure / f"{Path(path).stem}.predict-{number}.png"
             try:
-                _draw(figure, model, answer)
-                answer.remarks.append(f"drawn in {figure}")
+                _draw(figure, model, image)
+                record["remarks"].append(f"drawn in {figure}")
             except OSError as error:
-                answer = error
-        if isinstance(answer, Exception):
+                record = {"file": path, "error": _why(error)}
+        if "error" in record:
             failed = True
-            print(
-                f"ds4nn predict: {_printable(path)}: {_why(answer)}",
-                file=sys.stderr,
-                flush=True,
-            )
-            record = {"file": path, "error": _why(answer)}
-        else:
-            record = _record(model, path, answer, args.top)
+            message = f"ds4nn predict: {_printable(path)}: {record['error']}"
+            print(message, file=sys.stderr, flush=True)
         if args.json:
             print(json.dumps(record), flush=True)
-        elif isinstance(answer, Answer):
-            print(_text(model, record, answer, args.top), flush=True)
+        elif "error" not in record:
+            print(_text(model, record, args.top), flush=True)
     if failed:
         raise SystemExit(1)
 
 
 def _model(weights: str, urgency: float | None) -> Model:
-    """The network of the weights, checked as far as it can be without a picture.
-
-    Raises:
-      ValueError: no such network, or one that cannot be asked about pictures.
-    """
+    """The network of the weights, checked as far as it can be without a picture."""
     if weights not in pretrained.names() and not Path(weights).exists():
         shipped = ", ".join(pretrained.names())
         raise ValueError(f"no file {weights}, and no shipped network: {shipped}")
     try:
         network, params, notes = pretrained.find(weights)
         network = measures.urged(network, params, urgency)
-        shape = _shape(notes.get("input_shape"))
-        names = _names(notes.get("class_names"), network.num_classes)
-        dataset = notes.get("dataset")
-        pictures = _pictures(notes.get("pictures"), shape, dataset)
-        model = Model(network, params, shape, names, pictures, dataset)
-        blank = np.broadcast_to(np.uint8(0), (1, *shape))
+        model = Model(network, params, *_noted(notes, network.num_classes))
+        blank = np.broadcast_to(np.uint8(0), (1, *model.shape))
         check_params(network, params, blank)
         jax.eval_shape(functools.partial(_run, network), params, blank)
     except Exception as error:  # what is written in a file can go wrong anywhere
@@ -156,72 +117,64 @@ def _model(weights: str, urgency: float | None) -> Model:
     return model
 
 
-def _shape(noted: Any) -> tuple[int, int, int]:
-    if noted is None:
-        raise ValueError("it does not tell the shape of its images (input_shape)")
-    whole = isinstance(noted, list) and [type(n) for n in noted] == [int] * 3
-    if not whole or not all(0 < n <= 4096 for n in noted) or noted[2] not in (1, 3):
-        raise ValueError(
-            "input_shape must be [H, W, C] of grey or RGB images, C = 1 or 3, H and W "
-            f"at most 4096, got {noted!r:.99}"
-        )
-    return noted[0], noted[1], noted[2]
-
-
-def _names(noted: object, classes: int) -> list[str]:
-    if noted is None:
-        return list(map(str, range(classes)))
-    if isinstance(noted, list) and [type(name) for name in noted] == classes * [str]:
-        return noted
-    raise ValueError(f"class_names must be {classes} names, got {noted!r:.99}")
-
-
-def _pictures(
-    noted: Any, shape: tuple[int, int, int], dataset: object
-) -> data.Pictures | None:
-    if noted is None:
-        known = shape == (28, 28, 1) and isinstance(dataset, str)
-        return _PICTURES.get(str(dataset)) if known else None
-    fit, ground, (low, high) = data.Pictures(**noted)
-    fits = fit == "whole" or (fit == "ink" and shape == (28, 28, 1))
-    if fits and ground in ("dark", "light", "mixed") and 0 <= low <= high <= 1:
-        return data.Pictures(fit, ground, (low, high))
-    raise ValueError(
-        'pictures must be what ds4nn_jax.data.pictures notes, fit "ink" for images of '
-        f"28×28 pixels alone, got {noted!r:.199}"
-    )
+def _noted(notes: dict, classes: int) -> tuple:
+    """The notes on images: their shape, their classes' names, how they were made."""
+    shape: Any = notes.get("input_shape")
+    names = notes.get("class_names") or list(map(str, range(classes)))
+    pictures = notes.get("pictures")
+    if pictures is None and shape == [28, 28, 1]:
+        pictures = _PICTURES.get(str(notes.get("dataset")))
+    sizes = isinstance(shape, list) and [type(n) for n in shape] == [int] * 3
+    sizes = sizes and shape[2] in (1, 3) and 0 < min(shape) <= max(shape) <= 4096
+    texts = isinstance(names, list) and [type(x) for x in names] == [str] * classes
+    made = True
+    if pictures is not None:
+        fit, ground, (low, high) = pictures = data.Pictures(**pictures)
+        made = fit == "whole" or fit == "ink" and shape == [28, 28, 1]
+        made = made and ground in ("dark", "light", "mixed") and 0 <= low <= high <= 1
+    forms = {
+        "input_shape": (sizes, "[H, W, C], C = 1 or 3, H and W at most 4096"),
+        "class_names": (texts, f"{classes} names"),
+        "pictures": (made, 'as data.pictures has it, "ink" for 28×28 pixels alone'),
+    }
+    for name, (fits, form) in forms.items():
+        if not fits:
+            got = f"{notes.get(name)!r:.199}"
+            raise ValueError(f"its note {name} must be {form}, got {got}")
+    return tuple(shape), names, pictures
 
 
 def _answers(
-    model: Model, paths: list[str], invert: bool | None
-) -> Iterator[Answer | Exception]:
-    """What the network makes of each picture, or why it cannot be read."""
+    model: Model, args: argparse.Namespace
+) -> Iterator[tuple[np.ndarray, dict]]:
+    """The image of each picture, and what --json prints of it."""
     # Here: `ds4nn --help` does without Pillow and SciPy.
     from ds4nn_jax import _pictures
-    from ds4nn_jax.cli import pictures
 
     fit, ground, _ = model.pictures or ("whole", None, None)
-    size = min(_AT_A_TIME, len(paths))
-    for start in range(0, len(paths), size):
+    size = min(_AT_A_TIME, len(args.images))
+    for start in range(0, len(args.images), size):
         images = np.zeros((size, *model.shape), np.uint8)  # one size is one compilation
-        remarks: list[list[str] | Exception] = []
-        with progress.working("reading pictures, asking the network"):
-            for image, path in zip(images, paths[start:], strict=False):
+        paths = args.images[start : start + size]
+        records: list[dict] = []
+        with Console(stderr=True).status("working …", spinner="line"):
+            for image, path in zip(images, paths, strict=False):
                 try:
-                    image[:], more = pictures.read(
-                        Path(path), model.shape, fit=fit, ground=ground, invert=invert
+                    image[:], remarks = _pictures.fitted(
+                        Path(path),
+                        model.shape,
+                        fit=fit,
+                        ground=ground,
+                        invert=args.invert,
                     )
-                    remarks.append([*more, *_unlike(model, image)])
+                    records.append({"file": path, "remarks": remarks})
                 except _pictures.PictureError as error:
-                    remarks.append(error)
+                    records.append({"file": path, "error": _why(error)})
             outputs = jax.device_get(_run(model.network, model.params, images))
-        for image, remark, label, step, times, potentials in zip(
-            images, remarks, *outputs, strict=False
-        ):
-            if isinstance(remark, Exception):
-                yield remark
-            else:
-                yield Answer(image, remark, int(label), int(step), times, potentials)
+        for image, record, *output in zip(images, records, *outputs, strict=False):
+            if "error" not in record:
+                record = _record(model, image, record, *output, top=args.top)
+            yield image, record
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -232,76 +185,76 @@ def _run(network: ds.SpikingNetwork, params: dict, images: jax.Array) -> tuple:
     return decisions.label, decisions.step, decisions.times, trace.potentials
 
 
-def _unlike(model: Model, image: np.ndarray) -> list[str]:
-    """A remark on an image that is nothing like those of the training."""
-    if model.pictures is None or not image.any():
-        return []
-    (low, high), share = model.pictures.light, float(np.mean(image >= 128))
-    if low / _UNLIKE <= share <= high * _UNLIKE:
-        return []
-    others = [
-        name
-        for name in pretrained.names()
-        if pretrained.load(name).notes.get("dataset") != model.dataset
-    ]
-    return [
-        f"unlike the images of the training: {share:.0%} of it is light, of these "
-        f"{low:.0%} … {high:.0%}; other networks: {', '.join(others) or 'none'}"
-    ]
+def _record(
+    model: Model,
+    image: np.ndarray,
+    record: dict,
+    label: int,
+    step: int,
+    times: np.ndarray,
+    potentials: np.ndarray,
+    *,
+    top: int | None,
+) -> dict:
+    """With the outputs of the network: best first, by the rule of the strict decision.
 
-
-def _record(model: Model, path: str, answer: Answer, top: int | None) -> dict:
-    """What --json prints of a picture."""
-    steps, one = model.network.num_steps, answer.is_one()
-    fired = answer.step < steps
+    Without a label if there is nothing to see, or several classes are as good.
+    """
+    steps, remarks = model.network.num_steps, record["remarks"]
+    same = (times == times[label]) & (potentials == potentials[label])
+    tied = [name for name, best in zip(model.names, same, strict=True) if best]
+    one, fired = image.any() and len(tied) == 1, step < steps
+    if not image.any():
+        remarks.append("the network sees nothing in it")
+    elif not one:
+        remarks.append(f"{' and '.join(tied)} are tied")
+    elif model.pictures is not None:
+        (low, high), share = model.pictures.light, float(np.mean(image >= 128))
+        if not low / _UNLIKE <= share <= high * _UNLIKE:
+            remarks.append(
+                f"unlike the images of the training: {share:.0%} of it is light, of "
+                f"these {low:.0%} … {high:.0%}; networks of the library: "
+                f"{', '.join(pretrained.names())}"
+            )
     return {
-        "file": path,
-        "label": model.names[answer.label] if one else None,
-        "class": answer.label if one else None,
-        "step": answer.step if one and fired else None,
+        "file": record["file"],
+        "label": model.names[label] if one else None,
+        "class": int(label) if one else None,
+        "step": int(step) if one and fired else None,
         "decided_by": ("spike" if fired else "potential") if one else None,
         "classes": [
             {
                 "name": model.names[k],
-                "spike_time": int(answer.times[k]) if answer.times[k] < steps else None,
-                "potential": round(float(answer.potentials[k]), 4),
+                "spike_time": int(times[k]) if times[k] < steps else None,
+                "potential": round(float(potentials[k]), 4),
             }
-            for k in answer.ranked()[:top]
+            for k in np.lexsort((-potentials, times)).tolist()[:top]
         ],
-        "remarks": answer.remarks,
+        "remarks": remarks,
     }
 
 
-def _text(model: Model, record: dict, answer: Answer, top: int | None) -> str:
+def _text(model: Model, record: dict, top: int | None) -> str:
     """The same for people, the best classes on request."""
-    if not answer.image.any():
-        when = "the network sees nothing in it"
-    elif not answer.is_one():
-        when = f"{' and '.join(model.names[k] for k in answer.best())} are tied"
+    text = f"{record['file']}: {record['label']} "
+    if record["label"] is None:
+        text = f"{record['file']}: no answer"
     elif record["step"] is None:
-        when = "no output fired: the highest potential"
+        text += "(no output fired: the highest potential)"
     else:
-        when = f"decided at step {answer.step} of {model.network.num_steps}"
-    label = "no answer" if record["label"] is None else record["label"]
-    lines = [f"{record['file']}: {label} ({when})"]
+        text += f"(decided at step {record['step']} of {model.network.num_steps})"
+    lines = [text]
     for place, output in enumerate(record["classes"] if top else [], 1):
         step = output["spike_time"]
         spike = "silent" if step is None else f"spike at step {step}"
         lines.append(
             f"  {place}. {output['name']}, {spike}, {output['potential']:.1f} mV"
         )
-    lines += [f"  {remark}" for remark in answer.remarks]
+    lines += [f"  {remark}" for remark in record["remarks"]]
     return "\n".join(map(_printable, lines))
 
 
-def _figure_path(folder: Path, paths: list[str]) -> Path:
-    """A name of its own for the last of the pictures, whatever folders they lie in."""
-    *others, stem = (Path(path).stem for path in paths)
-    again = others.count(stem)
-    return folder / f"{stem}.predict{f'-{again + 1}' if again else ''}.png"
-
-
-def _draw(path: Path, model: Model, answer: Answer) -> None:
+def _draw(path: Path, model: Model, image: np.ndarray) -> None:
     """What the network saw, its spikes, and its outputs' potentials, one below another.
 
     Raises:
@@ -314,22 +267,23 @@ def _draw(path: Path, model: Model, answer: Answer) -> None:
     from ds4nn_jax import plots
     from ds4nn_jax.cli import figures
 
-    network = model.network
+    network, params = model.network, model.params
     # Names may have letters that the font lacks.
     with figures.style(), warnings.catch_warnings(action="ignore"):
-        trace = figures.trace(network, model.params, answer.image)
+        trace = figures.trace(network, params, image)
+        times = np.asarray(trace.times[-1][0])
         seen = Figure(figsize=(8, 3), layout="constrained")
         axes = seen.subplots()
-        axes.imshow(answer.image.squeeze(), cmap="gray", vmin=0, vmax=255)
+        axes.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
         axes.set_title("What the network saw")
         raster = figures.raster(network, trace)
         potentials = plots.output_potentials(
-            np.asarray(measures.output_potentials(network, model.params, trace))[:, 0],
-            answer.times,
+            np.asarray(measures.output_potentials(network, params, trace))[:, 0],
+            times,
             threshold=network.threshold,
             label=None,
             class_names=figures.literal(tuple(map(_printable, model.names))),
-            decision_step=answer.step,
+            decision_step=int(times.min()),
         )
         canvases = [FigureCanvasAgg(figure) for figure in (seen, raster, potentials)]
         for canvas in canvases:
@@ -341,17 +295,9 @@ def _draw(path: Path, model: Model, answer: Answer) -> None:
 
 def _printable(text: str) -> str:
     """Without what a terminal would obey; \\x1b for an escape."""
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode() for c in text
-    )
+    return text if text.isprintable() else text.encode("unicode_escape").decode()
 
 
 def _why(error: Exception) -> str:
     """An error in one line."""
     return _printable(" ".join(str(error).split()) or type(error).__name__)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"a whole number ≥ 1, not {text!r}")
-    return int(text)
