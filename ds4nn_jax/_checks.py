@@ -128,10 +128,10 @@ def rank(name: str, x: jax.Array, axes: str) -> None:
 
 
 def pair(name: str, value: Sequence[int]) -> tuple[int, int]:
-    pair = tuple(value) if isinstance(value, Sequence) else ()
-    fits = len(pair) == 2 and all(isinstance(v, int) and v > 0 for v in pair)
+    sizes = tuple(value) if isinstance(value, Sequence) else ()
+    fits = len(sizes) == 2 and all(isinstance(v, int) and v > 0 for v in sizes)
     need(fits, f"{name} must be two positive whole numbers", repr(value))
-    return pair
+    return sizes[0], sizes[1]
 
 
 def times_and_kernel(

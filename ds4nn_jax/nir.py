@@ -332,12 +332,12 @@ def _compare(graph: tuple, expected: tuple, neurons: list[dict]) -> None:
     """Refuses a graph that is not, but for its names, the one of the network."""
     references, layers = graph[1], zip(graph[0], expected[0], neurons, strict=True)
     for (one, (name, _)), (other, (other_name, cells)), fields in layers:
-        _same(*one, other[1])
+        _same(one[0], one[1], other[1])
         pulses, others = references.pop(name, ()), expected[1].get(other_name, ())
         if len(pulses) > len(others):
             raise ValueError(f"{name}: pooling neurons have no reference neurons")
         for pair in zip(pulses[1:], others[1:], strict=True):
-            _same(pulses[0], *pair)
+            _same(pulses[0], pair[0], pair[1])
         right = _fields(name, cells, cells.r.shape)
         if np.any(fields["r"] != 1):
             raise ValueError(f"{name}: r must be 1, scale the weights instead")

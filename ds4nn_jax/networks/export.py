@@ -136,10 +136,11 @@ def _plan(network: SpikingNetwork, params: dict, shape, stop: bool) -> _Plan:
         if isinstance(stage.synapse, Conv):
             (top, _), (left, _) = stage.synapse.pads
             corner = top, left
-        geometry = *image, stage.size, getattr(spec, "stride", 1), *corner, *after
+        window = stage.size, getattr(spec, "stride", 1)
+        placed = dict(pools=0, pool=1, first=0, into=0, out=0, events=0)
         weights = "" if isinstance(spec, PoolSpec) else name
-        rest = 0, 1, 0, 0, 0, 0, rows.get(name, 0), weights
-        layers.append(_Layer(*geometry, *rest))
+        fields = *image, *window, *corner, *after, *placed.values()
+        layers.append(_Layer._make((*fields, rows.get(name, 0), weights)))
     inputs, steps = math.prod(shape), network.num_steps
     pulse = max((int(np.abs(r).max(initial=0)) for r in references), default=0)
     events = max(x.size**2 * x.inputs + x.pulses for x in layers)
