@@ -2,9 +2,8 @@
 
     python -m experiments.release mnist_sparse --run_dir=runs/mnist_sparse
 
-Large kernels are rounded to float16, which halves the file; whole numbers stay as they
-are. The card's figures are those of these weights on the test images, as
-`ds4nn evaluate` prints them.
+Weights are whole numbers, from training or rounded here by --bits. The card's figures
+are those of these weights on the test images, as `ds4nn evaluate` prints them.
 """
 
 import json
@@ -12,22 +11,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-
 import ds4nn_jax as ds
 import experiments
 from ds4nn_jax import data
 from ds4nn_jax._files import write_atomically
 from ds4nn_jax.cli import flags, measures, progress, runner
-from ds4nn_jax.networks import quantization
+from ds4nn_jax.networks import export
 
 _CARD = """# {name}: {spec}
 
 Trained by `{command}` ({versions};
 presets of {presets}).{teacher}
 {picked} The test images were used to report only.
-{stored}
+Weights are whole numbers of {bits} bits, thresholds whole, too: the same spikes on
+every machine.{rounded} An urgency is given in mV, of a threshold of 100.
 
 | on the {images:,} test images | |
 |---|---:|
@@ -48,11 +45,7 @@ presets of {presets}).{teacher}
 _TEACHER = (
     " Its soft labels are made by\nwhat `experiments/flagfiles/{name}.cfg` begins with."
 )
-_REAL = "Large kernels are stored as float16; all are used as float32."
-_WHOLE = (
-    "Weights are whole numbers of {bits} bits, thresholds whole, too: the same spikes "
-    "on every\nmachine. An urgency is given in mV, of a threshold of 100."
-)
+_ROUNDED = " They were rounded after training."
 
 
 @experiments.one_line("release")
@@ -61,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("name", help="what `pretrained.load` will know it by")
     parser.add_argument("--run_dir", required=True, help="out_dir of the run")
     parser.add_argument("--data_dir", help="where the data set lies")
+    parser.add_argument("--bits", type=int, help="round real weights to so many bits")
     units = "mV a step, of θ = 100 mV, chosen on held-out images"
     parser.add_argument("--urgency", type=float, help=units)
     shipped = "ds4nn_jax/networks/shipped"
@@ -68,13 +62,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     run = Path(args.run_dir)
     network, params, notes = ds.load_weights(run / "best.safetensors")
-    kept = rounded = params
-    if not quantization.is_whole(params):
-        kept = jax.tree.map_with_path(_rounded, params)
-        rounded = jax.tree.map(lambda w: w.astype(np.float32), kept)
+    urgency = measures.urgency(network, params)
     released = measures.urged(network, params, args.urgency)
+    if args.bits is not None:
+        released, params = ds.quantize(released, params, bits=args.bits)
+    export.check_whole(params)
     images = data.load(notes["dataset"], args.data_dir)
-    test = ds.evaluate(released, rounded, images.test_images, images.test_labels)
+    test = ds.evaluate(released, params, images.test_images, images.test_labels)
     options = flags.parse(
         ["release", f"--flagfile={run / 'flags.cfg'}"], dataset=notes["dataset"]
     )
@@ -91,11 +85,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         "layer_spikes": test.layer_spikes,
         "command": f"NPROC={threads} ds4nn train {dataset} {_flags(options)}",
     }
-    picked = _picked(card, measures.urgency(network, params))
+    picked = _picked(card, urgency)
+    bits = args.bits or options.config.bits
+    card |= {"bits": bits, "rounded": _ROUNDED if args.bits else ""}
     text = _text(card, released, test, options, picked)
     out = Path(args.out_dir)
     out.mkdir(parents=True, exist_ok=True)
-    ds.save_weights(out / f"{args.name}.safetensors", released, kept, notes=card)
+    ds.save_weights(out / f"{args.name}.safetensors", released, params, notes=card)
     write_atomically(out / f"{args.name}.md", text.encode())
     print(text)
 
@@ -107,7 +103,7 @@ def _text(
     options: flags.Options,
     picked: str,
 ) -> str:
-    name, bits = card["name"], options.config.bits
+    name = card["name"]
     spikes = dict(zip(network.names, test.layer_spikes[1:], strict=True))
     pulses = [f"{n} of {layer}" for layer, n in network.pulse_counts.items() if n]
     return _CARD.format(
@@ -116,7 +112,6 @@ def _text(
         presets=runner.commit().get("commit", "this version"),
         teacher=_TEACHER.format(name=name) if options.soft_labels else "",
         picked=picked,
-        stored=_REAL if bits is None else _WHOLE.format(bits=bits),
         layers=", ".join(spikes),
         by_layer=", ".join(f"{n:,.0f}" for n in spikes.values()),
         without_pooling=measures.without_pooling(network, test.layer_spikes),
@@ -154,14 +149,6 @@ def _picked(card: Mapping[str, Any], urgency: float) -> str:
         text += f" Trained with an urgency of {urgency:g} mV a step; "
         text += f"{card['urgency']:g} was chosen on held-out images."
     return text
-
-
-def _rounded(path: tuple, weights: np.ndarray) -> np.ndarray:
-    """The first convolution's few weights stay as they are: where an image is flat, all
-    spikes of a window come at once, and learning can leave a sum right at θ. So do
-    pulses, which reach all places of an image at once."""
-    large = path[-1].key == "kernel" and weights.size > 10_000
-    return weights.astype(np.float16) if large else weights
 
 
 if __name__ == "__main__":

@@ -22,7 +22,10 @@ def shipped(smoke_run, tmp_path):
     with (run / "flags.cfg").open("a") as file:
         file.write("--epochs=3\n--regularizer.targets=0.1\n--soft_labels=teacher.npy\n")
     out = f"--out_dir={tmp_path / 'out'}"
-    release.main(["mine", f"--run_dir={run}", out, "--urgency=0.5"])
+    arguments = ["mine", f"--run_dir={run}", out, "--urgency=0.5"]
+    with pytest.raises(SystemExit, match="these weights are real numbers"):
+        release.main(arguments)
+    release.main([*arguments, "--bits=8"])
     return tmp_path / "out/mine.safetensors", tmp_path / "out/mine.md"
 
 
@@ -41,12 +44,7 @@ def test_its_command_is_the_run_it_was(shipped, smoke_run):
     assert str(smoke_run[0]) not in text
     assert "made by\nwhat `experiments/flagfiles/mine.cfg` begins with." in text
     assert "with an urgency of 0 mV a step; 0.5 was chosen on held" in text
-
-
-def test_large_kernels_alone_are_rounded():
-    large = {"kernel": np.ones((200, 100)), "pulses": np.ones((100, 200))}
-    kept = jax.tree.map_with_path(release._rounded, large)
-    assert kept["kernel"].dtype == np.float16 and kept["pulses"].dtype == np.float64
+    assert "of 8 bits" in text and "rounded after training" in text
 
 
 def test_whole_numbers_stay_as_they_are(tmp_path, rng):
