@@ -16,6 +16,7 @@ from PIL import Image
 
 import ds4nn_jax as ds
 from ds4nn_jax import data
+from ds4nn_jax.networks import quantization
 
 IMAGES = Path(__file__).parent / "images"
 BLACK, BLUE, ORANGE, RED = "#222222", "#0072B2", "#E69F00", "#D55E00"
@@ -127,7 +128,8 @@ def output_potentials() -> tuple[np.ndarray, np.ndarray]:
     pulses = network.reference_weights(params)[-1]
     entering = trace.times[-2].reshape(1, -1)
     potentials = ds.membrane_potentials(entering, kernel, pulses=pulses)
-    return np.asarray(potentials)[:, 0], np.asarray(trace.times[-1])[0]
+    unit = quantization.millivolt(network, params)
+    return np.asarray(potentials)[:, 0] / unit, np.asarray(trace.times[-1])[0]
 
 
 def decision() -> Figure:

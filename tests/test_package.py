@@ -62,7 +62,7 @@ for argv in (
     one, *_, report, train = run.stdout.splitlines()
     assert one.startswith("one.png: 1 (decided at step "), run.stderr
     extra = "pip install 'ds4nn_jax[experiments]'"
-    assert report == f"ds4nn report needs matplotlib: {extra}"
+    assert report == f"ds4nn report needs jinja2: {extra}"
     assert train == f"ds4nn train mnist: figures need matplotlib: {extra}"
 
 

@@ -44,14 +44,15 @@ def of_network(
     layers = ("input", *network.names)
     result, steps = trace(network, params, images.test_images[0]), network.num_steps
     times = np.asarray(result.times[-1][0])
+    potentials, threshold = measures.first_potentials(network, params, result)
     every = np.concatenate([np.ravel(t) for t in result.times[1:]]).astype(int)
     return {
         "confusion": plots.confusion(test.confusion, names),
         "raster": raster(network, result),
         "output_potentials": plots.output_potentials(
-            np.asarray(measures.output_potentials(network, params, result)[:, 0]),
+            potentials,
             times,
-            threshold=network.threshold,
+            threshold=threshold,
             label=int(images.test_labels[0]),
             class_names=names,
             decision_step=int(np.min(times)),
@@ -71,11 +72,12 @@ def animation(
     """Spikes and output potentials of one image [H, W, C] up to its decision."""
     result = trace(network, params, image)
     hidden = zip(network.names[:-1], result.times[1:-1], strict=True)
+    potentials, threshold = measures.first_potentials(network, params, result)
     return plots.animation(
         np.asarray(result.times[0][0]),
         [(name, np.asarray(times)) for name, times in hidden],
-        np.asarray(measures.output_potentials(network, params, result)[:, 0]),
-        threshold=network.threshold,
+        potentials,
+        threshold=threshold,
         class_names=literal(class_names),
         decision_step=int(result.times[-1].min()),
     )

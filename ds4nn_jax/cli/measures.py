@@ -126,9 +126,18 @@ def _decided_by(network: ds.SpikingNetwork, params: dict, trace: ds.Trace) -> ds
 def output_potentials(
     network: ds.SpikingNetwork, params: dict, trace: ds.Trace
 ) -> jax.Array:
-    """Potentials [T, B, C] of the output neurons, unreset, mV."""
+    """Potentials [T, B, C] of the output neurons, unreset, in the unit of weights."""
     arrays, options = _output(network, params, trace)
     return ds.membrane_potentials(*arrays, **options)
+
+
+def first_potentials(
+    network: ds.SpikingNetwork, params: dict, trace: ds.Trace
+) -> tuple[np.ndarray, float]:
+    """Those of the first image, [T, C], and θ, in mV: of whole numbers θ is 100."""
+    theta = 100.0 if quantization.is_whole(params) else network.threshold
+    potentials = output_potentials(network, params, trace)[:, 0]
+    return np.asarray(potentials) * (theta / network.threshold), theta
 
 
 def _output(

@@ -277,10 +277,11 @@ def _draw(path: Path, model: Model, image: np.ndarray) -> None:
         axes.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
         axes.set_title("What the network saw")
         raster = figures.raster(network, trace)
+        values, threshold = measures.first_potentials(network, params, trace)
         potentials = plots.output_potentials(
-            np.asarray(measures.output_potentials(network, params, trace))[:, 0],
+            values,
             times,
-            threshold=network.threshold,
+            threshold=threshold,
             label=None,
             class_names=figures.literal(tuple(map(_printable, model.names))),
             decision_step=int(times.min()),

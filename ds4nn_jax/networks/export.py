@@ -6,6 +6,7 @@ steps and spikes as `ds4nn_jax.classify`, to the last one.
 
 import math
 import re
+from collections.abc import Sequence
 from importlib import resources
 from typing import Any, NamedTuple
 
@@ -142,22 +143,29 @@ def _plan(network: SpikingNetwork, params: dict, shape, stop: bool) -> _Plan:
         fields = *image, *window, *corner, *after, *placed.values()
         layers.append(_Layer._make((*fields, rows.get(name, 0), weights)))
     inputs, steps = math.prod(shape), network.num_steps
-    pulse = max((int(np.abs(r).max(initial=0)) for r in references), default=0)
+    thresholds = network.thresholds(params)
     events = max(x.size**2 * x.inputs + x.pulses for x in layers)
     constants = dict(STEPS=steps, CLASSES=network.num_classes, INPUTS=inputs)
     index = "uint16_t" if max(events, inputs) < 2**16 else "uint32_t"
     types = dict(
         potential_t="int16_t" if most < 2**15 else "int32_t",
-        pulse_t="int16_t" if pulse < 2**15 else "int32_t",
+        pulse_t=_type(references),
+        threshold_t=_type(thresholds),
         index_t=index,
         step_t="uint8_t" if steps < 2**8 else index,
     )
     layers, more, ram = (_stepwise if stop else _layerwise)(layers, types, constants)
     flash = sum(np.asarray(k).size for k in kernels)
-    flash += sum(4 * len(theta) for theta in network.thresholds(params))
-    flash += sum(_bytes(types["pulse_t"]) * np.asarray(r).size for r in references)
+    for name, arrays in (("pulse_t", references), ("threshold_t", thresholds)):
+        flash += sum(_bytes(types[name]) * np.asarray(x).size for x in arrays)
     constants = constants | more | {"LAYERS": len(layers)}
     return _Plan(layers, constants, types, flash, ram, stop)
+
+
+def _type(arrays: Sequence[Any]) -> str:
+    """The smallest that holds their whole numbers."""
+    most = max((int(np.abs(x).max(initial=0)) for x in arrays), default=0)
+    return next(f"int{n}_t" for n in (8, 16, 32) if most < 2 ** (n - 1))
 
 
 def _bytes(kind: str) -> int:
@@ -253,7 +261,8 @@ def _about(network: SpikingNetwork, plan: _Plan) -> str:
 def _tables(network: SpikingNetwork, params: dict, plan: _Plan) -> str:
     lines = [f"#define {name} {value}" for name, value in plan.constants.items()]
     lines += ["#define BYTES(bits) (((bits) + 7) / 8)"] if plan.stop else []
-    used = {"pulse_t", "potential_t"} if plan.stop else {"pulse_t", "index_t", "step_t"}
+    used = {"pulse_t", "threshold_t"}
+    used |= {"potential_t"} if plan.stop else {"index_t", "step_t"}
     kinds = {name: kind for name, kind in plan.types.items() if name in used}
     lines += [f"typedef {kind} {name};" for name, kind in kinds.items()]
     lines += ["", _STRUCT]
@@ -262,7 +271,7 @@ def _tables(network: SpikingNetwork, params: dict, plan: _Plan) -> str:
     for name, reference, threshold in zip(*by_layer, strict=True):
         kernel = params["params"][name]["kernel"]
         lines.append(_array("int8_t", f"{name}_kernel", kernel))
-        lines.append(_array("int32_t", f"{name}_threshold", threshold))
+        lines.append(_array("threshold_t", f"{name}_threshold", threshold))
         if len(reference):
             lines.append(_array("pulse_t", f"{name}_pulses", reference))
     lines.append("static const struct layer layers[LAYERS] = {")
@@ -285,7 +294,7 @@ struct layer {
   int32_t first, in, out, events; /* where its neurons and times are */
   int32_t pulses;
   const int8_t *kernel; /* [rows][outputs]; 0: pooling */
-  const int32_t *threshold;
+  const threshold_t *threshold;
   const pulse_t *pulse; /* [pulses][outputs] */
 };
 """
