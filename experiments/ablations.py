@@ -189,7 +189,7 @@ def _recipe(name: str) -> _Changes:
     """What a preset says of learning, for any network."""
     preset = ds.presets.load(name)
     learning = ("surrogate", "output_rule", "initial_weights", "optimizer", "schedule")
-    fields = (*learning, "augmentation", "batch_size", "regularizer", "pulses")
+    fields = (*learning, "augmentation", "batch_size", "pulses")
     return {field: getattr(preset, field) for field in (*fields, "centring")}
 
 
