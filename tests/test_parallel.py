@@ -143,7 +143,7 @@ def test_a_run_of_two_processes_goes_on_in_one(tmp_path, no_figures):
     second = started(together, *two, "--process_id=1")
     with first, second:
         for line in first.stdout:
-            if line.startswith("epoch   1/3"):
+            if line.startswith("epoch   1/3  train"):
                 break
         first.kill()
         second.kill()
