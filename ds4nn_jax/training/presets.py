@@ -22,9 +22,9 @@ _MUON = Muon(learning_rate=0.01, output_rate=0.005, norms=HeldNorms(), average=0
 _MUON_LEARNED = Muon(learning_rate=0.006, output_rate=0.004, norms=LearnedNorms())
 
 
-def _anchored(step: float) -> Softmax:
+def _anchored(step: float, anchor: float = 0.5) -> Softmax:
     """The label is drawn to a time step."""
-    return Softmax(offset=10, horizon=50, anchor=0.5, anchor_time=step)
+    return Softmax(offset=10, horizon=50, anchor=anchor, anchor_time=step)
 
 
 _PRESETS = {"default": TrainConfig()}
@@ -90,7 +90,7 @@ _PRESETS["fashion_mnist"] = replace(
     _PULSED,
     spec="128C3-P2-128C3-P2-128C3-10",
     urgency=0.2,
-    output_rule=Softmax(offset=10, horizon=50, anchor=0.3, anchor_time=80),
+    output_rule=_anchored(80, 0.3),
     initial_weights=FiringRates(conv=0.25),
     optimizer=_MUON_LEARNED,
     regularizer=RateRegularizer(
@@ -104,9 +104,9 @@ _PRESETS["fashion_mnist"] = replace(
 _PRESETS["fashion_mnist_sparse"] = replace(
     _PRESETS["fashion_mnist"],
     urgency=0.3,
-    output_rule=Softmax(offset=10, horizon=50, anchor=0.3, anchor_time=76),
-    regularizer=RateRegularizer(
-        targets=(0.1, 0.26, 0.36), strength=0.1, floor=0, start=0.25, steps=6000
+    output_rule=_anchored(76, 0.3),
+    regularizer=replace(
+        _PRESETS["fashion_mnist"].regularizer, targets=(0.1, 0.26, 0.36)
     ),
     epochs=14,
 )
