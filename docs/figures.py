@@ -16,7 +16,7 @@ from PIL import Image
 
 import ds4nn_jax as ds
 from ds4nn_jax import data
-from ds4nn_jax.networks import quantization
+from ds4nn_jax.cli import measures
 
 IMAGES = Path(__file__).parent / "images"
 BLACK, BLUE, ORANGE, RED = "#222222", "#0072B2", "#E69F00", "#D55E00"
@@ -124,12 +124,8 @@ def output_potentials() -> tuple[np.ndarray, np.ndarray]:
     """V [T, C] and spike times [C] of the outputs of `mnist` for that seven."""
     network, params, _ = ds.pretrained.load("mnist")
     trace = network.apply(params, ds.encode(drawing()), method="trace")
-    kernel = params["params"][network.names[-1]]["kernel"]
-    pulses = network.reference_weights(params)[-1]
-    entering = trace.times[-2].reshape(1, -1)
-    potentials = ds.membrane_potentials(entering, kernel, pulses=pulses)
-    unit = quantization.millivolt(network, params)
-    return np.asarray(potentials)[:, 0] / unit, np.asarray(trace.times[-1])[0]
+    potentials, _ = measures.first_potentials(network, params, trace)
+    return potentials, np.asarray(trace.times[-1])[0]
 
 
 def decision() -> Figure:
