@@ -120,7 +120,8 @@ def _model(weights: str, urgency: float | None) -> Model:
 def _noted(notes: dict, classes: int) -> tuple:
     """The notes on images: their shape, their classes' names, how they were made."""
     shape: Any = notes.get("input_shape")
-    names = notes.get("class_names") or list(map(str, range(classes)))
+    names = notes.get("class_names")
+    names = list(map(str, range(classes))) if names is None else names
     pictures = notes.get("pictures")
     if pictures is None and shape == [28, 28, 1]:
         pictures = _PICTURES.get(str(notes.get("dataset")))
