@@ -20,7 +20,7 @@ import numpy as np
 import ds4nn_jax as ds
 import experiments
 from ds4nn_jax.cli import progress
-from ds4nn_jax.networks import pretrained
+from ds4nn_jax.networks import pretrained, quantization
 from ds4nn_jax.networks.spec import ConvSpec, PoolSpec
 
 _Kernels = Mapping[str, Mapping[str, np.ndarray]]
@@ -56,6 +56,13 @@ def merged(
       mirror: adds to each what it makes of images mirrored left to right.
       shape: of an image, [H, W, C], to be mirrored.
     """
+    if all(map(quantization.is_whole, params)):  # of which each has its own scale
+        made = map(quantization.in_millivolts, networks, params)
+        networks, params = zip(*made, strict=True)
+    if any(
+        "threshold" in layer for each in params for layer in each["params"].values()
+    ):
+        raise ValueError("weights with thresholds of their own cannot be merged")
     network = networks[0]
     for other in networks:
         if other != network:

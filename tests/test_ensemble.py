@@ -60,6 +60,24 @@ def test_merged_potentials_are_the_means(spec, shape, padding, pulses, rng):
     np.testing.assert_allclose(potentials(whole, joint, images), mean, atol=1e-2)
 
 
+def test_whole_numbers_are_merged_in_millivolts(rng):
+    """Twice the same network is the network; others with thresholds are refused."""
+    network, params = a_network(SPECS[0], rng, pulses=(4, 3))
+    network = network.clone(urgency=0.5)
+    whole, weights = ds.quantize(network, params, bits=5)
+    joined, joint = ensemble.merged([whole] * 2, [weights] * 2, mirror=False)
+    images = rng.integers(0, 200, (40, 8, 8, 1)) * (rng.random((40, 8, 8, 1)) < 0.3)
+    images = images.astype(np.uint8)
+    expected = ds.classify(whole, weights, images)
+    decided = ds.classify(joined, joint, images)
+    np.testing.assert_array_equal(decided.label, expected.label)
+    np.testing.assert_array_equal(decided.step, expected.step)
+    assert len(np.unique(expected.step)) > 2 and joined.urgency == 0.5
+    params["params"]["conv1"]["threshold"] = np.full(6, 90.0, np.float32)
+    with pytest.raises(ValueError, match="thresholds of their own"):
+        ensemble.merged([network], [params], mirror=False)
+
+
 def test_merged_weights_are_written(tmp_path, rng):
     """Weights that load and tell of their images; one network by itself stays as it
     is. Weights of other images are refused."""

@@ -266,10 +266,8 @@ def whole_numbers(name, folder):
     one in real numbers."""
     network, params, notes = pretrained.load(name)
     if quantization.is_whole(params):
-        unit = quantization.millivolt(network, params)
-        real = network.clone(threshold=100.0, urgency=network.urgency / unit)
         arguments, whole = [], (network, params)
-        params = quantization.real_weights(params, 100.0)
+        real, params = quantization.in_millivolts(network, params)
     else:
         real, arguments = network, ["--bits=8"]
         whole = ds.quantize(network, params, bits=8)

@@ -148,6 +148,15 @@ def millivolt(network: SpikingNetwork, params: Mapping) -> float:
     return (network.threshold - 0.5) / 100 if is_whole(params) else 1.0
 
 
+def in_millivolts(
+    network: SpikingNetwork, params: Mapping
+) -> tuple[SpikingNetwork, Params]:
+    """A network of whole numbers with weights in mV, θ = 100, and the same spikes."""
+    urgency = round(network.urgency / millivolt(network, params), 9)
+    real = network.clone(threshold=100.0, urgency=urgency)
+    return real, real_weights(params, 100.0)
+
+
 def is_whole(params: Mapping) -> bool:
     """Whether the weights are whole numbers, as `quantize` gives them."""
     layers = params["params"].values()
