@@ -58,7 +58,8 @@ def trained(images=PIXELS, labels=CLASSES, **fields):
 
 
 def soft(shares, **fields):
-    made = ds.TrainConfig(spec="64-10", batch_size=4, validation=0.0, **fields)
+    fields = dict(spec="64-10", batch_size=4, epochs=10, validation=0.0) | fields
+    made = ds.TrainConfig(**fields)
     return lambda _: ds.train(made, PIXELS, CLASSES, soft_labels=np.array(shares))
 
 

@@ -54,7 +54,7 @@ def test_softmax_target_by_hand():
     latency = np.array([[20 + 5, 35, 105], [110, 101 + 5, 90]])
     odds = np.exp(-latency / 10)
     error = [[1, 0, 0], [0, 1, 0]] - odds / odds.sum(axis=1, keepdims=True)
-    rule = Softmax(offset=5, temperature=10, horizon=50)
+    rule = Softmax(offset=5, temperature=10, horizon=50, anchor=0)
     target = rule.target(times, np.array([0, 1]), potentials)
     np.testing.assert_allclose(times - target, error, atol=1e-5)
     np.testing.assert_allclose(np.sum(times - target, axis=1), 0, atol=1e-4)
@@ -65,10 +65,13 @@ def test_softmax_anchor_by_hand():
     times = np.array([[20, 35, 100], [100, 100, 90], [100, 10, 10]], np.float32)
     potentials = np.array([[100, 110, 90], [80, 98, 100], [-100, 0, 0]], np.float32)
     args, labels = dict(offset=5, temperature=10, horizon=50), np.array([0, 1, 0])
-    free = Softmax(**args).target(times, labels, potentials)
+    free = Softmax(**args, anchor=0).target(times, labels, potentials)
     anchored = Softmax(**args, anchor=2, anchor_time=40)
     target = anchored.target(times, labels, potentials)
     drawn = [[2 * -0.2, 0, 0], [0, 2 * 0.61, 0], [2 * 1, 0, 0]]  # 200 counts as 140
+    np.testing.assert_allclose(free - target, drawn, atol=1e-4)
+    target = Softmax(**args, anchor=2).target(times, labels, potentials)  # t* = T/2
+    drawn = [[2 * -0.3, 0, 0], [0, 2 * 0.51, 0], [2 * 1, 0, 0]]  # 200 counts as 150
     np.testing.assert_allclose(free - target, drawn, atol=1e-4)
 
 
@@ -95,7 +98,7 @@ def test_softmax_error_is_the_gradient_of_a_cross_entropy():
         late = times + 5 * jax.nn.one_hot(labels, 3)
         return -jnp.sum(jax.nn.log_softmax(-late / 10)[jnp.arange(2), labels])
 
-    target = Softmax(offset=5, temperature=10).target(times, labels, times)
+    target = Softmax(offset=5, temperature=10, anchor=0).target(times, labels, times)
     np.testing.assert_allclose(
         times - target, 10 * jax.grad(cross_entropy)(times), atol=1e-5
     )

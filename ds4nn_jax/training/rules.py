@@ -220,7 +220,7 @@ class Softmax(OutputRule):
       horizon: H > 0, how much later than T an output with V = 0 counts, time steps:
         smaller ones make faster networks.
       anchor: κ ≥ 0, the label's error when it is T steps from t*, time steps.
-      anchor_time: t*, 0 … T.
+      anchor_time: t*, 0 … T; None: T/2.
     """
 
     normalization: Normalization = dataclasses.field(default="none", kw_only=True)
@@ -228,8 +228,8 @@ class Softmax(OutputRule):
     offset: float = 10.0
     temperature: float = 5.0
     horizon: float = 50.0
-    anchor: float = 0.0
-    anchor_time: float = 0.0
+    anchor: float = 0.3
+    anchor_time: float | None = None
 
     def check(self) -> None:
         self.require("offset", self.offset >= 0, "≥ 0 time steps")
@@ -238,7 +238,8 @@ class Softmax(OutputRule):
         self.require("anchor", self.anchor >= 0, "≥ 0 time steps")
 
     def check_steps(self, num_steps: int) -> None:
-        self._within("anchor_time", num_steps)
+        if self.anchor_time is not None:
+            self._within("anchor_time", num_steps)
 
     def target(self, times, labels, potentials=None, *, num_steps=100, threshold=100.0):
         if (
@@ -256,7 +257,9 @@ class Softmax(OutputRule):
         missing = self.horizon * (threshold - potentials) / threshold
         latency = times + jnp.where(times == num_steps, missing, 0)
         p = jax.nn.softmax(-(latency + self.offset * q) / self.temperature, axis=1)
-        away = jnp.clip((latency - self.anchor_time) / num_steps, -1, 1)
+        middle = num_steps / 2
+        anchor_time = middle if self.anchor_time is None else self.anchor_time
+        away = jnp.clip((latency - anchor_time) / num_steps, -1, 1)
         return times - (q * (1 + self.anchor * away) - p)
 
 
