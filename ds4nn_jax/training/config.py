@@ -22,8 +22,8 @@ class TrainConfig:
 
     The defaults are a recipe for small networks and short runs, on whatever ground the
     images have: reference pulses, centred errors, a label drawn to the middle of time.
-    `presets` has those behind our results, and the paper's as "paper". A choice may be a value, its name
-    ("margin"), or the mapping that JSON makes of it:
+    `presets` has those behind our results, and the paper's as "paper". A choice may be
+    a value, its name ("margin"), or the mapping that JSON makes of it:
     `TrainConfig(**json.loads(json.dumps(dataclasses.asdict(config))))` is the same.
 
     Attributes:
