@@ -24,6 +24,9 @@ from ds4nn_jax.training import step
 BATCH = 64
 CONFIG = ds.TrainConfig(
     spec="64C3-P2-128C3-P2-10",
+    urgency=0,
+    pulses=(),
+    centring=0,
     output_rule="margin",
     optimizer=ds.optimizers.Adam(learning_rate=0.02),
     batch_size=32,

@@ -78,7 +78,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     asked = parser.parse_args(argv)
     images = np.zeros((asked.batch, 28, 28, 1), np.uint8)
     labels = np.zeros(asked.batch, np.int32)
-    config = ds.TrainConfig(spec=SPEC, engine="scan", batch_size=asked.batch)
+    plain = dict(urgency=0, pulses=(), centring=0, optimizer="adam")
+    config = ds.TrainConfig(spec=SPEC, engine="scan", batch_size=asked.batch, **plain)
     optimizer = ds.make_optimizer(config, 100)
     params = jax.eval_shape(
         config.network().init, jax.random.key(0), ds.encode(images[:1])

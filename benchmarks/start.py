@@ -27,7 +27,7 @@ imported = time.perf_counter()
 import numpy as np
 import ds4nn_jax as ds
 config = ds.TrainConfig(
-    spec="64C3-P2-128C3-P2-10", output_rule="margin",
+    spec="64C3-P2-128C3-P2-10", urgency=0, pulses=(), centring=0, output_rule="margin",
     optimizer=ds.optimizers.Adam(learning_rate=0.02), batch_size=32, epochs=1,
 )
 rng = np.random.default_rng(0)

@@ -15,6 +15,9 @@ def configuration(engine: str, steps: int) -> ds.TrainConfig:
     return ds.TrainConfig(
         spec="64C3-P2-128C3-P2-10",
         num_steps=steps,
+        urgency=0,
+        pulses=(),
+        centring=0,
         engine=engine,
         output_rule="margin",
     )
