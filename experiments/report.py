@@ -230,8 +230,8 @@ def of_bits(runs: Sequence[Runs]) -> list[Part]:
         for start, group in groups.items()
     }
     text = (
-        "Whole weights of so many bits, trained on from the network that the last row "
-        "of each has in real numbers."
+        "Whole weights of so many bits, trained on from the real ones of the last row, "
+        "or, where there is none, from a run that the flagfile names."
     )
     titles = "structure", "bits", "accuracy (%)", "spikes", "by potentials", "run"
     drawn = dict(figure=svg(by_bits(lines)), caption="The same, drawn.")
