@@ -17,6 +17,7 @@ from ds4nn_jax.networks import quantization
 from ds4nn_jax.networks.inference import Inference, classify, stages
 from ds4nn_jax.networks.network import SpikingNetwork
 from ds4nn_jax.networks.spec import PoolSpec
+from ds4nn_jax.networks.weights import fewest_bits, pack
 
 _BLOCK = 16  # neurons of a place that are integrated together
 
@@ -145,7 +146,8 @@ def _plan(network: SpikingNetwork, params: dict, shape, stop: bool) -> _Plan:
     inputs, steps = math.prod(shape), network.num_steps
     thresholds = network.thresholds(params)
     events = max(x.size**2 * x.inputs + x.pulses for x in layers)
-    constants = dict(STEPS=steps, CLASSES=network.num_classes, INPUTS=inputs)
+    bits = max(map(fewest_bits, kernels))
+    constants = dict(STEPS=steps, CLASSES=network.num_classes, INPUTS=inputs, BITS=bits)
     index = "uint16_t" if max(events, inputs) < 2**16 else "uint32_t"
     types = dict(
         potential_t="int16_t" if most < 2**15 else "int32_t",
@@ -155,7 +157,7 @@ def _plan(network: SpikingNetwork, params: dict, shape, stop: bool) -> _Plan:
         step_t="uint8_t" if steps < 2**8 else index,
     )
     layers, more, ram = (_stepwise if stop else _layerwise)(layers, types, constants)
-    flash = sum(np.asarray(k).size for k in kernels)
+    flash = sum(len(_packed(kernel, bits)) for kernel in kernels)
     for name, arrays in (("pulse_t", references), ("threshold_t", thresholds)):
         flash += sum(_bytes(types[name]) * np.asarray(x).size for x in arrays)
     constants = constants | more | {"LAYERS": len(layers)}
@@ -270,7 +272,8 @@ def _tables(network: SpikingNetwork, params: dict, plan: _Plan) -> str:
     by_layer = network.weighted, references, network.thresholds(params)
     for name, reference, threshold in zip(*by_layer, strict=True):
         kernel = params["params"][name]["kernel"]
-        lines.append(_array("int8_t", f"{name}_kernel", kernel))
+        packed = _packed(kernel, plan.constants["BITS"])
+        lines.append(_array("uint8_t", f"{name}_kernel", packed))
         lines.append(_array("threshold_t", f"{name}_threshold", threshold))
         if len(reference):
             lines.append(_array("pulse_t", f"{name}_pulses", reference))
@@ -282,7 +285,13 @@ def _tables(network: SpikingNetwork, params: dict, plan: _Plan) -> str:
             arrays = f"{name}_kernel, {name}_threshold, "
             arrays += f"{name}_pulses" if layer.pulses else "0"
         lines.append(f"    {{{', '.join(map(str, numbers))}, {arrays}}},")
-    return "\n".join([*lines, "};", "", _STEP_OF])
+    return "\n".join([*lines, "};", "", _COMMON])
+
+
+def _packed(kernel: np.ndarray, bits: int) -> np.ndarray:
+    """With a byte behind the last weight: two are read for each."""
+    kernel = np.ascontiguousarray(kernel).ravel()
+    return np.append(pack(kernel, bits).view(np.uint8), np.uint8(0))
 
 
 _STRUCT = """\
@@ -293,12 +302,20 @@ struct layer {
   int32_t pools, pool; /* the pooling behind it */
   int32_t first, in, out, events; /* where its neurons and times are */
   int32_t pulses;
-  const int8_t *kernel; /* [rows][outputs]; 0: pooling */
+  const uint8_t *kernel; /* [rows][outputs], BITS of a byte each; 0: pooling */
   const threshold_t *threshold;
   const pulse_t *pulse; /* [pulses][outputs] */
 };
 """
-_STEP_OF = """\
+_COMMON = """\
+/* Two's complement, the high bit first; of one bit 1 means -1. */
+static int32_t weight(const struct layer *l, int32_t k) {
+  uint32_t at = (uint32_t)k * BITS, sign = (uint32_t)1 << (BITS - 1);
+  uint32_t two = (uint32_t)l->kernel[at / 8] << 8 | l->kernel[at / 8 + 1];
+  uint32_t bits = two >> (16 - BITS - at % 8) & (2 * sign - 1);
+  return BITS == 1 ? 1 - 2 * (int32_t)bits : (int32_t)(bits ^ sign) - (int32_t)sign;
+}
+
 /* The brighter the earlier; STEPS, for black, is never. */
 static int32_t step_of(uint8_t pixel) {
   return (255 - (int32_t)pixel) * STEPS / 255;

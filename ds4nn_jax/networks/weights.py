@@ -78,8 +78,8 @@ def save_weights(
                 f"{name} must be one of {', '.join(_DTYPES)}, got {array.dtype}"
             )
         if array.dtype == np.int8:
-            packed[name] = [_bits(array), *array.shape]
-            tensors[name] = _packed(array, packed[name][0])
+            packed[name] = [fewest_bits(array), *array.shape]
+            tensors[name] = pack(array, packed[name][0])
     header = {name: getattr(network, name) for name in ("spec", *_SETTINGS)}
     header |= {"format": FORMAT, "version": 1, "notes": dict(notes or {})}
     if packed:
@@ -143,19 +143,19 @@ def load_weights(
     for name, array in tensors.items():
         if name in (packed := header.get("packed", {})):
             bits, *shape = packed[name]
-            array = _unpacked(array, bits, shape)
+            array = _unpack(array, bits, shape)
         layer, leaf = name.split("/")
         params.setdefault(layer, {})[leaf] = array
     return Weights(network, {"params": params}, header["notes"])
 
 
-def _bits(weights: np.ndarray) -> int:
+def fewest_bits(weights: np.ndarray) -> int:
     """The fewest bits that hold whole weights: ±1 one, else |q| ≤ 2^(b−1) − 1."""
     most = int(np.abs(weights.astype(int)).max(initial=1))
     return 1 if np.all(np.abs(weights) == 1) else min(8, most.bit_length() + 1)
 
 
-def _packed(weights: np.ndarray, bits: int) -> np.ndarray:
+def pack(weights: np.ndarray, bits: int) -> np.ndarray:
     """Whole weights one behind the other, as two's complement of so many bits; with one
     bit 1 means −1."""
     if bits == 8:
@@ -165,7 +165,7 @@ def _packed(weights: np.ndarray, bits: int) -> np.ndarray:
     return np.packbits(rows[:, 8 - bits :])
 
 
-def _unpacked(packed: np.ndarray, bits: int, shape: list[int]) -> np.ndarray:
+def _unpack(packed: np.ndarray, bits: int, shape: list[int]) -> np.ndarray:
     if bits == 8:
         return packed
     size = math.prod(shape)

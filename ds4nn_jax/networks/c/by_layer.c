@@ -62,7 +62,7 @@ static void integrate(const struct layer *l, const index_t *events, int32_t firs
     for (int32_t k = begins[t]; k < begins[t + 1]; ++k) {
       int32_t row = events[k], at = row * l->outputs + first;
       if (row < rows) {
-        for (int32_t o = 0; o < count; ++o) v[o] += l->kernel[at + o];
+        for (int32_t o = 0; o < count; ++o) v[o] += weight(l, at + o);
       } else {
         at -= rows * l->outputs;
         for (int32_t o = 0; o < count; ++o) v[o] += l->pulse[at + o];

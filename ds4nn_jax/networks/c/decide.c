@@ -23,10 +23,11 @@ static void arrive(const struct layer *l, int32_t i) {
     for (int32_t column = 0; column < l->size; ++column) {
       int32_t right = x + l->left - column, to_x = right / l->stride;
       if (right < 0 || right % l->stride || to_x >= l->out_width) continue;
-      const int8_t *w = l->kernel;
-      w += ((row * l->size + column) * l->inputs + c) * l->outputs;
+      int32_t w = ((row * l->size + column) * l->inputs + c) * l->outputs;
       potential_t *v = potentials + l->first + (to_y * l->out_width + to_x) * l->outputs;
-      for (int32_t o = 0; o < l->outputs; ++o) v[o] = (potential_t)(v[o] + w[o]);
+      for (int32_t o = 0; o < l->outputs; ++o) {
+        v[o] = (potential_t)(v[o] + weight(l, w + o));
+      }
     }
   }
 }
