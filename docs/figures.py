@@ -187,14 +187,16 @@ def urgency() -> Figure:
 
 
 def regularizer() -> Figure:
-    """The push on a neuron against its channel's rate; target 0.12."""
-    neurons, target, strength = 200, 0.12, 0.15
-    rates, later = [], []
+    """The push on a neuron against its channel's rate; target 0.12, floor 0.5."""
+    neurons, target, strength, floor = 200, 0.12, 0.15, 0.5
+    rates, later, earlier = [], [], []
     for fired in range(1, 61):
         times = jnp.where(jnp.arange(neurons) < fired, 20.0, 100.0)[:, None]
 
         def through(t):
-            regularized = ds.regularizers.regularize_rates(strength, 100, t, target)
+            regularized = ds.regularizers.regularize_rates(
+                strength, floor, 100, t, target
+            )
             return jnp.sum(
                 jnp.where(jnp.arange(neurons)[:, None] % 2, -1, 1) * regularized
             )
@@ -203,8 +205,10 @@ def regularizer() -> Figure:
         push = gradient - np.where(np.arange(neurons) % 2, -1, 1)
         rates.append(fired / neurons)
         later.append(push[0])
+        earlier.append(push[-1])
     canvas, axes = figure()
     axes.plot(rates, later, color=RED, linewidth=2, label="on those that fired: later")
+    axes.plot(rates, earlier, color=BLUE, linewidth=2, label="on the silent: earlier")
     axes.axvline(target, color=BLACK, linestyle=":")
     axes.text(target + 0.003, -0.2, "target ρ")
     axes.axhline(0, color=BLACK, linewidth=0.8)

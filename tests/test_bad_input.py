@@ -318,7 +318,7 @@ TABLE = [
         X,
         run("--output_rule=margin", "--output_rule.horizon=3"),
     ),
-    ("firing_rates has conv, dense, images", X, run("--initial_weights.ranges=0:1")),
+    ("firing_rates has conv, dense, edges", X, run("--initial_weights.ranges=0:1")),
     ("ranges must be a sequence, got 2.0", X, run(*RANGES, "0:1,2")),
     ("low < high", X, run(*RANGES, "3:1,0:1,0:1")),
     ("no preset 'mnits': there are", X, run("--preset=mnits")),

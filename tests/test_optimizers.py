@@ -4,6 +4,7 @@ import numpy as np
 import optax
 import pytest
 
+import ds4nn_jax as ds
 from ds4nn_jax.training import optimizers
 
 
@@ -48,6 +49,57 @@ def test_held_norms(rng):
     flat = [np.asarray(w).reshape(-1, 5) for w in (weights, weights + update)]
     norms = [np.linalg.norm(w, axis=0) for w in flat]
     np.testing.assert_allclose(moved, flat[1] * norms[0] / norms[1], rtol=1e-4)
+
+
+def test_limit_sums_by_hand():
+    """Weights (1, 2), (3, 5), (5, −4) and a step of 1 add up to 12 and 6: what is above
+    9, a sum of 3, is taken from the three alike."""
+    weights = jnp.array([[1.0, 2.0], [3.0, 5.0], [5.0, -4.0]])
+    tx = optimizers.limit_sums(9.0)
+    step, _ = tx.update(jnp.ones_like(weights), tx.init(weights), weights)
+    np.testing.assert_allclose(step, [[0.0, 1.0], [0.0, 1.0], [0.0, 1.0]], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "kind, norms",
+    [
+        (optimizers.Adam, "free"),
+        pytest.param(optimizers.Muon, "held", marks=pytest.mark.slow),
+    ],
+)
+def test_only_the_first_layer_has_its_sums_limited(kind, norms, rng):
+    """Gradients that want every weight larger; fixed norms may stretch a sum, by no
+    more than the step was long."""
+    shapes = {"conv_0": (3, 3, 1, 4), "conv_1": (3, 3, 4, 5), "dense_0": (20, 10)}
+    drawn = {name: rng.normal(4, 9, shape) for name, shape in shapes.items()}
+    params = {"params": {n: {"kernel": jnp.float32(w)} for n, w in drawn.items()}}
+    up = jax.tree.map(lambda w: -jnp.ones_like(w) - 0.1 * jnp.sign(w), params)
+    ends = {}
+    for most in (None, 20.0):
+        tx = kind(0.05, norms=norms, first_sum=most).chain(
+            tuple(shapes), optax.constant_schedule(1.0)
+        )
+        moved, state, update = params, tx.init(params), jax.jit(tx.update)
+        for _ in range(40):
+            steps, state = update(up, state, moved)
+            moved = optax.apply_updates(moved, steps)
+        ends[most] = {
+            name: np.asarray(w["kernel"]) for name, w in moved["params"].items()
+        }
+    assert ends[None]["conv_0"].sum((0, 1, 2)).max() > 23
+    assert ends[20.0]["conv_0"].sum((0, 1, 2)).max() < 22
+    for name in ("conv_1", "dense_0"):
+        np.testing.assert_allclose(ends[20.0][name], ends[None][name], rtol=1e-5)
+
+
+def test_the_limit_is_for_convolutions_and_given_by_name():
+    """So that a number in fourth place is still the average's decay."""
+    muon = optimizers.Muon(0.01, 0.005, optimizers.HeldNorms(), 0.998)
+    assert (muon.average, muon.first_sum) == (0.998, None)
+    assert optimizers.Adam(0.01, None, optimizers.HeldNorms(), 0.0, "mV").unit == "mV"
+    limited = optimizers.Adam(first_sum=80.0)
+    with pytest.raises(ValueError, match="first_sum must be None for 784-10"):
+        ds.TrainConfig(spec="784-10", optimizer=limited)
 
 
 def test_damp_common_by_hand():

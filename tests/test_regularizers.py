@@ -15,7 +15,7 @@ from ds4nn_jax.training.regularizers import RateRegularizer, regularize_rates
 T = 20
 
 
-def pushed(delta, times, target, strength):
+def pushed(delta, times, target, strength, floor):
     """The docstring's equation, channel by channel and neuron by neuron."""
     out, scale = delta.copy(), np.sqrt((delta**2).mean())
     for c in range(times.shape[-1]):
@@ -24,19 +24,27 @@ def pushed(delta, times, target, strength):
         for index in np.ndindex(fired.shape):
             if fired[index]:
                 out[*index, c] -= strength * scale * max(rate / target - 1, 0)
+            elif floor:
+                low = max(1 - rate / (floor * target), 0)
+                out[*index, c] += strength * scale * low
     return out
 
 
-@pytest.mark.parametrize("shape, target", [((4, 3, 5, 6), 0.3), ((8, 7), 0.1)])
-def test_equals_the_loop(shape, target, rng):
+@pytest.mark.parametrize(
+    "shape, target, floor",
+    [((4, 3, 5, 6), 0.3, 0.5), ((8, 7), 0.9, 0.9), ((8, 7), 0.1, 0.0)],
+)
+def test_equals_the_loop(shape, target, floor, rng):
     times = rng.integers(0, T, shape).astype(np.float32)
     rates = np.linspace(0, 1, shape[-1])  # from silent to always
     times = np.where(rng.random(shape) < rates, times, T)
     delta = rng.normal(size=shape).astype(np.float32)
-    out, vjp = jax.vjp(lambda t, rho: regularize_rates(0.2, T, t, rho), times, target)
+    out, vjp = jax.vjp(
+        lambda t, rho: regularize_rates(0.2, floor, T, t, rho), times, target
+    )
     np.testing.assert_array_equal(out, times)
     d_times, d_target = vjp(jnp.asarray(delta))
-    expected = pushed(delta, times, target, 0.2)
+    expected = pushed(delta, times, target, 0.2, floor)
     np.testing.assert_allclose(d_times, expected, rtol=1e-5, atol=1e-6)
     assert d_target == 0
     assert np.abs(expected - delta).max() > 0
@@ -152,6 +160,7 @@ def test_a_run_keeps_to_its_targets():
     [
         (dict(targets=(0.1, 0.0)), r"targets must be in \(0, 1\]"),
         (dict(start=0), r"start must be in \(0, 1\]"),
+        (dict(floor=1), r"floor must be in \[0, 1\)"),
         (dict(strength=float("inf")), "strength must be ≥ 0"),
         (dict(steps=0), "steps must be at least 1"),
     ],

@@ -227,6 +227,33 @@ def test_initial_weights_do_not_depend_on_the_order_of_the_classes(first, digits
     assert 0.6 < float((hidden < 100)[driven].mean()) < 0.8
 
 
+def test_edges_leave_flat_images_silent(digits):
+    """Kernels whose sums are zero: a grey image fires nothing but along its border, and
+    the asked share of the neurons that the digits drive fires. Later layers are drawn
+    as without."""
+    config = ds.TrainConfig(
+        spec="8C3-P2-6C3-10", initial_weights=FiringRates(output=0.9, edges=0.2)
+    )
+    network = config.network()
+    images = np.pad(digits[0][:64], ((0, 0), (4, 4), (4, 4), (0, 0)))
+    key = jax.random.key(0)
+    params = config.initial_weights.draw(network, key, images)["params"]
+    kernel = np.asarray(params["conv1"]["kernel"])
+    np.testing.assert_allclose(kernel.sum((0, 1, 2)), 0, atol=1e-3)
+    grey = np.full((1, 16, 16, 1), 100, np.uint8)
+    trace = network.apply({"params": params}, network.encode(grey), method="trace")
+    assert (np.asarray(trace.times[1])[:, 1:-1, 1:-1] == 100).all()
+    trace = network.apply({"params": params}, network.encode(images), method="trace")
+    inside = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0))) > 0
+    windows = np.lib.stride_tricks.sliding_window_view(inside, (3, 3), (1, 2))
+    driven = windows.any((-1, -2))[..., 0]
+    share = np.mean(np.asarray(trace.times[1] < 100)[driven])
+    assert share == pytest.approx(0.2, abs=0.03)
+    plain = FiringRates(output=0.9).draw(network, key, images)["params"]
+    ratio = params["conv2"]["kernel"] / plain["conv2"]["kernel"]
+    np.testing.assert_allclose(ratio, ratio.mean(), rtol=1e-4)
+
+
 def test_calibration_refuses_what_cannot_fire(digits):
     network = ds.SpikingNetwork.from_spec("64-20-10")
     times = ds.encode(digits[0][:64])
@@ -316,9 +343,11 @@ def test_muon_for_hidden_layers_with_more_inputs_than_neurons():
         ),
         (ds.TrainConfig, dict(output_rule="fixed", num_steps=50), "other_time must be"),
         (Adam, dict(average=1.0), r"average must be in \[0, 1\)"),
+        (Adam, dict(first_sum=float("inf")), "first_sum must be a number of mV"),
         (Muon, dict(common_step=2), r"common_step must be in \[0, 1\]"),
         (StepDecay, dict(period=0), "period must be at least 1"),
         (FiringRates, dict(images=0), "images must be at least 1"),
+        (FiringRates, dict(edges=1), r"edges must be in \[0, 1\)"),
         (Augmentation, dict(shift=-1), "shift must be ≥ 0 pixels, got -1"),
     ],
 )
@@ -326,6 +355,11 @@ def test_values_refuse(kind, changes, message):
     """What the table of `test_bad_input.py` has not."""
     with pytest.raises(ValueError, match=message):
         kind(**changes)
+
+
+def test_edges_need_a_convolution():
+    with pytest.raises(ValueError, match="edges must be 0 for 64-20-10"):
+        ds.TrainConfig(spec="64-20-10", initial_weights=FiringRates(edges=0.2))
 
 
 def test_a_batch_larger_than_the_data_is_refused(digits):

@@ -112,6 +112,7 @@ class _Optimizer(Optimizer):
     output_rate: float | None = None
     norms: Norms = FreeNorms()
     average: float = 0.0
+    first_sum: float | None = dataclasses.field(default=None, kw_only=True)
     pulse_rate: float = dataclasses.field(default=0.1, kw_only=True)
 
     def check(self) -> None:
@@ -119,10 +120,17 @@ class _Optimizer(Optimizer):
             rate = getattr(self, name)
             self.require(name, rate is None or 0 < rate < math.inf, "a number > 0")
         self.require("pulse_rate", 0 <= self.pulse_rate < math.inf, "≥ 0 mV")
+        finite = self.first_sum is None or math.isfinite(self.first_sum)
+        self.require("first_sum", finite, "a number of mV")
         self.require("average", 0 <= self.average < 1, "in [0, 1)")
 
+    def check_network(self, network: SpikingNetwork) -> None:
+        fits = self.first_sum is None or network.weighted[0].startswith("conv")
+        rule = f"None for {network.spec}: it begins densely"
+        self.require("first_sum", fits, rule)
+
     def _chain(self, layers, schedule, *directions) -> optax.GradientTransformation:
-        """Behind the directions of steps: their size, norms and the average."""
+        """Behind the directions of steps: their size, limits, norms and the average."""
         rates = dict.fromkeys(layers, self.learning_rate)
         if self.output_rate is not None:
             rates[layers[-1]] = self.output_rate
@@ -132,11 +140,16 @@ class _Optimizer(Optimizer):
                 lambda path, update: rates[path[1].key] * update, updates
             )
 
+        limit = []
+        if self.first_sum is not None:
+            first = {name: name == layers[0] for name in layers}
+            limit = [optax.masked(limit_sums(self.first_sum), {"params": first})]
         rate = optax.scale_by_learning_rate(schedule)
         kernels = optax.chain(
             *directions,
             optax.stateless(by_layer),
             rate,
+            *limit,
             self.norms.transformation(layers),
         )
         pulses = optax.chain(optax.scale_by_adam(), optax.scale(self.pulse_rate), rate)
@@ -157,6 +170,8 @@ class Adam(_Optimizer):
       norms: of the neurons' weights: "free", "held" (fixed) or "learned".
       average: decay of a running average of the weights over steps, in [0, 1), which
         is then validated and kept; 0: none. See `average_weights`.
+      first_sum: the most that the weights of a neuron of the first layer add up to,
+        mV; None: no limit. See `limit_sums`.
       pulse_rate: step of the weights of reference neurons, by Adam, mV.
       unit: "rms", η is a step relative to the root mean square of the layer's weights,
         or "mV" (the paper).
@@ -183,6 +198,8 @@ class Muon(_Optimizer):
       norms: of the neurons' weights: "free", "held" (fixed) or "learned".
       average: decay of a running average of the weights over steps, in [0, 1), which
         is then validated and kept; 0: none. See `average_weights`.
+      first_sum: the most that the weights of a neuron of the first layer add up to,
+        mV; None: no limit. See `limit_sums`.
       pulse_rate: step of the weights of reference neurons, by Adam, mV.
       common_step: factor, in [0, 1], on the part of a step that is common to all
         weights of a neuron.
@@ -303,6 +320,27 @@ def damp_common(factor: float) -> optax.GradientTransformation:
         return update - (1 - factor) * mean
 
     return optax.stateless_with_tree_map(damped)
+
+
+def limit_sums(most: float) -> optax.GradientTransformation:
+    """The weights of a neuron add up to no more than s = `most` mV; an excess is
+    subtracted from all of them alike: w + u ← w + u − (Σ(w + u) − s)₊/K.
+
+    For a first convolution. In flat image regions, where every pixel spikes sooner or
+    later, the potential of a neuron ends at Σw: a channel with Σw ≥ θ fires everywhere,
+    one below θ only at edges. Where learning or a regularizer wants fewer spikes, Σw is
+    driven to just below θ, and then tiny changes switch whole regions on or off from
+    one step to the next. A limit of 0.8·θ keeps channels at edges. Place it before the
+    transformations of norms: `HeldNorms` stretch the result to its norm again, so
+    initial weights above the limit come down to it over some steps.
+    """
+
+    def limited(update: jax.Array, weights: jax.Array) -> jax.Array:
+        inputs = math.prod(weights.shape[:-1])
+        total = jnp.sum(weights + update, _inputs(weights), keepdims=True)
+        return update - jnp.maximum(total - most, 0) / inputs
+
+    return optax.stateless_with_tree_map(limited)
 
 
 class AverageState(NamedTuple):

@@ -48,13 +48,16 @@ _SHIFTED = replace(
 # S4NN's network: a dense layer needs larger batches.
 _PRESETS["mnist_dense"] = replace(_SHIFTED, spec="784-400-10", batch_size=128)
 
-# Early labels, target rates.
+# Early labels, target rates, and a first layer that fires only at edges.
 _PRESETS["mnist_sparse"] = replace(
     _SHIFTED,
     urgency=0.3,
     output_rule=_anchored(14),
-    initial_weights=FiringRates(conv=0.15),
-    regularizer=RateRegularizer(targets=(0.0455, 0.096), strength=0.15, steps=15_000),
+    initial_weights=FiringRates(conv=0.15, edges=0.06),
+    optimizer=replace(_MUON, first_sum=80.0),
+    regularizer=RateRegularizer(
+        targets=(0.0455, 0.096), strength=0.15, floor=0.5, steps=15_000
+    ),
 )
 
 # The other structures of Tables 2 and 4: wide layers, orthogonalised in groups. The
@@ -96,7 +99,7 @@ _PRESETS["fashion_mnist"] = replace(
     initial_weights=FiringRates(conv=0.25),
     optimizer=_MUON_LEARNED,
     regularizer=RateRegularizer(
-        targets=(0.2, 0.4, 0.5), strength=0.1, start=0.25, steps=6000
+        targets=(0.2, 0.4, 0.5), strength=0.1, floor=0, start=0.25, steps=6000
     ),
     augmentation=Augmentation(shift=1, flip=True),
     epochs=10,

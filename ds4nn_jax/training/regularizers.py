@@ -1,4 +1,4 @@
-"""Firing-rate regularizer: keeps neurons from firing too often."""
+"""Firing-rate regularizer: keeps neurons from firing too often, or too rarely."""
 
 import dataclasses
 import functools
@@ -13,23 +13,27 @@ from ds4nn_jax.networks.network import SpikingNetwork
 from ds4nn_jax.types import SpikeTimes
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def regularize_rates(
     strength: float,
+    floor: float,
     num_steps: int,
     times: SpikeTimes,
     target: jax.typing.ArrayLike,
 ) -> SpikeTimes:
-    """Identity on spike times [B, …, C] that pushes channels down to their target rate.
+    """Identity on spike times [B, …, C] that pushes channels back to their target rate.
 
-    δ_j ← δ_j − s·‖δ‖·(r_c/ρ − 1)₊    for a neuron j of channel c that fired
+    δ_j ← δ_j − s·‖δ‖·(r_c/ρ − 1)₊        for a neuron j of channel c that fired
+    δ_j ← δ_j + s·‖δ‖·(1 − r_c/(f·ρ))₊    for one that stayed silent
 
     with r_c the share of the channel's neurons, of all places and images of the batch,
     that fired, and ‖δ‖ the root mean square of the layer's error. Learning follows −δ:
-    neurons of a channel that fires too often fire later.
+    the first makes neurons fire later, the second earlier. A silent neuron learns under
+    surrogates that let it.
 
     Args:
       strength: s ≥ 0.
+      floor: f in [0, 1): the share of the target below which a channel is pushed up.
       num_steps: T.
       times: [B, …, C] spike times.
       target: ρ in (0, 1].
@@ -40,11 +44,11 @@ def regularize_rates(
     return times
 
 
-def _forward(strength, num_steps, times, target):
+def _forward(strength, floor, num_steps, times, target):
     return times, (times, target)
 
 
-def _backward(strength, num_steps, residuals, delta):
+def _backward(strength, floor, num_steps, residuals, delta):
     times, target = residuals
     fired = times < num_steps
     rate = jnp.mean(fired.astype(delta.dtype), axis=tuple(range(fired.ndim - 1)))
@@ -52,7 +56,8 @@ def _backward(strength, num_steps, residuals, delta):
     target = jnp.asarray(target, delta.dtype)
     push = strength * jnp.sqrt(square)
     later = jnp.maximum(rate / target - 1, 0)
-    pushed = delta - push * jnp.where(fired, later, 0)
+    earlier = jnp.maximum(1 - rate / (floor * target), 0) if floor else 0
+    pushed = delta + push * jnp.where(fired, -later, earlier)
     return pushed, jnp.zeros_like(target)
 
 
@@ -70,12 +75,14 @@ class RateRegularizer(Value):
     Attributes:
       targets: ρ of each hidden layer with weights, behind its pooling, in (0, 1]; the
         last stands for those that are left; empty: no regularizer.
+      floor: f in [0, 1): the share of the target below which channels are pushed up.
       strength: s ≥ 0, of the layer's own error.
       start: ρ_0, the target at first, in (0, 1].
       steps: N, how many steps the targets take to fall.
     """
 
     targets: tuple[float, ...] = ()
+    floor: float = 0.5
     strength: float = 0.15
     start: float = 0.3
     steps: int = 10_000
@@ -84,6 +91,7 @@ class RateRegularizer(Value):
         in_range = all(0 < target <= 1 for target in self.targets)
         self.require("targets", in_range, "in (0, 1]")
         self.require("start", 0 < self.start <= 1, "in (0, 1]")
+        self.require("floor", 0 <= self.floor < 1, "in [0, 1)")
         self.require("strength", 0 <= self.strength < math.inf, "≥ 0")
         self.require("steps", self.steps >= 1, "at least 1")
 
@@ -111,7 +119,9 @@ class RateRegularizer(Value):
             return ()
         done = jnp.minimum(step / self.steps, 1)
         targets = (*self.targets, *self.targets[-1:] * hidden)[:hidden]
-        identity = functools.partial(regularize_rates, self.strength, num_steps)
+        identity = functools.partial(
+            regularize_rates, self.strength, self.floor, num_steps
+        )
         starts = (max(self.start, target) for target in targets)
         return tuple(
             functools.partial(identity, target=start * (target / start) ** done)
