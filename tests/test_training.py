@@ -10,6 +10,7 @@ import pytest
 import ds4nn_jax as ds
 from ds4nn_jax import data
 from ds4nn_jax._values import Value
+from ds4nn_jax.layers.surrogates import Window
 from ds4nn_jax.training import batching, loop, optimizers, step
 from ds4nn_jax.training.augmentation import Augmentation
 from ds4nn_jax.training.initial_weights import FiringRates
@@ -462,6 +463,23 @@ def test_the_recipe_without_choices_learns_on_any_ground(low, high):
     assert report.accuracy > 0.95
     assert report.silent < 0.1
     assert report.decision_step > 16
+
+
+def test_the_recipe_does_not_depend_on_the_unit(digits):
+    """A quarter of θ and of the window: a quarter of every weight."""
+    trained = []
+    for theta in (100.0, 25.0):
+        surrogate = Window(theta)
+        config = ds.TrainConfig(
+            spec="64-20-10", threshold=theta, surrogate=surrogate, epochs=1
+        )
+        trained.append(next(ds.train(config, *digits)).params)
+    quarter = jax.tree.map(lambda weights: weights / 4, trained[0])
+    for actual, expected in zip(
+        *map(jax.tree.leaves, (trained[1], quarter)), strict=True
+    ):
+        np.testing.assert_allclose(actual, expected, atol=1e-4)
+    assert np.any(quarter["params"]["dense1"]["pulses"] != 0)
 
 
 def test_soft_labels_of_the_classes_are_the_classes(digits):

@@ -143,9 +143,9 @@ def real_weights(params: Mapping, threshold: float) -> Params:
 
 
 def millivolt(network: SpikingNetwork, params: Mapping) -> float:
-    """What a mV is in the unit of the network's urgency: of whole numbers a hundredth
-    of the output layer's threshold (θ_c − ½, where the real one was 100 mV), else 1."""
-    return (network.threshold - 0.5) / 100 if is_whole(params) else 1.0
+    """What a mV, where θ is 100 mV, is in the unit of the network's urgency: a hundredth
+    of the output layer's threshold, of whole numbers of θ_c − ½."""
+    return (network.threshold - 0.5 * is_whole(params)) / 100
 
 
 def in_millivolts(

@@ -31,8 +31,8 @@ class TrainConfig:
       num_steps: T.
       threshold: θ of every layer, mV.
       padding: of the convolutions (the paper does not say; "SAME").
-      urgency: u ≥ 0, mV a step into every output neuron (the paper: 0), see
-        `functions.dense`.
+      urgency: u ≥ 0 into every output neuron (the paper: 0), mV a step where θ is
+        100 mV, and in proportion to θ, see `functions.dense`.
       pulses: P, number of reference neurons of each layer with weights, the last one
         for all further layers; (): none (the paper), see `functions.dense`.
       bits: of integer weights, 1 … 8, see `quantize`: the forward pass rounds,
@@ -117,7 +117,7 @@ class TrainConfig:
             num_steps=self.num_steps,
             threshold=self.threshold,
             padding=self.padding,
-            urgency=self.urgency,
+            urgency=self.urgency * (self.threshold / 100),
             pulses=self.pulses,
             surrogate=self.surrogate,
             normalization=self.output_rule.normalization,

@@ -35,6 +35,10 @@ class Optimizer(Value):
         """
         raise NotImplementedError
 
+    def at_threshold(self, threshold: float) -> "Optimizer":
+        """With rates that are said for a threshold of 100 mV in proportion to θ."""
+        return self
+
     def check_network(self, network: SpikingNetwork) -> None:
         """Refuses what does not fit the network, before anything is computed."""
 
@@ -129,6 +133,10 @@ class _Optimizer(Optimizer):
         rule = f"None for {network.spec}: it begins densely"
         self.require("first_sum", fits, rule)
 
+    def at_threshold(self, threshold: float) -> Optimizer:
+        rate = self.pulse_rate * (threshold / 100)
+        return dataclasses.replace(self, pulse_rate=rate)
+
     def _chain(self, layers, schedule, *directions) -> optax.GradientTransformation:
         """Behind the directions of steps: their size, limits, norms and the average."""
         rates = dict.fromkeys(layers, self.learning_rate)
@@ -172,7 +180,8 @@ class Adam(_Optimizer):
         is then validated and kept; 0: none. See `average_weights`.
       first_sum: the most that the weights of a neuron of the first layer add up to,
         mV; None: no limit. See `limit_sums`.
-      pulse_rate: step of the weights of reference neurons, by Adam, mV.
+      pulse_rate: step of the weights of reference neurons, by Adam, mV where θ is
+        100 mV, and in proportion to θ.
       unit: "rms", η is a step relative to the root mean square of the layer's weights,
         or "mV" (the paper).
     """
@@ -200,7 +209,8 @@ class Muon(_Optimizer):
         is then validated and kept; 0: none. See `average_weights`.
       first_sum: the most that the weights of a neuron of the first layer add up to,
         mV; None: no limit. See `limit_sums`.
-      pulse_rate: step of the weights of reference neurons, by Adam, mV.
+      pulse_rate: step of the weights of reference neurons, by Adam, mV where θ is
+        100 mV, and in proportion to θ.
       common_step: factor, in [0, 1], on the part of a step that is common to all
         weights of a neuron.
       group: the most neurons of a layer that are made orthogonal to each other.

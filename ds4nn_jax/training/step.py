@@ -49,7 +49,8 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """The configured optimizer under the configured schedule."""
     schedule = config.schedule.factor(config.epochs, steps_per_epoch)
-    return config.optimizer.chain(config.network().weighted, schedule)
+    optimizer = config.optimizer.at_threshold(config.threshold)
+    return optimizer.chain(config.network().weighted, schedule)
 
 
 def kept_weights(state: TrainState) -> Params:
