@@ -143,8 +143,8 @@ def real_weights(params: Mapping, threshold: float) -> Params:
 
 
 def millivolt(network: SpikingNetwork, params: Mapping) -> float:
-    """What a mV, where θ is 100 mV, is in the unit of the network's urgency: a hundredth
-    of the output layer's threshold, of whole numbers of θ_c − ½."""
+    """What a mV, where θ is 100 mV, is in the unit of the network's urgency: a
+    hundredth of the output layer's threshold, of whole numbers of θ_c − ½."""
     return (network.threshold - 0.5 * is_whole(params)) / 100
 
 
