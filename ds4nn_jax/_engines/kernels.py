@@ -101,27 +101,19 @@ def _pulse_events(plan, size, events):
 
 
 @njit(**OPTIONS)
-def _merge(events, size, count, ordered):
-    """Merges events in order into the first `count` of `ordered`, behind equals."""
-    to = count + size
-    while size > 0:
-        to -= 1
-        if count > 0 and _step(ordered[count - 1]) > _step(events[size - 1]):
-            count -= 1
-            ordered[to] = ordered[count]
-        else:
-            size -= 1
-            ordered[to] = events[size]
-
-
-@njit(**OPTIONS)
-def _list_one_by_one(ordered, size, steps, lanes, order, when):
-    """Events in the order of their steps as groups of one, see `_lay_out`."""
-    ordered[size] = _event(steps, 0)
-    for k in range(size):
-        step = _step(ordered[k])
-        order[k] = _offset(ordered[k]) * lanes
-        when[k + 1] = step if step != _step(ordered[k + 1]) else steps
+def _list_one_by_one(ordered, size, pulses, number, steps, lanes, order, when):
+    """Events and pulses, behind equals, as groups of one, see `_lay_out`."""
+    ordered[size], pulses[number] = _event(steps, 0), _event(steps, 0)
+    k, p, before = np.intp(0), np.intp(0), np.intp(-1)
+    for group in range(size + number):
+        of_pulse = _step(pulses[p]) < _step(ordered[k])
+        event = pulses[p] if of_pulse else ordered[k]
+        p, k = p + np.intp(of_pulse), k + np.intp(not of_pulse)
+        step = _step(event)
+        order[group] = _offset(event) * lanes
+        when[group] = before if before != step else steps
+        before = step
+    when[size + number] = before
 
 
 @njit(**OPTIONS)
@@ -278,18 +270,48 @@ def _counting(kind, lanes):
     """Compiles the counting of the spikes of `lanes` neurons."""
 
     @njit(**OPTIONS)
-    def count(spike, filled, steps, counts):
-        """counts[t] += spikes of step t of the first `filled` lanes."""
+    def count(spike, filled, alike, steps, counts):
+        """counts[t] += spikes of step t of `filled` lanes, of `alike` windows."""
         one = np.uint64(1)
         fired = load(spike, 0, lanes) < kind(steps)
         left = bits(fired)
         if filled < lanes:  # idle lanes look as if they had fired
             left &= (one << np.uint64(filled)) - one
         while left:
-            counts[np.intp(spike[np.intp(trailing_zeros(left))])] += 1
+            counts[np.intp(spike[np.intp(trailing_zeros(left))])] += alike
             left &= left - one
 
     return count
+
+
+def _merging(kind, lanes):
+    """Compiles earliest-spike pooling: what `lanes` neurons of one more window change
+    in a place behind the pooling. Masked stores would be slow on some processors."""
+
+    @njit(**OPTIONS)
+    def merge(of_window, at, of_place, to, filled, argmin, peaks):
+        (spike, potential, end), (times, peak, peak_step, first) = of_window, of_place
+        if filled < lanes:
+            for k in range(filled):
+                if spike[at + k] < times[to + k]:
+                    times[to + k], first[to + k] = spike[at + k], argmin
+                    if peaks:
+                        peak[to + k] = potential[at + k]
+                        peak_step[to + k] = end[at + k]
+            return
+        new, old = load(spike, at, lanes), load(times, to, lanes)
+        sooner = new < old
+        if some(sooner):
+            store(times, to, select(sooner, new, old))
+            of_first = load(first, to, lanes)
+            store(first, to, select(sooner, kind(argmin), of_first))
+            if peaks:
+                new, old = load(potential, at, lanes), load(peak, to, lanes)
+                store(peak, to, select(sooner, new, old))
+                new, old = load(end, at, lanes), load(peak_step, to, lanes)
+                store(peak_step, to, select(sooner, new, old))
+
+    return merge
 
 
 @njit(**OPTIONS)
@@ -304,6 +326,7 @@ def _forward(kind):
     first_spikes = _by_lanes_and_slots(kind, _first_spikes)
     highest = _by_lanes_and_slots(kind, _highest_potentials)
     count_block = _by_lanes(kind, _counting)
+    merge_block = _by_lanes(kind, _merging)
 
     @njit(**OPTIONS)
     def integrate(plan, windows, of_row, weights, spike, potential, end):
@@ -336,11 +359,19 @@ def _forward(kind):
             start += (size + 2) * lanes
 
     @njit(**OPTIONS)
-    def count(plan, spike, counts):
+    def count(plan, spike, alike, counts):
         lanes, outputs, steps = plan[PLAN.lanes], plan[PLAN.outputs], plan[PLAN.steps]
         for block in range(0, outputs, lanes):
             filled = min(lanes, outputs - block)
-            count_block(lanes, slice_from(spike, block), filled, steps, counts)
+            of_block = slice_from(spike, block), filled, alike
+            count_block(lanes, *of_block, steps, counts)
+
+    @njit(**OPTIONS)
+    def merge(plan, of_window, at, of_place, to, argmin):
+        lanes, outputs, peaks = plan[PLAN.lanes], plan[PLAN.outputs], plan[PLAN.flag]
+        for block in range(0, outputs, lanes):
+            size = at + block, of_place, to + block, min(lanes, outputs - block)
+            merge_block(lanes, of_window, *size, argmin, peaks)
 
     @njit(**OPTIONS)
     def memory(plan, at):
@@ -357,7 +388,7 @@ def _forward(kind):
             at, width * steps, np.int32, 4
         )  # sums over a window's rows
         window_count, at = allocate(at, steps, np.int32, 4)
-        pulses, at = allocate(at, plan[PLAN.pulses], np.uint64, 8)
+        pulses, at = allocate(at, plan[PLAN.pulses] + 1, np.uint64, 8)
         pulse_count, at = allocate(at, steps, np.int32, 4)
         place, at = allocate(at, steps, np.intp, 8)
         ordered, at = allocate(at, size + 1, np.uint64, 8)
@@ -402,6 +433,7 @@ def _forward(kind):
         out_potential = array_at(result(frame, 1) + network * of_result, kind)
         out_end = array_at(result(frame, 2) + network * of_result, kind)
         out_argmin = array_at(result(frame, 3) + network * of_result, kind)
+        of_places = spike_times, out_potential, out_end, out_argmin
         all_counts = array_at(result(frame, 4) + network * counters, np.int32)
 
         of_pixels, of_window, of_row, of_neurons, _ = memory(plan, scratch)
@@ -439,7 +471,7 @@ def _forward(kind):
                     for row in range(first, bottom):
                         of_pixels = slice_from(by_step, row % kh * width * steps)
                         _add(columns, of_pixels, width * steps)
-                quiet = -1
+                quiet, alike = -1, np.intp(0)
                 for x in range(windows):
                     left = x * plan[PLAN.column_stride] - plan[PLAN.left]
                     start, right = max(left, 0), min(left + kw, width)
@@ -450,6 +482,7 @@ def _forward(kind):
                         for column in range(start, right):
                             n += arrived[row % kh * width + column]
                     if n == 0:
+                        alike += 1
                         if quiet >= 0:
                             twin[x], listed[x] = quiet, listed[quiet]
                             continue
@@ -462,11 +495,14 @@ def _forward(kind):
                                 tap = ((row - top) * kw + column - left) * inputs
                                 of_pixel = slice_from(events, pixel * inputs)
                                 n = _insert(of_pixel, arrived[pixel], tap, n, ordered)
-                        _merge(pulses, plan[PLAN.pulses], n, ordered)
+                        of_pulses, to = (
+                            (pulses, plan[PLAN.pulses]),
+                            (offsets, group_ends),
+                        )
+                        _list_one_by_one(ordered, n, *of_pulses, steps, lanes, *to)
                         n += plan[PLAN.pulses]
-                        _list_one_by_one(ordered, n, steps, lanes, offsets, group_ends)
                         listed[x] = n * 8 + 1
-                        from_0 = n > 0 and _step(ordered[0]) == 0
+                        from_0 = min(_step(ordered[0]), _step(pulses[0])) == 0
                     else:
                         copy(window_count, pulse_count, steps)
                         for column in range(start, right):
@@ -500,19 +536,16 @@ def _forward(kind):
                         fill(slice_from(end, x * padded), padded, 0)
                 neurons = spike, potential, end
                 integrate(plan, windows, of_row, weights, *neurons)
+                at = np.intp(0)
                 for x in range(windows):
-                    at, same = x * padded, twin[x] * padded
-                    if at != same:
-                        copy(slice_from(spike, at), slice_from(spike, same), padded)
-                        if peaks:
-                            of_peak = slice_from(potential, same)
-                            copy(slice_from(potential, at), of_peak, padded)
-                            copy(slice_from(end, at), slice_from(end, same), padded)
+                    before, at = at, twin[x] * padded
                     argmin = y % pool_rows * pool_columns + x % pool_columns
                     to = (b * out_height + y // pool_rows) * out_width
                     to = (to + x // pool_columns) * outputs
-                    if kinds and listed[x] >> 3:
-                        count(plan, slice_from(spike, at), counts)
+                    fires = listed[x] >> 3 > 0
+                    if kinds and fires and twin[x] == x:
+                        size = alike if x == quiet else np.intp(1)
+                        count(plan, slice_from(spike, at), size, counts)
                     if argmin == 0:
                         copy(
                             slice_from(spike_times, to), slice_from(spike, at), outputs
@@ -523,14 +556,8 @@ def _forward(kind):
                             copy(slice_from(out_end, to), slice_from(end, at), outputs)
                         if pool_size > 1:
                             fill(slice_from(out_argmin, to), outputs, 0)
-                    elif listed[x] >> 3:
-                        for o in range(outputs):
-                            if spike[at + o] < spike_times[to + o]:
-                                spike_times[to + o] = spike[at + o]
-                                out_argmin[to + o] = argmin
-                                if peaks:
-                                    out_potential[to + o] = potential[at + o]
-                                    out_end[to + o] = end[at + o]
+                    elif fires and not (at == before and x % pool_columns):
+                        merge(plan, of_neurons, at, of_places, to, argmin)
                     if kinds > 1 and argmin == pool_size - 1:
                         for o in range(to, to + outputs):
                             if spike_times[o] < steps:
@@ -610,13 +637,10 @@ def _backward(kind):
         begins[places * pool_size] = entry
 
     @njit(**OPTIONS)
-    def scatter_to_pulses(plan, first, last, neurons, deltas, ends, bins):
+    def scatter_to_pulses(first, last, neurons, deltas, ends, bin_of, bins):
         """bins[c, j] −= δ of neurons j with c reference spikes up to their end."""
         for k in range(first, last):
-            count = pulses_before(
-                np.intp(ends[k]) + 1, plan[PLAN.pulses], plan[PLAN.steps]
-            )
-            bins[count * plan[PLAN.outputs] + neurons[k]] -= deltas[k]
+            bins[bin_of[np.intp(ends[k])] + neurons[k]] -= deltas[k]
 
     @njit(**OPTIONS)
     def part_bytes(plan):
@@ -650,7 +674,9 @@ def _backward(kind):
         ends, at = allocate(at, images * most_errors, kind, size_of)
         t_window, at = allocate(at, padded, kind, size_of)
         d_window, at = allocate(at, padded, kind, size_of)
-        return begins, (neurons, deltas, ends), t_window, d_window, at
+        # Where the bins of neurons start that end with a step: no division for each.
+        bin_of, at = allocate(at, plan[PLAN.steps], np.intp, 8)
+        return begins, (neurons, deltas, ends), t_window, d_window, bin_of, at
 
     @njit(**OPTIONS)
     def gradients(frame, plan, index, scratch, partial):
@@ -675,7 +701,7 @@ def _backward(kind):
         all_inputs = plan[PLAN.images] * image * size_of
         d_times = array_at(result(frame, 0) + network * all_inputs, kind)
         bins, pulses = slice_from(d_weights, padded * outputs), plan[PLAN.pulses]
-        begins, errors, t_window, d_window, _ = memory(plan, scratch)
+        begins, errors, t_window, d_window, bin_of, _ = memory(plan, scratch)
         pair, rule = (weights, d_weights), (steps, plan[PLAN.flag] != 0)
 
         by_tap = inputs % lanes == 0  # a block is of one pixel: no copy
@@ -683,6 +709,8 @@ def _backward(kind):
         fill(d_weights, padded * outputs, 0)
         if pulses:
             fill(bins, (pulses + 1) * outputs, 0)
+            for step in range(steps):
+                bin_of[step] = pulses_before(step + 1, pulses, steps) * outputs
         first_image, last_image = span(index, plan[PLAN.image_parts], plan[PLAN.images])
         at_once, most_errors = (
             images_at_once(plan),
@@ -696,7 +724,8 @@ def _backward(kind):
                 entry = group + i, i * most_errors
                 list_errors(plan, end, delta, argmin, *entry, begin, *errors)
                 if pulses:
-                    scatter_to_pulses(plan, begin[0], begin[windows], *errors, bins)
+                    all_errors = begin[0], begin[windows], *errors
+                    scatter_to_pulses(*all_errors, bin_of, bins)
             for task in range(chunks * windows * images):
                 of_image, i = divmod(task, images)
                 chunk, window = divmod(of_image, windows)
