@@ -4,7 +4,7 @@ import pytest
 
 import ds4nn_jax as ds
 from ds4nn_jax import data
-from ds4nn_jax.networks import pretrained, quantization
+from ds4nn_jax.networks import pretrained
 
 QUICK = "mnist_sparse"
 OTHERS = [
@@ -26,16 +26,12 @@ def test_gives_exactly_its_card_s_figures(name):
     seen = report.summary()
     for measure in ("accuracy", "lenient_accuracy", "tied", "silent", "decision_step"):
         assert seen[measure] == card[measure], measure
-    slack = 0 if quantization.is_whole(params) else 1e-4
-    assert report.spikes == pytest.approx(card["spikes"], rel=slack)
+    assert report.spikes == card["spikes"]
     assert report.silent < 0.03, "images are decided by spikes"
 
 
 @pytest.mark.parametrize("name", pretrained.names())
-def test_weights_are_real_or_whole_for_the_paper_s_network(name):
+def test_weights_are_whole_numbers_for_the_paper_s_network(name):
     network, params, card = pretrained.load(name)
     assert network.spec == card["spec"] and network.num_steps == 100
-    expected = "i1" if quantization.is_whole(params) else "f4"
-    assert {w["kernel"].dtype for w in params["params"].values()} == {
-        np.dtype(expected)
-    }
+    assert {w["kernel"].dtype for w in params["params"].values()} == {np.dtype("i1")}

@@ -9,10 +9,6 @@ command, seed and data that made it, and what it reaches on the test images.
 from importlib import resources
 from pathlib import Path
 
-import jax
-import numpy as np
-
-from ds4nn_jax.networks.quantization import is_whole
 from ds4nn_jax.networks.weights import Weights, load_weights
 
 _FOLDER = resources.files("ds4nn_jax.networks") / "shipped"
@@ -31,7 +27,7 @@ def find(name: str) -> Weights:
 
 
 def load(name: str) -> Weights:
-    """A trained network, its float32 parameters, and its card as notes.
+    """A trained network, its parameters of few bits, and its card as notes.
 
     Args:
       name: one of `names()`.
@@ -43,8 +39,4 @@ def load(name: str) -> Weights:
     if name not in names():
         raise ValueError(f"no trained network {name!r}: there are {', '.join(names())}")
     with resources.as_file(_FOLDER / f"{name}.safetensors") as path:
-        network, params, notes = load_weights(path)
-    # Stored in half the space: the cards' figures are those of the rounded weights.
-    if not is_whole(params):
-        params = jax.tree.map(lambda w: w.astype(np.float32), params)
-    return Weights(network, params, notes)
+        return load_weights(path)
