@@ -7,7 +7,6 @@ import os
 import re
 import struct
 import zlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -435,19 +434,22 @@ def _own(
     values, labels = np.unique(np.ravel(labels), return_inverse=True)
     if len(images) != len(labels):
         raise DataError(f"{path}: {len(images)} images, {len(labels)} labels")
-    parts: Sequence[np.ndarray]
     if train is not None:
         source = f"{path}, which says what is for testing"
-        parts = np.split(np.arange(len(labels)), [train])
+        used, held_out = np.split(np.arange(len(labels)), [train])
     else:
         source = f"{path}, {test:.0%} of each class for testing"
         try:
-            parts = stratified_split(labels, test, seed=0)
+            used, held_out = stratified_split(labels, test, seed=0)
         except ValueError as error:
             raise DataError(f"{path}: {error}") from error
-    arrays = [images[k] for k in parts], [labels[k] for k in parts]
-    names = tuple(map(str, values.tolist()))
-    return _dataset(os.path.normpath(path), *arrays, names, source)
+    return _dataset(
+        os.path.normpath(path),
+        [images[used], images[held_out]],
+        [labels[used], labels[held_out]],
+        tuple(map(str, values.tolist())),
+        source,
+    )
 
 
 def _idx_paths(folder: Path) -> list[Path]:

@@ -177,7 +177,7 @@ def from_nir(
     specs: list[Any] = []
     pads: list[tuple] = []  # of each convolution, and what "SAME" would be
     neurons: list[dict] = []
-    params: dict[str, dict] = {}
+    layers: list[dict] = []  # their parameters
     for (name, node), (fires, cells) in pairs:
         spec, kernel = _layer(name, node, shape)
         if isinstance(spec, ConvSpec):
@@ -200,16 +200,15 @@ def from_nir(
                 if weight.ndim < 2 or weight.shape[2:] not in ((), (1, 1)):
                     raise ValueError(f"{fires}: pulses need a Linear or 1×1 Conv2d")
                 layer["pulses"] = weight.reshape(weight.shape[:2]).T.copy()
-            kind = "conv" if isinstance(spec, ConvSpec) else "dense"
-            params[f"{kind}{len(params) + 1}"] = layer
+            layers.append(layer)
     inputs = [math.prod(image)] if isinstance(specs[0], DenseSpec) else []
     notation = "-".join(map(str, (*inputs, *specs)))
     parse_spec(notation)
-    thetas = [layer["threshold"] for layer in params.values()]
+    thetas = [layer["threshold"] for layer in layers]
     if len(np.unique(np.concatenate(thetas))) == 1:
-        for layer in params.values():
+        for layer in layers:
             del layer["threshold"]
-    counts = tuple(len(layer.get("pulses", ())) for layer in params.values())
+    counts = tuple(len(layer.get("pulses", ())) for layer in layers)
     bias = np.ravel(getattr(pairs[-1][0][1], "bias", 0.0))
     network = SpikingNetwork.from_spec(
         notation,
@@ -220,9 +219,9 @@ def from_nir(
         pulses=counts if any(counts) else (),
         **attributes,
     )
-    right = _chain(to_nir(network, {"params": params}, image))
-    _compare((pairs, references), right, neurons)
-    return network, {"params": params}
+    params = {"params": dict(zip(network.weighted, layers, strict=True))}
+    _compare((pairs, references), _chain(to_nir(network, params, image)), neurons)
+    return network, params
 
 
 def _chain(graph: nir.NIRGraph) -> tuple[list, dict[str, tuple]]:
@@ -251,10 +250,9 @@ def _chain(graph: nir.NIRGraph) -> tuple[list, dict[str, tuple]]:
     expected: tuple[Any, ...] = (*(summing, nir.IF) * (len(chain) // 2), nir.Output)
     for (name, node), kind in zip(chain, expected, strict=False):
         if not isinstance(node, kind):
-            what = "an IF" if kind is nir.IF else "what weighs or sums"
             raise ValueError(
-                f"{name}: {type(node).__name__} stands where {what} must be: layers "
-                "are Conv2d, SumPool2d, Linear or Affine, then an IF"
+                f"{name}: {type(node).__name__} is out of place: layers are Conv2d, "
+                "SumPool2d, Linear or Affine, then an IF"
             )
     return list(zip(chain[:-1:2], chain[1::2], strict=True)), references
 
@@ -333,11 +331,10 @@ def _compare(graph: tuple, expected: tuple, neurons: list[dict]) -> None:
     references, layers = graph[1], zip(graph[0], expected[0], neurons, strict=True)
     for (one, (name, _)), (other, (other_name, cells)), fields in layers:
         _same(one[0], one[1], other[1])
-        pulses, others = references.pop(name, ()), expected[1].get(other_name, ())
-        if len(pulses) > len(others):
-            raise ValueError(f"{name}: pooling neurons have no reference neurons")
-        for pair in zip(pulses[1:], others[1:], strict=True):
-            _same(pulses[0], pair[0], pair[1])
+        if other_name in expected[1]:
+            reference, *nodes = references.pop(name)
+            for pair in zip(nodes, expected[1][other_name][1:], strict=True):
+                _same(reference, *pair)
         right = _fields(name, cells, cells.r.shape)
         if np.any(fields["r"] != 1):
             raise ValueError(f"{name}: r must be 1, scale the weights instead")
@@ -353,7 +350,7 @@ def _compare(graph: tuple, expected: tuple, neurons: list[dict]) -> None:
             )
     if references:
         names = [name for name, *_ in references.values()]
-        raise ValueError(f"{names}: reference neurons must reach the IF of a layer")
+        raise ValueError(f"{names}: reference neurons must reach weighted neurons' IF")
 
 
 def _same(name: str, node: Any, expected: Any) -> None:

@@ -269,14 +269,14 @@ LEAKY = nir.LI(*[np.ones((3, 8, 8))] * 3)
             lambda g: nir.NIRGraph(
                 g.nodes | {"conv1": LEAKY}, g.edges, type_check=False
             ),
-            "conv1: LI stands where an IF must be",
+            "conv1: LI is out of place",
         ),
         (
             lambda g: nir.NIRGraph.from_list(
                 *(g.nodes[name] for name in ("input", "conv1_in", "output")),
                 type_check=False,
             ),
-            "Output stands where an IF must be",
+            "Output is out of place",
         ),
         (
             ("conv1_reference_in", dict(stride=(2, 2))),
@@ -289,7 +289,7 @@ LEAKY = nir.LI(*[np.ones((3, 8, 8))] * 3)
                     for a, b in g.edges
                 ]
             ),
-            "pool1: pooling neurons have no reference",
+            "dense2_reference.*: reference neurons must reach",
         ),
     ],
 )
