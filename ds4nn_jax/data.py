@@ -64,6 +64,7 @@ _ARRAYS = (  # names in .npz files
     ("x", "y"),
 )
 _SYSTEM_DATASETS = Path("/usr/share/datasets")  # Debian's dataset-* packages
+_MOST_BYTES = 1 << 30  # of an IDX file's array
 _SPLIT_STREAM = 2**64 - 1  # of the generator's streams, one that no epoch reaches
 _EXTRA = "pip install 'ds4nn_jax[experiments]'"
 _OWN = (
@@ -298,22 +299,34 @@ def read_idx(path: str | os.PathLike) -> np.ndarray:
     """Reads an IDX file of unsigned bytes, gzipped when its name ends in .gz.
 
     The header is 0, 0, 8 (unsigned byte), the rank, and the length of each axis as
-    four bytes, most significant first.
+    four bytes, most significant first. No more than it promises plus one byte is ever
+    decompressed.
+
+    Returns:
+      uint8 array of 1 to 4 axes, none empty, of at most 1 GiB.
+
+    Raises:
+      DataError: the file holds something else, or is damaged.
     """
     path = Path(path)
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
-            content = stream.read()
-        zero, kind, rank = struct.unpack_from(">HBB", content)
-        shape = struct.unpack_from(f">{rank}I", content, 4)
-        if (zero, kind) != (0, 8) or not 0 < rank < 5:
-            raise ValueError(f"begins with {content[:4].hex(' ')}")
-        array = np.frombuffer(content, np.uint8, offset=4 + 4 * rank)
-        return array.reshape(shape).copy()
+            magic = stream.read(4)
+            zero, kind, rank = struct.unpack(">HBB", magic)
+            shape = struct.unpack(f">{rank}I", stream.read(4 * rank))
+            size = math.prod(shape)
+            if (
+                (zero, kind) != (0, 8)
+                or not 0 < rank < 5
+                or not 0 < size <= _MOST_BYTES
+            ):
+                raise ValueError(f"begins with {magic.hex(' ')}, shape {shape[:4]}")
+            content = stream.read(size + 1)
+        return np.frombuffer(content, np.uint8).reshape(shape).copy()
     except (ValueError, struct.error, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(
-            f"{path}: not an intact IDX file of unsigned bytes, 1 to 4 axes (gzipped "
-            f"if its name ends in .gz): {error}"
+            f"{path}: not an intact IDX file of unsigned bytes, 1 to 4 axes, none "
+            f"empty, at most 1 GiB (gzipped if its name ends in .gz): {error}"
         ) from error
 
 
@@ -404,6 +417,10 @@ def _from_npz(path: Path) -> tuple[np.ndarray, np.ndarray, int | None]:
         for names in _ARRAYS:
             if {*names} <= {*file.files}:
                 arrays = [file[name] for name in names]
+                for some, of_them in zip(arrays[::2], arrays[1::2], strict=True):
+                    if len(some) != len(of_them):
+                        numbers = f"{len(some)} images, {len(of_them)} labels"
+                        raise ValueError(numbers)
                 images, labels = map(np.concatenate, (arrays[::2], arrays[1::2]))
                 return images, labels, len(arrays[0]) if len(arrays) == 4 else None
         raise ValueError(
@@ -418,12 +435,15 @@ def _from_csv(path: Path) -> tuple[np.ndarray, np.ndarray, None]:
     names, column = np.char.lower(rows[0]).tolist(), 0
     if not names[-1].isdigit():
         rows, column = rows[1:], names.index("label") if "label" in names else 0
-    pixels = np.delete(rows, column, axis=1).astype(np.uint8)  # refuses 256
+    pixels = np.delete(rows, column, axis=1).astype(int)
+    if pixels.size and not 0 <= pixels.min() <= pixels.max() <= 255:
+        raise ValueError("pixels must be integers 0 … 255")
     side = math.isqrt(pixels.shape[1])
     shape = (side, side) if side**2 == pixels.shape[1] else (1, pixels.shape[1])
     labels = rows[:, column]
     whole = np.char.isdigit(labels).all()
-    return pixels.reshape(-1, *shape), labels.astype(int) if whole else labels, None
+    images = pixels.astype(np.uint8).reshape(-1, *shape)
+    return images, labels.astype(int) if whole else labels, None
 
 
 def _own(
