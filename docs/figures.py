@@ -2,20 +2,21 @@
 
     python docs/figures.py
 
-writes `docs/images/*.svg`.
+writes `docs/images/*.svg`, and the animation of the README.
 """
 
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import matplotlib
+import matplotlib.style
 import numpy as np
+from matplotlib.animation import Animation
 from matplotlib.figure import Figure
 from PIL import Image
 
 import ds4nn_jax as ds
-from ds4nn_jax import data
+from ds4nn_jax import data, plots
 from ds4nn_jax.cli import measures
 
 IMAGES = Path(__file__).parent / "images"
@@ -120,17 +121,18 @@ def drawing() -> np.ndarray:
     return image
 
 
-def output_potentials() -> tuple[np.ndarray, np.ndarray]:
-    """V [T, C] and spike times [C] of the outputs of `mnist` for that seven."""
+def seven() -> tuple[tuple[str, ...], list[np.ndarray], np.ndarray]:
+    """What `mnist` makes of that seven: the names of its layers, the spike times of the
+    input and of each layer, and V [T, C] of the outputs in mV."""
     network, params, _ = ds.pretrained.load("mnist")
     trace = network.apply(params, ds.encode(drawing()), method="trace")
     potentials, _ = measures.first_potentials(network, params, trace)
-    return potentials, np.asarray(trace.times[-1])[0]
+    return network.names, [np.asarray(times)[0] for times in trace.times], potentials
 
 
 def decision() -> Figure:
     """Ten outputs race; the first to the threshold is the answer."""
-    potentials, times = output_potentials()
+    _, (*_, times), potentials = seven()
     first = int(times.min())
     canvas, axes = figure(height=3.4)
     winner = int(np.argmax(np.where(times == first, potentials[first], -np.inf)))
@@ -150,6 +152,19 @@ def decision() -> Figure:
     axes.axvspan(first, 100, color="#f1f1f1", zorder=-1)
     axes.set(xlim=(0, 99), ylim=(-200, 160), xlabel="time step", ylabel="V (mV)")
     return canvas
+
+
+def animation() -> Animation:
+    """All spikes until that decision."""
+    names, (pixels, *hidden, outputs), potentials = seven()
+    return plots.animation(
+        pixels,
+        [*zip(names[:-1], hidden, strict=True)],
+        potentials,
+        threshold=100.0,
+        class_names=[str(digit) for digit in range(10)],
+        decision_step=int(outputs.min()),
+    )
 
 
 def surrogates() -> Figure:
@@ -236,3 +251,5 @@ if __name__ == "__main__":
         draw().savefig(path, metadata={"Date": None})
         print(f"{path.name}: {path.stat().st_size / 1024:.0f} KB")
     Image.fromarray(drawing()[0, ..., 0]).save(IMAGES / "seven.png")
+    with matplotlib.style.context("default"):
+        plots.save(animation(), IMAGES / "decision.gif")

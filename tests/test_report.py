@@ -13,12 +13,11 @@ import jax
 import matplotlib
 import numpy as np
 import pytest
-from PIL import Image
 
 import ds4nn_jax as ds
 from ds4nn_jax import data
 from ds4nn_jax.cli import commands, figures, measures, report
-from experiments import animate, digits
+from experiments import digits
 from experiments import report as papers
 
 CHROMIUM = next(
@@ -359,27 +358,6 @@ def test_says_in_one_line_what_is_missing(
     assert "\n" not in str(left.value)
     assert not re.search(message, capsys.readouterr().out), "it is said once"
     assert not (tmp_path / "page").exists()
-
-
-@pytest.mark.slow
-def test_animates_a_test_image_of_a_run(smoke_run, tmp_path, capsys):
-    weights, film = str(smoke_run[0] / "best.safetensors"), tmp_path / "film.gif"
-    with matplotlib.rc_context({"text.usetex": True}):
-        animate.main([weights, f"--out={film}", "--image=3"])
-    said = capsys.readouterr().out
-    assert said == f"{film}: {film.stat().st_size:,} bytes\n"
-    network, params, _ = ds.load_weights(weights)
-    times = ds.encode(data.load("digits").test_images[3:4])
-    step = int(ds.infer(network, params, times).step[0])
-    with Image.open(film) as image:
-        assert image.n_frames == step // (step // 40 + 1) + 1  # no more than 40
-    for argv, message in (
-        ([weights, "--image=359"], r"--image must lie in 0 … 358, got 359"),
-        (["none.safetensors"], "experiments.animate: .*none.safetensors"),
-        ([weights, f"--out={tmp_path / 'film.mp4'}"], "--out must end in .gif"),
-    ):
-        with pytest.raises(SystemExit, match=message):
-            animate.main(argv)
 
 
 def test_fronts_join_what_none_beats_in_both():

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import matplotlib.style
 import numpy as np
-from matplotlib.animation import Animation
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
@@ -61,26 +60,6 @@ def of_network(
         "firing_times": plots.firing_times(test.firing_times, names),
         "spikes_per_layer": plots.spikes_per_layer(test.layer_spikes, layers),
     }
-
-
-def animation(
-    network: ds.SpikingNetwork,
-    params: dict,
-    image: np.ndarray,
-    class_names: tuple[str, ...],
-) -> Animation:
-    """Spikes and output potentials of one image [H, W, C] up to its decision."""
-    result = trace(network, params, image)
-    hidden = zip(network.names[:-1], result.times[1:-1], strict=True)
-    potentials, threshold = measures.first_potentials(network, params, result)
-    return plots.animation(
-        np.asarray(result.times[0][0]),
-        [(name, np.asarray(times)) for name, times in hidden],
-        potentials,
-        threshold=threshold,
-        class_names=literal(class_names),
-        decision_step=int(result.times[-1].min()),
-    )
 
 
 def literal(names: tuple[str, ...]) -> tuple[str, ...]:
