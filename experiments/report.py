@@ -154,7 +154,7 @@ def _labels(dataset: str, network: ds.SpikingNetwork) -> Mapping[str, str]:
 
 
 def _ceiling(dataset: str, num_steps: int) -> dict[str, Any]:
-    """What `experiments.ceiling` found for as many steps, if it was asked."""
+    """What `experiments.ceiling` of commit 1468131 found for as many steps."""
     slug = re.sub(r"\W+", "_", dataset).strip("_")
     path = _HERE / "results" / f"known-{slug}.json"
     ceiling = json.loads(path.read_text("utf-8")) if path.exists() else {"steps": [0]}

@@ -72,7 +72,7 @@ class Chapters:
     def additions(self, dataset: str, network: ds.SpikingNetwork) -> dict[str, Any]:
         """Not measured here: "labels" that begin captions and titles, by what they are
         of; "columns" of the table of classes, by title; "ceiling", what could be known
-        by each step, as `experiments.ceiling` writes it, or nothing."""
+        by each step, as in `experiments/results/known-mnist.json`, or nothing."""
         return {"labels": {}, "columns": {}, "ceiling": {}}
 
     def compare(
