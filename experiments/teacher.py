@@ -16,6 +16,7 @@ import argparse
 import dataclasses
 import functools
 import json
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,10 @@ import experiments
 from ds4nn_jax import data
 from ds4nn_jax._files import atomic_file
 from ds4nn_jax.cli import flags, progress
+from ds4nn_jax.networks import inference
 from ds4nn_jax.training import batching
 from ds4nn_jax.training.augmentation import Augmentation
 from ds4nn_jax.training.config import TrainConfig
-from experiments import cnn
 
 _SMOOTH = 0.05  # of the labels that the teacher learns from
 _BATCH = 256
@@ -128,7 +129,13 @@ def _softmax(network, variables: dict, images: jax.Array, mirror: bool) -> jax.A
 def probabilities(network, variables: dict, images: Any, mirror: bool) -> np.ndarray:
     """A teacher's softmax, [N, classes] float32, for images [N, H, W, C]; with
     `mirror` the mean over them and their mirror images."""
-    return cnn.in_chunks(lambda x: _softmax(network, variables, x, mirror), images)
+    chunks = inference.batches_of(np.asarray(images), 500)
+    return np.concatenate(
+        [
+            _softmax(network, variables, chunk, mirror)[:count]
+            for _, chunk, count in chunks
+        ]
+    )
 
 
 def _optimizer(total: int) -> optax.GradientTransformation:
@@ -142,29 +149,62 @@ def _optimizer(total: int) -> optax.GradientTransformation:
     )
 
 
-def _train(network, augmentation: Augmentation, epochs: int, seed, images, labels):
+def _train(
+    network, augmentation: Augmentation, epochs: int, seed, images, labels
+) -> dict:
     """The variables after epochs on images [n, H, W, C] and labels [n]."""
-
-    def loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
-        targets = optax.smooth_labels(jax.nn.one_hot(labels, network.classes), _SMOOTH)
-        return optax.softmax_cross_entropy(logits, targets)
-
-    def change(key: jax.Array, images: jax.Array) -> jax.Array:
-        return erase(jax.random.fold_in(key, 3), augmentation.apply(key, images))
-
-    print(f"teacher of width {network.width}:", flush=True)
+    size = min(_BATCH, len(images))
+    steps = len(images) // size
+    optimizer = _optimizer(epochs * steps)
+    step = _step(network, optimizer, augmentation)
+    print(f"teacher of width {network.width}: compiling …", flush=True)
     key = jax.random.fold_in(jax.random.key(seed), 2)  # 1: the student's
-    return cnn.train(
-        network,
-        _optimizer,
-        loss,
-        change,
-        key,
-        images,
-        labels,
-        epochs=epochs,
-        size=_BATCH,
-    )
+    variables = network.init(key, images[:1], train=False)
+    carry = variables, optimizer.init(variables["params"])
+    for epoch in range(1, epochs + 1):
+        clock, means = time.monotonic(), []
+        order, drawn = jax.random.split(jax.random.fold_in(key, epoch))
+        batches = np.asarray(jax.random.permutation(order, len(images)))
+        batches = batches[: steps * size].reshape(steps, size)
+        for draw, batch in zip(jax.random.split(drawn, steps), batches, strict=True):
+            carry, mean = step(carry, draw, images[batch], labels[batch])
+            means.append(mean)
+        loss, accuracy = np.mean(jax.device_get(means), axis=0)
+        print(
+            f"epoch {epoch:3d}/{epochs}  loss {loss:.4f}  train {accuracy:.2%}"
+            f"  |  {time.monotonic() - clock:.1f} s",
+            flush=True,
+        )
+    return carry[0]
+
+
+def _step(network, optimizer, augmentation: Augmentation) -> Callable:
+    """A jitted step: carry, key, images and labels to the carry, loss and accuracy."""
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(carry: tuple, key: jax.Array, images: jax.Array, labels: jax.Array):
+        variables, state = carry
+        changed = augmentation.apply(key, images)
+        changed = erase(jax.random.fold_in(key, 3), changed)
+        targets = optax.smooth_labels(jax.nn.one_hot(labels, network.classes), _SMOOTH)
+
+        def objective(params: dict):
+            logits, statistics = network.apply(
+                {**variables, "params": params},
+                changed,
+                train=True,
+                mutable=["batch_stats"],
+            )
+            loss = jnp.mean(optax.softmax_cross_entropy(logits, targets))
+            return loss, (statistics, loss, jnp.mean(logits.argmax(1) == labels))
+
+        params = variables["params"]
+        gradient, (statistics, *means) = jax.grad(objective, has_aux=True)(params)
+        updates, state = optimizer.update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+        return ({**statistics, "params": params}, state), tuple(means)
+
+    return step
 
 
 def _write_labels(
