@@ -13,11 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
 import ds4nn_jax as ds
 from ds4nn_jax.cli import figures, flags, measures, progress, report
-from ds4nn_jax.cli.report import Part, row, strong, svg
+from ds4nn_jax.cli.report import Part, row
 from ds4nn_jax.networks.spec import PoolSpec
 from experiments import published
 
@@ -147,6 +146,10 @@ class PaperChapters(report.Chapters):
         return parts
 
 
+def _strong(text: str) -> Markup:
+    return Markup("<strong>{}</strong>").format(text)
+
+
 def _labels(dataset: str, network: ds.SpikingNetwork) -> Mapping[str, str]:
     """What begins captions, if this is the paper's network, with whatever urgency."""
     alike = (network.num_steps, network.threshold) == (100, 100)
@@ -165,13 +168,13 @@ def _comparison(
     dataset: str, label: str, points: Sequence[figures.Point], runs: Sequence[Runs]
 ) -> Part:
     works, ceiling = published.ACCURACY.get(dataset, ()), _ceiling(dataset, 100)
-    ours, drawn = strong("ours") + ", {}", [each.point() for each in runs]
+    ours, drawn = _strong("ours") + ", {}", [each.point() for each in runs]
     rows = [row(work.name, f"{100 * work.accuracy:.1f}", work) for work in works]
     for point in points:
         name = ours.format(f"{point.name}, here")
-        rows.append(row(name, strong(f"{100 * point.accuracy:.2f}"), point))
+        rows.append(row(name, _strong(f"{100 * point.accuracy:.2f}"), point))
     for each, point in zip(runs, drawn, strict=True):
-        rows.append(row(ours.format(each.title()), strong(each.spread()), point))
+        rows.append(row(ours.format(each.title()), _strong(each.spread()), point))
     notes = []
     if runs:
         text = (
@@ -223,38 +226,12 @@ def of_bits(runs: Sequence[Runs]) -> list[Part]:
         for group in groups.values()
         for each in group
     ]
-    lines = {
-        f"{group[0].config.spec}, {start}": [
-            (each.config.bits, each.mean("accuracy")) for each in group
-        ]
-        for start, group in groups.items()
-    }
     text = (
         "Whole weights of so many bits, trained on from the real ones of the last row, "
         "or, where there is none, from a run that the flagfile names."
     )
     titles = "structure", "bits", "accuracy (%)", "spikes", "by potentials", "run"
-    drawn = dict(figure=svg(by_bits(lines)), caption="The same, drawn.")
-    return [Part("Accuracy against bits a weight", titles, rows, text=text, **drawn)]
-
-
-def by_bits(lines: Mapping[str, Sequence[tuple[int | None, float]]]) -> Figure:
-    """Accuracy against bits a weight: of each name (bits, accuracy in 0 … 1), in this
-    order; bits None are real numbers."""
-    ticks = sorted({bits or np.inf for line in lines.values() for bits, _ in line})
-    figure = Figure(figsize=(6, 3.6), layout="constrained")
-    axes = figure.subplots()
-    for name, points in lines.items():
-        at = [ticks.index(bits or np.inf) for bits, _ in points]
-        percent = [100 * accuracy for _, accuracy in points]
-        axes.plot(at, percent, "o-", markersize=4, label=name)
-    names = ["real" if tick == np.inf else f"{tick}" for tick in ticks]
-    axes.set_xticks(range(len(ticks)), names)
-    axes.set(xlabel="bits a weight", ylabel="accuracy on the test images (%)")
-    axes.ticklabel_format(axis="y", useOffset=False)
-    axes.legend(fontsize=8)
-    axes.grid(alpha=0.3)
-    return figure
+    return [Part("Accuracy against bits a weight", titles, rows, text=text)]
 
 
 def _parameters(dataset: str) -> Part:

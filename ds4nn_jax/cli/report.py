@@ -2,20 +2,17 @@
 
 import argparse
 import base64
-import collections
-import contextlib
 import datetime
 import functools
 import io
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jinja2
-from markupsafe import Markup
 from matplotlib.figure import Figure
 
 import ds4nn_jax as ds
@@ -25,7 +22,6 @@ from ds4nn_jax.cli import figures, measures, progress
 from ds4nn_jax.networks import energy, pretrained
 
 _URGENCIES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5)  # mV a step
-_BAD = (ValueError, OSError, KeyError, TypeError, AttributeError)  # files' contents
 _TITLES = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "digits": "Digits"}
 _SOURCES = (
     " Without --run_dir of all runs in the folder runs; without any, of the networks "
@@ -86,7 +82,7 @@ class Chapters:
             "Accuracy against spikes and decision step; the grey line joins those that "
             "none beats in both."
         )
-        rows = [row(p.name, strong(f"{100 * p.accuracy:.2f}"), p) for p in points]
+        rows = [row(p.name, f"{100 * p.accuracy:.2f}", p) for p in points]
         return [comparison(dataset, rows, points, caption=caption)]
 
 
@@ -129,17 +125,12 @@ def svg(figure: Figure) -> str:
     return base64.b64encode(written.getvalue()).decode()
 
 
-def strong(text: str) -> Markup:
-    return Markup("<strong>{}</strong>").format(text)
-
-
 def main(
     argv: Sequence[str] | None = None,
     command: str = "ds4nn report",
     chapters: Chapters | None = None,
 ) -> None:
-    """Writes the page. Exits with a message if nothing can be reported, or if the page
-    had to leave something out, which it then says in its place."""
+    """Writes the page. Exits with a message for what cannot be reported."""
     chapters = chapters or Chapters()
     parser = argparse.ArgumentParser(
         prog=command, description=chapters.description + _SOURCES
@@ -163,81 +154,15 @@ def main(
     path = Path(args.out_dir) / "report.html"
     try:
         progress.check_platform()
+        load = functools.cache(data.load)  # several networks may be of one data set
+        networks = [_read(source, args, load) for source in _sources(args.run_dir)]
+        path.parent.mkdir(parents=True, exist_ok=True)
         with figures.style():
-            faults = _report(args, chapters, path)
+            page = _page(networks, chapters)
+        write_atomically(path, page.encode(errors="backslashreplace"))
     except (ValueError, OSError) as error:
         raise SystemExit(f"{command}: {error}") from error
-    if faults:
-        raise SystemExit(f"report in {path}, without: {faults}")
     print(f"report in {path}")
-
-
-def _report(args: argparse.Namespace, chapters: Chapters, path: Path) -> str:
-    """Writes the page; what had to be left out."""
-    # By data set: chapters and faults. By reason: names.
-    sections: dict[str, list] = collections.defaultdict(list)
-    missing: dict[str, list[str]] = collections.defaultdict(list)
-
-    def faults() -> str:
-        return "; ".join(f"{', '.join(names)}: {why}" for why, names in missing.items())
-
-    @contextlib.contextmanager
-    def leaving_out(dataset: str, name: str) -> Iterator[None]:
-        try:
-            yield
-        except _BAD as error:
-            missing[_line(error)].append(name)
-            sections[dataset].append(f"{name}: {_line(error)}")
-
-    networks = []
-    load = functools.cache(data.load)  # several networks may be of one data set
-    for name in _sources(args.run_dir):  # all, before the first is measured
-        with leaving_out("not read", name):
-            networks.append(_read(name, args, load))
-    if networks and missing:
-        print(f"without {faults()}", flush=True)
-    points: dict[str, list[figures.Point]] = collections.defaultdict(list)
-    for network in networks:
-        with leaving_out(network.dataset, network.name):
-            print(f"{network.name}: {network.images.source}", flush=True)
-            measured = _measured(network)
-            print(f"{network.name}: drawing …", flush=True)
-            chapter = _chapter(network, measured, chapters)
-            sections[network.dataset].append(chapter)
-            points[network.dataset].append(_point(network, measured))
-    if not points:
-        raise ValueError(f"nothing to report: {faults()}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    print("writing the page …", flush=True)
-    parts = {}
-    for dataset, compared in points.items():
-        of_it = [each.weights.network for each in networks if each.dataset == dataset]
-        with leaving_out(dataset, "comparison of networks"):
-            parts[dataset] = chapters.compare(dataset, of_it, compared)
-    datasets = [
-        (_TITLES.get(dataset, dataset), parts.get(dataset, ()), sections[dataset])
-        for dataset in sorted(sections, key=lambda dataset: dataset not in points)
-    ]
-    _write(path, datasets, chapters.lacking)
-    return faults()
-
-
-def _write(path: Path, datasets: list[tuple], lacking: str) -> None:
-    options: dict[str, Any] = dict(
-        autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment = jinja2.Environment(**options)
-    template = Path(__file__).with_name("page.html").read_text("utf-8")
-    text = environment.from_string(template).render(
-        datasets=datasets,
-        lacking=lacking,
-        day=datetime.date.today(),
-        version=ds.__version__,
-        jax_version=jax.__version__,
-        energy=energy,
-        measures=measures,
-    )
-    write_atomically(path, text.encode(errors="backslashreplace"))
 
 
 def _sources(names: Sequence[str] | None) -> Sequence[str]:
@@ -265,7 +190,7 @@ def _read(
     made = [f"{key} {notes[key]}" for key in ("seed", "epoch") if key in notes]
     dataset = args.dataset or notes.get("dataset")
     if not isinstance(dataset, str):
-        raise ValueError("the weights do not name their data set: --dataset=NAME does")
+        raise ValueError(f"{source} does not name its data set: --dataset=NAME does")
     flags, metrics = _text(path / "flags.cfg"), path / "metrics.jsonl"
     try:
         rows = [json.loads(line) for line in _text(metrics).splitlines()]
@@ -273,8 +198,11 @@ def _read(
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{metrics} has a line that is no row of metrics") from error
     print(f"{name}: reading {dataset} …", flush=True)
-    folder = re.search(r"^--data_dir=(.+)$", flags, re.MULTILINE)
-    images = _images(args, dataset, folder and folder[1], load)
+    match = re.search(r"^--data_dir=(.+)$", flags, re.MULTILINE)
+    folder = match and match[1]
+    alone = dataset == "digits" or not folder and data.local_path(dataset)
+    images = load(dataset, None if alone else args.data_dir or folder)
+    print(f"{name}: {images.source}", flush=True)
     origin = ", ".join([origin, *made]) + "."
     return Network(name, origin, weights, dataset, images, history, flags)
 
@@ -283,37 +211,40 @@ def _text(path: Path) -> str:
     return path.read_text("utf-8") if path.exists() else ""
 
 
-def _images(
-    args: argparse.Namespace,
-    name: str,
-    folder: str | None,
-    load: Callable[..., data.Dataset],
-) -> data.Dataset:
-    """The data set, from the run's folder if the arguments name none."""
-    bare = name == "digits" or not folder and data.local_path(name)
-    if args.data_dir:
-        home = Path(args.data_dir).expanduser()
-        one = home.name == name or args.run_dir and len(args.run_dir) == 1
-        # Of several data sets each needs its own folder.
-        folder = str(home if one and not (home / name).is_dir() else home / name)
-    try:
-        return load(name, None if bare else folder)
-    except data.DataNotFoundError as error:
-        where = f" in {folder}" if folder else ""
-        raise FileNotFoundError(
-            f"no data set {name!r} found{where}: say --data_dir=DIR, with a folder "
-            f"{name} in it"
-        ) from error
-
-
-def _measured(network: Network) -> measures.Measured:
-    structure, params, _ = network.weights
-    images = network.images.test_images, network.images.test_labels
-    urgencies = sorted({*_URGENCIES, measures.urgency(structure, params)})
-    with progress.counting(network.name, len(images[1])) as on_images:
-        return measures.measure(
-            structure, params, *images, urgencies=urgencies, on_batch=on_images
-        )
+def _page(networks: Sequence[Network], chapters: Chapters) -> str:
+    """The page: of each data set what compares its networks, then each of them."""
+    sections: dict[str, list[dict]] = {}
+    points: dict[str, list[figures.Point]] = {}
+    for network in networks:
+        structure, params, _ = network.weights
+        arrays = network.images.test_images, network.images.test_labels
+        urgencies = sorted({*_URGENCIES, measures.urgency(structure, params)})
+        with progress.counting(network.name, len(arrays[1])) as on_images:
+            measured = measures.measure(
+                structure, params, *arrays, urgencies=urgencies, on_batch=on_images
+            )
+        print(f"{network.name}: drawing …", flush=True)
+        chapter = _chapter(network, measured, chapters)
+        sections.setdefault(network.dataset, []).append(chapter)
+        points.setdefault(network.dataset, []).append(_point(network, measured))
+    datasets = []
+    for dataset, section in sections.items():
+        structures = [chapter["of"].weights.network for chapter in section]
+        parts = chapters.compare(dataset, structures, points[dataset])
+        datasets.append((_TITLES.get(dataset, dataset), parts, section))
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    template = Path(__file__).with_name("page.html").read_text("utf-8")
+    return environment.from_string(template).render(
+        datasets=datasets,
+        lacking=chapters.lacking,
+        day=datetime.date.today(),
+        version=ds.__version__,
+        jax_version=jax.__version__,
+        energy=energy,
+        measures=measures,
+    )
 
 
 def _chapter(
@@ -323,7 +254,6 @@ def _chapter(
     structure, params, notes = network.weights
     additions = chapters.additions(network.images.name, structure)
     drawn = figures.of_network(structure, params, network.images, measured.test)
-    drawn["by_urgency"] = figures.by_urgency(measured.urgencies)
     drawn["accuracy_by_step"] = plots.accuracy_by_step(
         measured.accuracy_by_step,
         measured.decided_by_step,
@@ -350,10 +280,3 @@ def _point(network: Network, measured: measures.Measured) -> figures.Point:
         test.decision_step,
         measures.without_pooling(structure, test.layer_spikes),
     )
-
-
-def _line(error: Exception) -> str:
-    """What went wrong, in one line."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}"
-    return " ".join(str(error).split()) or type(error).__name__
