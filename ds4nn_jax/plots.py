@@ -2,8 +2,8 @@
 
 The library's only module that knows matplotlib. It draws on `Figure` objects alone, so
 it keeps no global state and needs no display. Colours are Okabe and Ito's, or maps that
-stay readable to colour-blind people and in grey print. Lines bear their names where
-they are. A decision is marked half a step behind the spike that made it.
+stay readable to colour-blind people and in grey print. A decision is marked half a
+step behind the spike that made it.
 """
 
 import os
@@ -30,11 +30,6 @@ _LINES = [
     for colour in (_BLUE, _ORANGE, _GREEN, _SKY, _PURPLE)
 ]
 _THOUSANDS = "{x:,g}"
-_NOTE: dict[str, Any] = dict(  # a text beside its place, on white
-    textcoords="offset points",
-    bbox=dict(facecolor="white", edgecolor="none", alpha=0.8, pad=1),
-)
-
 _FRAMES_A_SECOND, _MOST_FRAMES = 5, 40
 
 
@@ -52,38 +47,28 @@ def learning_curve(
     if not history:
         raise ValueError("the history has no epoch to draw")
     epochs = [row["epoch"] for row in history]
-    validated = any("val_accuracy" in row for row in history)
-    figure, panels = _figure(4.8 * (1 + validated), 4, 1, 1 + validated)
-    panels[0].set_title("Accuracy", pad=26)
-    panels[0].set_ylabel("accuracy (%)")
-    curves = [(panels[0], "train_accuracy", "training", _BLUE, "o-", 100)]
-    if validated:
-        steps, spikes = panels[1], panels[1].twinx()
-        steps.set_title("Cost of a decision (validation)", pad=26)
-        steps.set_ylabel("mean decision step (time steps)", color=_BLUE)
-        spikes.set_ylabel("mean spikes per image", color=_VERMILION)
-        spikes.yaxis.set_major_formatter(_THOUSANDS)
-        curves += [
-            (panels[0], "val_accuracy", "validation", _VERMILION, "s--", 100),
-            (steps, "val_decision_step", "decision step", _BLUE, "o-", 1),
-            (spikes, "val_spikes", "spikes", _VERMILION, "s--", 1),
-        ]
-    for axes, key, label, colour, line, scale in curves:
-        values = scale * np.array([row.get(key, np.nan) for row in history], float)
-        axes.plot(epochs, values, line, color=colour, markersize=4, label=label)
-    for number, axes in enumerate(panels):
-        handles = [*axes.lines, *(spikes.lines if number else ())]
+    curves = {
+        "accuracy (%)": ["train_accuracy", "val_accuracy"],
+        "mean decision step (validation)": ["val_decision_step"],
+        "mean spikes per image (validation)": ["val_spikes"],
+    }
+    styles = ("o-", _BLUE, "training"), ("s--", _VERMILION, "validation")
+    shown = 3 if any("val_accuracy" in row for row in history) else 1
+    figure, panels = _figure(1 + 3.8 * shown, 3.8, 1, shown)
+    for axes, (title, keys) in zip(panels, curves.items(), strict=False):
+        for key, (line, colour, name) in zip(keys, styles, strict=False):
+            values = np.array([row.get(key, np.nan) for row in history], float)
+            if np.isfinite(values).any():
+                scale = 100 if "accuracy" in key else 1
+                axes.plot(epochs, scale * values, line, color=colour, label=name)
         if best_epoch is not None:
             text = f"best: epoch {best_epoch}"
-            mark = axes.axvline(best_epoch, color=_BLACK, linestyle=":", label=text)
-            handles.append(mark)
-        place: dict[str, Any] = dict(
-            loc="lower center", bbox_to_anchor=(0.5, 1), frameon=False
-        )
-        axes.legend(handles=handles, ncols=3, columnspacing=1.2, **place)
-        axes.set_xlabel("epoch")
+            axes.axvline(best_epoch, color=_BLACK, linestyle=":", label=text)
+        axes.set(title=title, xlabel="epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.yaxis.set_major_formatter(_THOUSANDS)
         axes.grid(alpha=0.3)
+    panels[0].legend()
     return figure
 
 
@@ -166,7 +151,7 @@ def output_potentials(
 
     V(t) holds from step t to the next. The deciding neuron is drawn thick, the label's
     less so; a dot marks every spike. Potentials far from the threshold leave the frame,
-    the deciding one's excepted; names stand where lines end or leave.
+    the deciding one's excepted.
 
     Args:
       potentials: [T, C] V(t) in mV at the end of step t.
@@ -201,9 +186,8 @@ def output_potentials(
     fired = np.flatnonzero(times < steps)
     at = times[fired].astype(int)
     axes.plot(at, potentials[at, fired], "o", color=_BLACK, markersize=4, zorder=4)
-    axes.axhline(threshold, color=_BLACK, linestyle=":")
-    text, place = f"threshold {threshold:g} mV", ("axes fraction", "data")
-    axes.annotate(text, (0.01, threshold), (0, 3), place, **_NOTE, zorder=5)
+    text = f"threshold {threshold:g} mV"
+    lines.append(axes.axhline(threshold, color=_BLACK, linestyle=":", label=text))
     _decision(axes, decision_step, steps)
     if len(fired):
         end = f"‘{class_names[winner]}’ fires first, decision at step {decision_step:g}"
@@ -219,7 +203,7 @@ def output_potentials(
         ylabel="membrane potential (mV)",
         title=("" if label is None else f"Image of ‘{class_names[label]}’: ") + end,
     )
-    _name_ends(axes, lines)
+    _legend(axes, lines)
     return figure
 
 
@@ -282,13 +266,15 @@ def accuracy_by_step(
     accuracy = _array("accuracy", accuracy, (len(accuracy),))
     decided = _array("decided", decided, accuracy.shape)
     figure, (axes,) = _figure(7.6, 4)
-    axes.plot(100 * accuracy, "-", color=_BLUE, label="correct if\nstopped here")
-    axes.plot(100 * decided, "--", color=_VERMILION, label="an output\nhas fired")
+    axes.plot(100 * accuracy, "-", color=_BLUE, label="correct if stopped here")
+    axes.plot(100 * decided, "--", color=_VERMILION, label="an output has fired")
     if ceiling is not None:
         at, shares = _array("ceiling", ceiling, (2, len(ceiling[0])))
-        text = "a plain CNN\nthat sees what\nhas spiked by t"
+        text = "a plain CNN that sees\nwhat has spiked by t"
         axes.plot(at, 100 * shares, "-.", color=_GREEN, label=text)
-    curves = list(axes.lines)
+    if decision_step is not None:
+        text = f"mean decision step {decision_step:.1f}"
+        axes.axvline(decision_step, color=_BLACK, linestyle=":", label=text)
     axes.set(
         title=f"Stopping early: {100 * accuracy[-1]:.2f} % by the last step",
         xlabel="time step",
@@ -296,18 +282,7 @@ def accuracy_by_step(
         xlim=(0, max(1, len(accuracy) - 1)),
         ylim=(0, 101),
     )
-    if decision_step is not None:
-        late = decision_step > len(accuracy) / 2
-        axes.axvline(decision_step, color=_BLACK, linestyle=":", linewidth=1.2)
-        axes.annotate(
-            f"mean decision step {decision_step:.1f}",
-            (decision_step, 0.03),
-            (-4 if late else 4, 0),
-            ("data", "axes fraction"),
-            ha="right" if late else "left",
-            **_NOTE,
-        )
-    _name_ends(axes, curves)
+    axes.legend()
     axes.grid(alpha=0.3)
     return figure
 
@@ -369,13 +344,11 @@ def animation(
         middle.set_title(f"hidden: {np.sum(sent):,.0f} spikes")
         for line, values in zip(lines, potentials[: t + 1].T, strict=True):
             _hold(line, values)
-        for name in list(right.texts):
-            name.remove()
-        _name_ends(right, lines, size=8)
         end = f": decided, ‘{class_names[winner]}’" if t == decision_step else ""
         figure.suptitle(f"step {t} of {steps}{end}")
 
     draw(last)
+    _legend(right, lines)
     figure.draw_without_rendering()  # laid out once: frames stand still, and are quick
     figure.set_layout_engine("none")
     stride = -(-(last + 1) // _MOST_FRAMES)
@@ -456,39 +429,16 @@ def _decision(axes: Axes, step: float, num_steps: int) -> None:
         axes.axvline(step + 0.5, color=_BLACK, linestyle="--", linewidth=1)
 
 
-def _name_ends(axes: Axes, lines: Sequence[Line2D], *, size: float = 9.0) -> None:
-    """Labels right of the frame, each with a piece of its line; moved apart where they
-    would overlap, smaller where there are too many."""
-    names = [str(line.get_label()) for line in lines]
-    ends = [np.asarray(line.get_ydata())[-1] for line in lines]
-    low, high = axes.get_ylim()
-    points = 72 * axes.bbox.height / axes.figure.dpi
-    heights = np.array([1 + name.count("\n") for name in names]) * 1.25 / points
-    size = min(size, 1 / heights.sum())
-    heights *= size
-    at = np.clip((np.array(ends) - low) / (high - low), 0, 1)
-    order = np.argsort(at, kind="stable")
-    gaps = (heights[order][1:] + heights[order][:-1]) / 2
-    stack = np.cumsum([0, *gaps])  # where they are when all of them touch
-    places = np.maximum.accumulate(at[order] - stack)  # up from the lowest
-    places[-1] = min(places[-1], 1 - stack[-1])
-    places = np.minimum.accumulate(places[::-1])[::-1] + stack  # down from the top
-    for k, place in zip(order, places, strict=True):
-        line: dict[str, Any] = dict(
-            color=lines[k].get_color(), linestyle=lines[k].get_linestyle()
-        )
-        # Ends in front of the name, not in its middle.
-        line |= dict(arrowstyle="-", relpos=(0, 0.5), shrinkA=0, shrinkB=0)
-        axes.annotate(
-            names[k],
-            (1, at[k]),
-            (1.06, place),
-            "axes fraction",
-            va="center",
-            fontsize=size,
-            annotation_clip=False,
-            arrowprops=line,
-        )
+def _legend(axes: Axes, lines: Sequence[Line2D]) -> None:
+    """The names of lines beside the frame, in the order of their ends."""
+    handles = sorted(lines, key=lambda line: -float(np.asarray(line.get_ydata())[-1]))
+    axes.legend(
+        handles=handles,
+        loc="center left",
+        bbox_to_anchor=(1, 0.5),
+        ncols=1 + len(handles) // 16,
+        frameon=False,
+    )
 
 
 def _number(value: float) -> str:

@@ -1,9 +1,7 @@
-import itertools
 import os
 
 import numpy as np
 import pytest
-from matplotlib.text import Text
 from PIL import Image, ImageSequence
 
 from ds4nn_jax import plots
@@ -23,17 +21,9 @@ def dashed_at(axes) -> list[float]:
     return [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == "--"]
 
 
-def boxes(figure, drawn) -> list:
-    """Where texts are on paper, without the lines that lead to them."""
-    figure.savefig(os.devnull, format="png")  # lays the figure out
-    for text in drawn:
-        text.get_window_extent()  # places it
-    return [Text.get_window_extent(text) for text in drawn if text.get_text()]
-
-
-def apart(boxes) -> bool:
-    pairs = itertools.combinations(boxes, 2)
-    return not any(one.overlaps(other) for one, other in pairs)
+def legend(axes) -> list[str]:
+    texts = axes.get_legend().get_texts()
+    return [text.get_text().replace("\n", " ") for text in texts]
 
 
 def test_learning_curve_draws_accuracy_cost_and_the_epoch_kept():
@@ -48,17 +38,15 @@ def test_learning_curve_draws_accuracy_cost_and_the_epoch_kept():
         for epoch in (1, 2, 3)
     ]
     accuracy, steps, spikes = plots.learning_curve(rows, best_epoch=3).axes
-    training, validation, best = accuracy.lines
+    training, validation, _ = accuracy.lines
     np.testing.assert_array_equal(training.get_xdata(), [1, 2, 3])
     np.testing.assert_allclose(training.get_ydata(), [60, 70, 80])
     np.testing.assert_allclose(validation.get_ydata(), [50, 60, 70])
     np.testing.assert_allclose(steps.lines[0].get_ydata(), [39, 38, 37])
     np.testing.assert_allclose(spikes.lines[0].get_ydata(), [1100, 1200, 1300])
-    np.testing.assert_allclose([best.get_xdata(), steps.lines[1].get_xdata()], 3)
-    names = ticks(accuracy.get_legend().texts)
-    assert names == ("training", "validation", "best: epoch 3")
-    names = ticks(steps.get_legend().texts)
-    assert names == ("decision step", "spikes", "best: epoch 3")
+    for axes in (accuracy, steps, spikes):
+        np.testing.assert_allclose(axes.lines[-1].get_xdata(), 3)
+    assert legend(accuracy) == ["training", "validation", "best: epoch 3"]
     (accuracy,) = plots.learning_curve([{"epoch": 1, "train_accuracy": 0.5}]).axes
     (line,) = accuracy.lines
     assert line.get_marker() == "o"  # a single point would else be invisible
@@ -90,13 +78,6 @@ def test_firing_times_prints_means_and_frames_the_correct_ones():
     ]
     np.testing.assert_allclose(centres, [(0, 0), (1, 1), (2, 2)])
     assert axes.get_xlabel() == "class of the image" and "steps" in bar.get_ylabel()
-
-
-def test_texts_of_a_heat_map_do_not_overlap():
-    names = [f"class {k} of all" for k in range(10)]
-    figure = plots.confusion(np.full((10, 10), 1000) - np.eye(10), names)
-    axes = figure.axes[0]
-    assert apart(boxes(figure, axes.texts + axes.get_yticklabels()))
 
 
 def test_raster_draws_the_spikes_and_tells_of_the_silent():
@@ -139,7 +120,8 @@ def test_output_potentials_marks_threshold_decision_and_what_is_unsent():
     np.testing.assert_array_equal(spikes.get_xydata(), [[2, 105], [1, 110]])
     np.testing.assert_array_equal(threshold.get_ydata(), [100, 100])
     assert dashed_at(axes) == dashed_at(below) == [1.5]
-    assert texts(axes) == ["threshold 100 mV", "a longer name", "cat", "dog (label)"]
+    ends = ["threshold 100 mV", "cat", "dog (label)", "a longer name"]
+    assert legend(axes) == ends  # from the highest to the lowest
     np.testing.assert_array_equal(below.lines[0].get_ydata(), [5, 8, 10, 10])
     assert below.get_title("left") == "2 of 10 spikes unsent at the decision"
     assert below.get_xlabel() == "time step" and not axes.get_xlabel()
@@ -169,23 +151,11 @@ def test_output_potentials_highlights_what_decides(times, winner, words):
     assert dashed_at(axes) == ([min(times) + 0.5] if min(times) < 4 else [])
 
 
-@pytest.mark.parametrize("ends", [np.zeros(26), np.linspace(-900, 900, 26)])
-def test_names_at_the_ends_stay_apart_and_beside_the_frame(ends):
-    """Also of as many classes as letters, most of which leave the frame; the lines of
-    ten differ."""
+def test_lines_of_ten_classes_differ():
     names = [chr(97 + k) for k in range(26)]
-    potentials = np.stack([np.zeros(26), ends])
-    figure = draw_potentials([2] * 26, potentials, label=3, class_names=names)
-    (axes,) = figure.axes
+    (axes,) = draw_potentials([2] * 26, np.zeros((2, 26)), class_names=names).axes
     lines = axes.lines[:10]
     assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 10
-    places = boxes(figure, axes.texts[1:])
-    assert apart(places) and all(box.x0 > axes.bbox.x1 for box in places)
-    assert min(box.y0 for box in places) > axes.bbox.y0 - 10
-    assert max(box.y1 for box in places) < axes.bbox.y1 + 10
-    if ends[0] != ends[1]:  # in the order of the lines
-        order = sorted(zip([box.y0 for box in places], texts(axes)[1:], strict=True))
-        assert [name[0] for _, name in order] == names
 
 
 def test_accuracy_by_step_draws_shares_ceiling_and_the_mean_decision():
@@ -198,13 +168,12 @@ def test_accuracy_by_step_draws_shares_ceiling_and_the_mean_decision():
     np.testing.assert_allclose(decided.get_ydata(), [0, 40, 100])
     np.testing.assert_allclose(ceiling.get_xydata(), [[0, 30], [2, 99]])
     np.testing.assert_allclose(mean.get_xdata(), 1.5)
-    assert texts(axes) == [
-        "mean decision step 1.5",
+    assert legend(axes) == [
         "correct if stopped here",
-        "a plain CNN that sees what has spiked by t",
         "an output has fired",
+        "a plain CNN that sees what has spiked by t",
+        "mean decision step 1.5",
     ]
-    assert apart(boxes(figure, axes.texts))
     (axes,) = plots.accuracy_by_step([0.1, 0.5, 0.9], [0, 0.4, 1]).axes
     assert len(axes.lines) == 2 and "90.00 %" in axes.get_title()
 
