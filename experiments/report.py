@@ -110,12 +110,6 @@ def reported(dataset: str, folder: Path = _HERE / "results") -> list[Runs]:
 
 
 class PaperChapters(report.Chapters):
-    description = (
-        "The paper's tables and figures, of trained networks, on one page: "
-        "report.html, which needs no other file."
-    )
-    lacking = ", which the paper's networks do not have"
-
     def additions(self, dataset: str, network: ds.SpikingNetwork) -> dict[str, Any]:
         labels, columns = _labels(dataset, network), {}
         if "classes" in labels:

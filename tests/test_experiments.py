@@ -31,7 +31,7 @@ def rows(out):
     ]
 
 
-def test_digits_smoke(smoke_run, capsys):
+def test_digits_smoke(smoke_run):
     out, report = smoke_run
     assert report.images == 359
     *epochs, test = rows(out)
@@ -57,9 +57,6 @@ def test_digits_smoke(smoke_run, capsys):
         for path in (out / "flags.cfg", FLAGFILES / "digits_smoke.cfg")
     )
     assert repeated == made
-    evaluated = digits.main(["digits", f"--evaluate={out / 'best.safetensors'}"])
-    assert evaluated.summary() == report.summary()
-    assert f"strict accuracy   {report.accuracy:.2%}" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -282,7 +282,7 @@ def test_the_papers_tables_stand_beside_reported_runs():
     network = ds.SpikingNetwork.from_spec(MNIST)
     parts = PAPER.compare("mnist", [network], [])
     assert [part.title for part in parts] == [
-        "Table 2: accuracies and their cost",
+        "Table 2: Accuracies and their cost",
         "Accuracy against bits a weight",
         "Table 1: parameters",
         "Table 3: dead neurons under three kinds of target",

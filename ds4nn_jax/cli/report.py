@@ -23,9 +23,10 @@ from ds4nn_jax.networks import energy, pretrained
 
 _URGENCIES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5)  # mV a step
 _TITLES = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "digits": "Digits"}
-_SOURCES = (
-    " Without --run_dir of all runs in the folder runs; without any, of the networks "
-    "that come with the library."
+_DESCRIPTION = (
+    "Tables and figures of networks, measured on their test images: one page, "
+    "report.html, which needs no other file. Without --run_dir of all runs in the "
+    "folder runs; without any, of the networks that come with the library."
 )
 
 
@@ -58,12 +59,6 @@ class Part(NamedTuple):
 
 class Chapters:
     """What the page has of each data set; the laboratory, `experiments`, has more."""
-
-    description = (
-        "Networks and runs, measured: a table and a figure of all, and a chapter for "
-        "each, in report.html, which needs no other file."
-    )
-    lacking = ""  # what is said of networks that have reference neurons
 
     def additions(self, dataset: str, network: ds.SpikingNetwork) -> dict[str, Any]:
         """Not measured here: "labels" that begin captions and titles, by what they are
@@ -99,7 +94,7 @@ def comparison(
     """A table with a `row` for each network, and a figure of the points."""
     heading = f"{_TITLES.get(dataset, dataset)}: accuracy and its cost"
     return Part(
-        f"{label}{'a' if label else 'A'}ccuracies and their cost",
+        f"{label}Accuracies and their cost",
         ("", "structure", "accuracy (%)", "spikes", "without pooling", "step"),
         rows,
         names=2,
@@ -132,9 +127,7 @@ def main(
 ) -> None:
     """Writes the page. Exits with a message for what cannot be reported."""
     chapters = chapters or Chapters()
-    parser = argparse.ArgumentParser(
-        prog=command, description=chapters.description + _SOURCES
-    )
+    parser = argparse.ArgumentParser(prog=command, description=_DESCRIPTION)
     parser.add_argument(
         "--run_dir",
         action="append",
@@ -238,7 +231,6 @@ def _page(networks: Sequence[Network], chapters: Chapters) -> str:
     template = Path(__file__).with_name("page.html").read_text("utf-8")
     return environment.from_string(template).render(
         datasets=datasets,
-        lacking=chapters.lacking,
         day=datetime.date.today(),
         version=ds.__version__,
         jax_version=jax.__version__,
