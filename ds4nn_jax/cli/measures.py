@@ -72,35 +72,28 @@ def measure(
     is 100 mV. Images [n, H, W, C], labels [n]; `on_batch` is told how many are done."""
     images, labels = _checks.pairs(images, labels, network.num_classes)
     check_params(network, params, images)
-    variants = [urged(network, params, urgency) for urgency in urgencies]
+    variants = [network, *(urged(network, params, each) for each in urgencies)]
 
     @jax.jit
     def batch(params, pixels):
-        first = network.apply(params, network.encode(pixels), method="trace")
-        potentials = output_potentials(network, params, first)
-        traces = first, *(_decided_by(other, params, first) for other in variants)
-        return ds.predict_by(first.times[-1], potentials).T, [*map(ds.decide, traces)]
+        trace = network.apply(params, network.encode(pixels), method="trace")
+        potentials = output_potentials(network, params, trace)
+        by_step = ds.predict_by(trace.times[-1], potentials).T
+        return by_step, [ds.decide(_decided_by(v, params, trace)) for v in variants]
 
-    correct, decisions = [], []
+    correct: list[np.ndarray] = []
+    decisions: list[list] = [[] for _ in variants]
     for start, pixels, count in ds.networks.inference.batches_of(images, batch_size):
         truth = labels[start : start + count]
         # The last batch is filled up.
-        guesses, decided = jax.device_get(batch(params, pixels))
-        rows = jax.tree.map(lambda x, n=count: x[:n], decided)
-        correct.append(guesses[:count] == truth[:, None])
-        decisions.append(
-            [
-                (row._replace(fired=each.fired), truth)
-                for row, each in zip(rows, decided, strict=True)
-            ]
-        )
+        by_step, decided = jax.device_get(batch(params, pixels))
+        correct.append(by_step[:count] == truth[:, None])
+        for gathered, each in zip(decisions, decided, strict=True):
+            rows = jax.tree.map(lambda x, n=count: x[:n], each)
+            gathered.append((rows._replace(fired=each.fired), truth))
         on_batch(start + count)
-
-    test, *others = (
-        ds.report(batches, network.num_classes)
-        for batches in zip(*decisions, strict=True)
-    )
-    steps = np.concatenate([decided.step for (decided, _), *_ in decisions])
+    test, *others = (ds.report(each, network.num_classes) for each in decisions)
+    steps = np.concatenate([rows.step for rows, _ in decisions[0]])
     fired = steps[:, None] <= np.arange(network.num_steps)
     return Measured(
         test,
