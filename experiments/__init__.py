@@ -1,5 +1,5 @@
 """The laboratory, in a checkout alone: runs by flagfile (`mnist`, `fashion`, `digits`),
-the paper's report, ablations, teachers, releases.
+the paper's report, ablations, teachers, ensembles, releases.
 
 May import all of `ds4nn_jax`, which imports nothing of it.
 """

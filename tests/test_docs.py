@@ -106,7 +106,7 @@ def test_names_and_flags_exist(capsys):
             assert exists or not code, f"{where}: {module}.{name}"
     with pytest.raises(SystemExit):
         flags.parse(["train", "--helpfull"], dataset="mnist")
-    existing = {"teach", "mirror", "out"}  # of commits that results.md names
+    existing = {"teach"}  # of a commit that results.md names
     existing |= {*re.findall(FLAG, capsys.readouterr().out)}
     for folder in ("ds4nn_jax/cli", "experiments", "benchmarks"):
         for path in (ROOT / folder).glob("*.py"):
