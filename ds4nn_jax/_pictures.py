@@ -6,10 +6,10 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
-from scipy import ndimage
+from PIL import Image, ImageOps, ImageStat
+from scipy import ndimage, optimize
 
-_WORKING_SIZE = 500  # pixels; larger pictures may be reduced before they are looked at
+_WORKING_SIZE = 500  # pixels; pictures of twice the size are reduced to it first
 _LEAST_CONTRAST = 3.0  # of 255; less is one tone to a person too
 _FAINT = 0.2  # of the ink's tone; fainter pixels do not count for its box
 _BOX, _DIGIT, _CENTRE = 20, 28, 14  # pixels: MNIST's box, image and centre of mass
@@ -22,13 +22,11 @@ class PictureError(ValueError):
     """A file that shows no picture; the message says why."""
 
 
-def read(
-    path: Path, *, least: tuple[int, int] | None = None
-) -> tuple[Image.Image, list[str]]:
+def read(path: Path) -> tuple[Image.Image, list[str]]:
     """What a viewer shows of a file that Pillow reads, and a remark for each change.
 
     It is turned as EXIF says, and opaque: of mode L, RGB or, for greys of more than 8
-    bits, F in [0, 255]. Much larger ones than `least`, [H, W], are reduced.
+    bits, F in [0, 255].
 
     Raises:
       PictureError: no file, no picture, a damaged one, one too large for Pillow, or
@@ -40,15 +38,10 @@ def read(
         with warnings.catch_warnings(action="ignore"):
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
-                picture, remarks = shown(image)
+                return shown(image)
     except Exception as error:  # decoders raise many types for damaged bytes
         message = str(error) or type(error).__name__
         raise PictureError(f"cannot be read: {message}") from error
-    if least is not None:
-        sides = picture.height // least[0], picture.width // least[1]
-        factor = min(max(picture.size) // _WORKING_SIZE, *sides)
-        picture = picture.reduce(factor) if factor > 1 else picture
-    return picture, remarks
 
 
 def shown(image: Image.Image) -> tuple[Image.Image, list[str]]:
@@ -56,14 +49,12 @@ def shown(image: Image.Image) -> tuple[Image.Image, list[str]]:
     remarks: list[str] = []
     if (frames := getattr(image, "n_frames", 1)) > 1:
         remarks.append(f"the first of {frames} frames")
-        image.seek(0)
     orientation = None
     with contextlib.suppress(Exception):  # damaged EXIF turns nothing
         orientation = image.getexif().get(274)
     image.load()
     if orientation in range(2, 9):
         remarks.append(f"turned as EXIF orientation {orientation} says")
-        image.info.pop("exif", None)  # damaged EXIF cannot be written anew
         image = ImageOps.exif_transpose(image)
     if image.mode[0] == "I" or image.mode == "F":
         image = _in_bytes(image, remarks)
@@ -80,12 +71,13 @@ def _in_bytes(image: Image.Image, remarks: list[str]) -> Image.Image:
     if not np.isfinite(values).all():
         raise PictureError("values that are NaN or infinite")
     low, high = float(values.min()), float(values.max())
-    tops = (1.0, 255.0) if image.mode == "F" else (255.0, 65535.0)
-    if low >= 0 and high <= tops[1]:
-        low, high = 0.0, min(top for top in tops if high <= top)
+    for top in (1, 255, 65535):
+        if 0 <= low <= high <= top:
+            low, high = 0, top
+            break
     if (low, high) != (0, 255):
         remarks.append(f"values {low:g} … {high:g} scaled to 0 … 255")
-    return Image.fromarray((values - low) * (255 / max(high - low, 1e-30)))
+    return Image.fromarray((values - low) * (255 / ((high - low) or 1)))
 
 
 def _opaque(image: Image.Image, remarks: list[str]) -> Image.Image:
@@ -94,11 +86,12 @@ def _opaque(image: Image.Image, remarks: list[str]) -> Image.Image:
     image = image.convert("RGBA")
     alpha = image.getchannel("A")
     if np.asarray(alpha).min() < 255:
-        tones = np.asarray(image.convert("L"))[np.asarray(alpha) > 127]
-        light = not tones.size or np.median(tones) >= 128  # of nothing: black
-        left, top, right, bottom = alpha.getbbox() or (0, 0, 0, 0)
-        filled = tones.size > 0.75 * (right - left) * (bottom - top)
-        sheet = filled and np.ptp(np.percentile(tones, (5, 95))) > 127
+        opaque = alpha.point(lambda value: 255 * (value > 127))
+        tones = ImageStat.Stat(image.convert("L"), opaque)
+        left, top, right, bottom = opaque.getbbox() or (0, 0, 0, 0)
+        filled = tones.count[0] > 0.75 * (right - left) * (bottom - top)
+        sheet = filled and tones.stddev[0] > 50
+        light = tones.median[0] >= 128
         ground = "white" if light == sheet else "black"
         remarks.append(f"transparent: laid on {ground}")
         page = Image.new("RGBA", image.size, ground)
@@ -126,7 +119,9 @@ def fitted(
       invert: whether dark and light change places. None: if the ground differs from
         that of the training images, or if `digit` finds dark ink.
     """
-    picture, remarks = read(path, least=shape[:2])
+    picture, remarks = read(path)
+    factor = min(picture.size) // max(_WORKING_SIZE, *shape)
+    picture = picture.reduce(max(1, factor))
     if picture.mode == "RGB" and shape[2] == 1:
         pixels = np.asarray(picture)
         if (pixels != pixels[..., :1]).any():
@@ -139,30 +134,22 @@ def fitted(
     if invert is None:
         tone = np.median(border(np.asarray(picture.convert("L"))))
         here = "light" if tone >= 128 else "dark"
-        invert = ground not in (None, "mixed", here)
-        if invert or ground is None and here == "light":
-            remark = "inverted" if invert else "if it is dark, --invert"
-            noted = ground or "not noted"
-            remarks.append(f"a {here} ground, the network's is {noted}: {remark}")
+        invert = ground in ("dark", "light") and ground != here
+        if invert:
+            remarks.append(f"a {here} ground, the network's is {ground}: inverted")
+        elif ground is None and here == "light":
+            remarks.append(
+                "a light ground, the network's is not noted: if it is dark, --invert"
+            )
     picture = ImageOps.invert(picture) if invert else picture
     picture = picture.convert("L" if shape[2] == 1 else "RGB")
-    return _scaled(picture, shape, remarks), remarks
-
-
-def _scaled(
-    picture: Image.Image, shape: tuple[int, int, int], remarks: list[str]
-) -> np.ndarray:
     size = shape[1], shape[0]
     if picture.size != size:
-        small = _resized(picture, *shape[:2])
-        remark = f"scaled from {_by(picture)} to {_by(small)}"
-        if small.size != size:
-            remark += f", in the middle of {shape[1]}×{shape[0]}"
-        remarks.append(remark)
+        remarks.append(f"scaled from {_by(picture)} to fit {shape[1]}×{shape[0]}")
         tones = np.rint(np.median(border(np.asarray(picture)), axis=0))
-        color = tuple(tones.astype(int).reshape(-1).tolist())
-        picture = ImageOps.pad(small, size, color=color)
-    return np.asarray(picture).reshape(shape)
+        color = tuple(np.atleast_1d(tones).astype(int).tolist())
+        picture = ImageOps.pad(_resized(picture, *shape[:2]), size, color=color)
+    return np.asarray(picture).reshape(shape), remarks
 
 
 def digit(grey: np.ndarray, invert: bool | None = None) -> tuple[np.ndarray, list[str]]:
@@ -235,16 +222,13 @@ def _light(grey: np.ndarray) -> np.ndarray:
     low, first, median, third, high = np.percentile(tones, (5, 25, 50, 75, 95))
     if min(first - low, high - third) < 2:
         return np.full_like(grey, median)
-    y, x = (np.linspace(-1, 1, n, dtype=np.float32) for n in grey.shape)
-    y, x = np.broadcast_arrays(y[:, None], x)
-    terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y])
-    basis = np.stack([border(term) for term in terms], axis=1)
-    away = tones - median
-    for _ in range(4):  # without the ink that crosses the border
-        near = np.abs(away) <= 4 * np.median(np.abs(away))
-        factors = np.linalg.lstsq(basis[near], tones[near])[0]
-        away = tones - basis @ factors
-    return np.tensordot(factors, terms, 1)
+    y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in grey.shape), indexing="ij")
+    terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=-1)
+    basis, start = border(terms), [median, 0, 0, 0, 0, 0]
+    fit = optimize.least_squares(  # robust to ink that crosses the border
+        lambda factors: basis @ factors - tones, start, loss="soft_l1", f_scale=5
+    )
+    return terms @ fit.x
 
 
 def _specks(ink: np.ndarray) -> np.ndarray:
@@ -256,26 +240,21 @@ def _specks(ink: np.ndarray) -> np.ndarray:
     return ndimage.binary_dilation(small[pieces], np.ones((3, 3)))
 
 
-def _box(ink: np.ndarray, faint: float = _FAINT) -> tuple[slice, slice]:
-    return ndimage.find_objects((ink > faint).astype(int))[0]
+def _box(ink: np.ndarray) -> tuple[slice, slice]:
+    return ndimage.find_objects((ink > _FAINT).astype(int))[0]
 
 
 def _in_place(ink: np.ndarray) -> bool:
-    """Whether ink of 28×28 fills MNIST's box and is in the middle, or nearly so.
-
-    With fainter pixels or without: MNIST has faint tails, JPEG faint surroundings.
-    """
+    """Whether ink of 28×28 fills MNIST's box and is in the middle, or nearly so."""
     away = np.abs(np.subtract(ndimage.center_of_mass(ink), _CENTRE))
-    sizes = (max(ink[_box(ink, faint)].shape) for faint in (_FAINT / 10, _FAINT))
-    return away.max() < 1.5 and any(abs(size - _BOX) <= 3 for size in sizes)
+    return away.max() < 1.5 and abs(max(ink[_box(ink)].shape) - _BOX) <= 3
 
 
 def _resized(picture: Image.Image, height: int, width: int) -> Image.Image:
     """Scaled to fit, its aspect kept: means of pixels, or between them."""
     factor = min(height / picture.height, width / picture.width)
     size = max(1, round(factor * picture.width)), max(1, round(factor * picture.height))
-    smaller = size[1] <= picture.height
-    by = Image.Resampling.BOX if smaller else Image.Resampling.BICUBIC
+    by = Image.Resampling.BOX if factor <= 1 else Image.Resampling.BICUBIC
     return picture.resize(size, by)
 
 

@@ -263,6 +263,6 @@ def test_pictures_of_any_size_for_a_trained_run(smoke_run, tmp_path, capsys):
     flag = f"--weights={smoke_run[0] / 'best.safetensors'}"
     first, second, remark = predicted(capsys, right, large, flag)
     (third,) = predicted(capsys, inverted, "--invert", flag)
-    assert remark == "  scaled from 40×40 to 8×8"
+    assert remark == "  scaled from 40×40 to fit 8×8"
     answers = {line.split(": ")[1] for line in (first, second, third)}
     assert len(answers) == 1 and answers.pop()[0].isdigit()
