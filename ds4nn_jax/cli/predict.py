@@ -6,7 +6,6 @@ import importlib
 import json
 import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -20,7 +19,6 @@ from ds4nn_jax.cli import measures, progress
 from ds4nn_jax.networks import pretrained
 from ds4nn_jax.networks.network import check_params
 
-_AT_A_TIME = 16  # pictures
 _UNLIKE = 1.25  # times as light, or as dark, as the images of the training
 
 # Of weights that note their data set only, as the shipped ones do.
@@ -78,18 +76,21 @@ def main(args: argparse.Namespace) -> None:
             args.figure.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
         raise SystemExit(f"ds4nn predict: {_why(error)}") from error
+    # Here: `ds4nn --help` does without Pillow and SciPy.
+    from ds4nn_jax._pictures import PictureError
+
     failed = False
-    for number, (image, record) in enumerate(_answers(model, args), 1):
-        path = record["file"]
-        if "error" not in record and args.figure is not None:
-            figure = args.figure / f"{Path(path).stem}.predict-{number}.png"
-            try:
-                _draw(figure, model, image)
-                record["remarks"].append(f"drawn in {figure}")
-            except OSError as error:
-                record = {"file": path, "error": _why(error)}
-        if "error" in record:
+    for number, path in enumerate(args.images, 1):
+        try:
+            with Console(stderr=True).status("working …", spinner="line"):
+                image, record = _answer(model, path, args.invert, args.top)
+                if args.figure is not None:
+                    figure = args.figure / f"{Path(path).stem}.predict-{number}.png"
+                    _draw(figure, model, image)
+                    record["remarks"].append(f"drawn in {figure}")
+        except (PictureError, OSError) as error:
             failed = True
+            record = {"file": path, "error": _why(error)}
             message = f"ds4nn predict: {_printable(path)}: {record['error']}"
             print(message, file=sys.stderr, flush=True)
         if args.json:
@@ -111,7 +112,6 @@ def _model(weights: str, urgency: float | None) -> Model:
         model = Model(network, params, *_noted(notes, network.num_classes))
         blank = np.broadcast_to(np.uint8(0), (1, *model.shape))
         check_params(network, params, blank)
-        jax.eval_shape(functools.partial(_run, network), params, blank)
     except Exception as error:  # what is written in a file can go wrong anywhere
         raise ValueError(f"{weights} cannot be used: {_why(error)}") from error
     return model
@@ -126,82 +126,43 @@ def _noted(notes: dict, classes: int) -> tuple:
     if pictures is None and shape == [28, 28, 1]:
         pictures = _PICTURES.get(str(notes.get("dataset")))
     sizes = isinstance(shape, list) and [type(n) for n in shape] == [int] * 3
-    sizes = sizes and shape[2] in (1, 3) and 0 < min(shape) <= max(shape) <= 4096
     texts = isinstance(names, list) and [type(x) for x in names] == [str] * classes
     made = True
     if pictures is not None:
         fit, ground, (low, high) = pictures = data.Pictures(**pictures)
         made = fit == "whole" or fit == "ink" and shape == [28, 28, 1]
         made = made and ground in ("dark", "light", "mixed") and 0 <= low <= high <= 1
-    forms = {
-        "input_shape": (sizes, "[H, W, C], C = 1 or 3, H and W at most 4096"),
-        "class_names": (texts, f"{classes} names"),
-        "pictures": (made, 'as data.pictures has it, "ink" for 28×28 pixels alone'),
-    }
-    for name, (fits, form) in forms.items():
+    for name, fits, form in (
+        ("input_shape", sizes and shape[2] in (1, 3), "[H, W, C], C = 1 or 3"),
+        ("class_names", texts, f"{classes} names"),
+        ("pictures", made, 'as data.pictures has it, "ink" for 28×28 pixels alone'),
+    ):
         if not fits:
             got = f"{notes.get(name)!r:.199}"
             raise ValueError(f"its note {name} must be {form}, got {got}")
     return tuple(shape), names, pictures
 
 
-def _answers(
-    model: Model, args: argparse.Namespace
-) -> Iterator[tuple[np.ndarray, dict]]:
-    """The image of each picture, and what --json prints of it."""
-    # Here: `ds4nn --help` does without Pillow and SciPy.
+def _answer(
+    model: Model, path: str, invert: bool | None, top: int | None
+) -> tuple[np.ndarray, dict]:
+    """The image that the network sees of a picture, and what --json prints of it.
+
+    Best classes first, by the rule of the strict decision. Without a label if there is
+    nothing to see, or several classes are as good.
+
+    Raises:
+      PictureError: the file shows no picture.
+    """
     from ds4nn_jax import _pictures
 
-    fit, ground, _ = model.pictures or ("whole", None, None)
-    size = min(_AT_A_TIME, len(args.images))
-    for start in range(0, len(args.images), size):
-        images = np.zeros((size, *model.shape), np.uint8)  # one size is one compilation
-        paths = args.images[start : start + size]
-        records: list[dict] = []
-        with Console(stderr=True).status("working …", spinner="line"):
-            for image, path in zip(images, paths, strict=False):
-                try:
-                    image[:], remarks = _pictures.fitted(
-                        Path(path),
-                        model.shape,
-                        fit=fit,
-                        ground=ground,
-                        invert=args.invert,
-                    )
-                    records.append({"file": path, "remarks": remarks})
-                except _pictures.PictureError as error:
-                    records.append({"file": path, "error": _why(error)})
-            outputs = jax.device_get(_run(model.network, model.params, images))
-        for image, record, *output in zip(images, records, *outputs, strict=False):
-            if "error" not in record:
-                record = _record(model, image, record, *output, top=args.top)
-            yield image, record
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _run(network: ds.SpikingNetwork, params: dict, images: jax.Array) -> tuple:
-    times = network.encode(images)
-    trace = cast(ds.Trace, network.apply(params, times, method="trace"))
-    decisions = ds.decide(trace)
-    return decisions.label, decisions.step, decisions.times, trace.potentials
-
-
-def _record(
-    model: Model,
-    image: np.ndarray,
-    record: dict,
-    label: int,
-    step: int,
-    times: np.ndarray,
-    potentials: np.ndarray,
-    *,
-    top: int | None,
-) -> dict:
-    """With the outputs of the network: best first, by the rule of the strict decision.
-
-    Without a label if there is nothing to see, or several classes are as good.
-    """
-    steps, remarks = model.network.num_steps, record["remarks"]
+    fit, ground, light = model.pictures or ("whole", None, None)
+    image, remarks = _pictures.fitted(
+        Path(path), model.shape, fit=fit, ground=ground, invert=invert
+    )
+    outputs = jax.device_get(_run(model.network, model.params, image[None]))
+    label, step, times, potentials = (output[0] for output in outputs)
+    steps = model.network.num_steps
     same = (times == times[label]) & (potentials == potentials[label])
     tied = [name for name, best in zip(model.names, same, strict=True) if best]
     one, fired = image.any() and len(tied) == 1, step < steps
@@ -209,16 +170,16 @@ def _record(
         remarks.append("the network sees nothing in it")
     elif not one:
         remarks.append(f"{' and '.join(tied)} are tied")
-    elif model.pictures is not None:
-        (low, high), share = model.pictures.light, float(np.mean(image >= 128))
+    elif light is not None:
+        (low, high), share = light, float(np.mean(image >= 128))
         if not low / _UNLIKE <= share <= high * _UNLIKE:
             remarks.append(
                 f"unlike the images of the training: {share:.0%} of it is light, of "
                 f"these {low:.0%} … {high:.0%}; networks of the library: "
                 f"{', '.join(pretrained.names())}"
             )
-    return {
-        "file": record["file"],
+    return image, {
+        "file": path,
         "label": model.names[label] if one else None,
         "class": int(label) if one else None,
         "step": int(step) if one and fired else None,
@@ -233,6 +194,15 @@ def _record(
         ],
         "remarks": remarks,
     }
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _run(network: ds.SpikingNetwork, params: dict, images: jax.Array) -> tuple:
+    trace = cast(
+        ds.Trace, network.apply(params, network.encode(images), method="trace")
+    )
+    decisions = ds.decide(trace)
+    return decisions.label, decisions.step, decisions.times, trace.potentials
 
 
 def _text(model: Model, record: dict, top: int | None) -> str:
