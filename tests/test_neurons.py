@@ -257,9 +257,9 @@ def conv_pool(
     surrogate,
 ):
     """A convolution with the pooling behind it merged, as networks compute them."""
-    geometry = engine, strides, padding, surrogate
-    layer, *arrays = _response.conv_layer(
-        times, kernel, pulses, threshold, num_steps, *geometry
+    window_of = dict(strides=strides, padding=padding)
+    layer, *arrays = _response.prepared(
+        times, kernel, pulses, threshold, num_steps, engine, surrogate, **window_of
     )
     return _response.respond(layer, *arrays, pool=window).times
 

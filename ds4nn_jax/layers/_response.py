@@ -20,7 +20,8 @@ from ds4nn_jax._engines.synapse import (
     explicit_pads,
     pulse_currents,
 )
-from ds4nn_jax.layers.surrogates import Surrogate, resolve
+from ds4nn_jax._values import chosen
+from ds4nn_jax.layers.surrogates import Surrogate
 
 Engine = Literal["auto", "scan", "event"]
 
@@ -34,7 +35,7 @@ class Layer(NamedTuple):
     surrogate: Surrogate
 
 
-def dense_layer(
+def prepared(
     times,
     kernel,
     pulses,
@@ -43,32 +44,24 @@ def dense_layer(
     engine,
     surrogate="constant",
     urgency=0.0,
+    strides=None,
+    padding="SAME",
 ) -> tuple[Layer, *tuple[jax.Array, ...]]:
-    """The layer, and its operands: times, kernel, pulses [P, O], thresholds [O]."""
-    axes, integers = ("[B, I]", "[I, O]"), is_whole(kernel)
+    """The layer, and its operands: times, kernel, pulses [P, O], thresholds [O]. Only
+    a convolution has strides."""
+    is_dense, integers = strides is None, is_whole(kernel)
+    axes = ("[B, I]", "[I, O]") if is_dense else ("[B, H, W, I]", "[kh, kw, I, O]")
     times, kernel = _checks.times_and_kernel(times, kernel, num_steps, *axes)
-    layer = _layer(Dense(integers), num_steps, engine, surrogate)
+    synapse: Synapse = Dense(integers)
+    if not is_dense:
+        strides = _checks.pair("strides", strides)
+        pads = explicit_pads(padding, times.shape[1:3], kernel.shape[:2], strides)
+        synapse = Conv(strides, pads, integers)
+    if engine not in ("auto", "scan", "event"):
+        raise ValueError(f'engine must be "auto", "scan" or "event", got {engine!r}')
+    surrogate = chosen("surrogate", Surrogate, surrogate)
+    layer = Layer(synapse, int(num_steps), engine, surrogate)
     pulses = reference(pulses, kernel, num_steps, urgency, integers)
-    return layer, times, kernel, pulses, thresholds(threshold, kernel)
-
-
-def conv_layer(
-    times,
-    kernel,
-    pulses,
-    threshold,
-    num_steps,
-    engine,
-    strides,
-    padding,
-    surrogate="constant",
-) -> tuple[Layer, *tuple[jax.Array, ...]]:
-    axes, integers = ("[B, H, W, I]", "[kh, kw, I, O]"), is_whole(kernel)
-    times, kernel = _checks.times_and_kernel(times, kernel, num_steps, *axes)
-    strides = _checks.pair("strides", strides)
-    pads = explicit_pads(padding, times.shape[1:3], kernel.shape[:2], strides)
-    layer = _layer(Conv(strides, pads, integers), num_steps, engine, surrogate)
-    pulses = reference(pulses, kernel, num_steps)
     return layer, times, kernel, pulses, thresholds(threshold, kernel)
 
 
@@ -115,12 +108,6 @@ def comparable(potentials: jax.Array, theta: jax.Array) -> jax.Array:
     """Potentials [B, O] with θ_max − θ_j added: equal distances from the thresholds [O]
     are equal, so one rule decides between outputs."""
     return potentials + (jnp.max(theta) - theta)[None]
-
-
-def _layer(synapse, num_steps, engine, surrogate) -> Layer:
-    if engine not in ("auto", "scan", "event"):
-        raise ValueError(f'engine must be "auto", "scan" or "event", got {engine!r}')
-    return Layer(synapse, int(num_steps), engine, resolve(surrogate))
 
 
 def _dispatch(layer: Layer, function: str, *arrays: jax.Array, **static):

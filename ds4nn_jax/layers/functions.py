@@ -75,7 +75,7 @@ def dense(
              [ 0.,  0.]], dtype=float32)
     """
     steps = _coding.settled(num_steps, times)
-    layer, *arrays = _response.dense_layer(
+    layer, *arrays = _response.prepared(
         times, kernel, pulses, threshold, steps, engine, surrogate, urgency
     )
     return _coding.known(_response.respond(layer, *arrays).times, steps)
@@ -120,8 +120,9 @@ def conv(
       Array([7., 9.], dtype=float32)
     """
     steps = _coding.settled(num_steps, times)
-    layer, *arrays = _response.conv_layer(
-        times, kernel, pulses, threshold, steps, engine, strides, padding, surrogate
+    geometry = dict(strides=strides, padding=padding)
+    layer, *arrays = _response.prepared(
+        times, kernel, pulses, threshold, steps, engine, surrogate, **geometry
     )
     return _coding.known(_response.respond(layer, *arrays).times, steps)
 
@@ -220,7 +221,7 @@ def decision_potentials(
       [B, O] potentials, mV.
     """
     num_steps = _coding.settled(num_steps, times)
-    layer, *arrays = _response.dense_layer(
+    layer, *arrays = _response.prepared(
         times, kernel, pulses, threshold, num_steps, engine, urgency=urgency
     )
     times, kernel, pulses, theta = lax.stop_gradient(arrays)
@@ -258,12 +259,8 @@ def peak_potentials(
     """
     num_steps = _coding.settled(num_steps, times)
     never = 1e30  # mV: finite, as every threshold, and out of reach
-    if jnp.ndim(kernel) == 2:
-        layer, *arrays = _response.dense_layer(
-            times, kernel, pulses, never, num_steps, engine
-        )
-    else:
-        layer, *arrays = _response.conv_layer(
-            times, kernel, pulses, never, num_steps, engine, strides, padding
-        )
+    geometry = dict(strides=strides, padding=padding) if jnp.ndim(kernel) != 2 else {}
+    layer, *arrays = _response.prepared(
+        times, kernel, pulses, never, num_steps, engine, **geometry
+    )
     return _response.compiled_forward(layer, *arrays, peaks=True).potential

@@ -41,10 +41,14 @@ def scaled_weights(threshold: float = 100.0) -> Initializer:
     return init
 
 
-def _kernel(
-    layer: "SpikingDense | SpikingConv", shape: tuple[int, ...], times: SpikeTimes
-) -> jax.Array:
-    """The layer's parameter, drawn while the network is initialised."""
+def _prepared(
+    layer: "SpikingDense | SpikingConv",
+    times: SpikeTimes,
+    shape: tuple[int, ...],
+    **settings,
+):
+    """As `_response.prepared`, with the parameters of a module whose kernel has this
+    shape; they are drawn while the network is initialised."""
     if not layer.is_initializing():
         if not layer.has_variable("params", "kernel"):
             raise ValueError(
@@ -59,22 +63,13 @@ def _kernel(
                 "size, or the parameters of another network"
             )
     init = layer.kernel_init or scaled_weights(layer.threshold)
-    return layer.param("kernel", init, shape, times.dtype)
-
-
-def _pulses(layer: "SpikingDense | SpikingConv", times: SpikeTimes):
-    """The parameter [P, O] of a layer that has reference neurons, else None."""
-    if not layer.pulses:
-        return None
-    shape = layer.pulses, layer.features
-    return layer.param("pulses", nn.initializers.zeros, shape, times.dtype)
-
-
-def _threshold(layer: "SpikingDense | SpikingConv") -> jax.typing.ArrayLike:
-    """The parameter [O] of a layer that has one, else its number."""
-    if layer.has_variable("params", "threshold"):
-        return layer.get_variable("params", "threshold")
-    return layer.threshold
+    kernel, pulses = layer.param("kernel", init, shape, times.dtype), None
+    if layer.pulses:
+        zeros, of_pulses = nn.initializers.zeros, (layer.pulses, layer.features)
+        pulses = layer.param("pulses", zeros, of_pulses, times.dtype)
+    threshold = layer.get_variable("params", "threshold", layer.threshold)
+    chosen = layer.num_steps, layer.engine, layer.surrogate
+    return _response.prepared(times, kernel, pulses, threshold, *chosen, **settings)
 
 
 class SpikingDense(nn.Module):
@@ -98,16 +93,7 @@ class SpikingDense(nn.Module):
     def respond(self, times: SpikeTimes, *, counts: bool = False) -> Response:
         """Spike times and, with `counts`, the spikes of every step."""
         shape = (times.shape[-1], self.features)
-        layer, *arrays = _response.dense_layer(
-            times,
-            _kernel(self, shape, times),
-            _pulses(self, times),
-            threshold=_threshold(self),
-            num_steps=self.num_steps,
-            engine=self.engine,
-            surrogate=self.surrogate,
-            urgency=self.urgency,
-        )
+        layer, *arrays = _prepared(self, times, shape, urgency=self.urgency)
         return _response.respond(layer, *arrays, counts=counts)
 
 
@@ -141,17 +127,8 @@ class SpikingConv(nn.Module):
     ) -> Response:
         """Spike times behind the pooling and, with `counts`, spikes of each step."""
         shape = (*self.window, times.shape[-1], self.features)
-        layer, *arrays = _response.conv_layer(
-            times,
-            _kernel(self, shape, times),
-            _pulses(self, times),
-            threshold=_threshold(self),
-            num_steps=self.num_steps,
-            strides=self.strides,
-            padding=self.padding,
-            engine=self.engine,
-            surrogate=self.surrogate,
-        )
+        window = dict(strides=self.strides, padding=self.padding)
+        layer, *arrays = _prepared(self, times, shape, **window)
         return _response.respond(layer, *arrays, pool=pool, counts=counts)
 
 

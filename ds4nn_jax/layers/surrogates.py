@@ -12,7 +12,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from ds4nn_jax._values import Value, chosen
+from ds4nn_jax._values import Value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +62,3 @@ class Window(Surrogate):
         if math.isinf(self.width):
             return jnp.ones_like(potential)
         return jnp.maximum(0, 1 - jnp.abs(potential - threshold) / self.width)
-
-
-def resolve(surrogate: str | Surrogate) -> Surrogate:
-    """A surrogate as it is, or by its name."""
-    return chosen("surrogate", Surrogate, surrogate)

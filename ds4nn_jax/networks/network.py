@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from ds4nn_jax._engines.synapse import (
     flat,
     spikes_per_step,
 )
-from ds4nn_jax._values import plain
+from ds4nn_jax._values import chosen, plain
 from ds4nn_jax.layers import _coding, _response, functions
 from ds4nn_jax.layers.encoding import spike_times
 from ds4nn_jax.layers.losses import Normalization, normalize_gradient
@@ -26,7 +27,7 @@ from ds4nn_jax.layers.modules import (
     SpikingPool,
     uniform_weights,
 )
-from ds4nn_jax.layers.surrogates import Surrogate, Window, resolve
+from ds4nn_jax.layers.surrogates import Surrogate, Window
 from ds4nn_jax.networks.spec import ConvSpec, DenseSpec, LayerSpec, PoolSpec, parse_spec
 from ds4nn_jax.types import SpikeTimes
 
@@ -154,16 +155,12 @@ class SpikingNetwork(nn.Module):
         an urgency among them."""
         weights = []
         for name in self.weighted:
-            layer = params["params"][name]
-            kernel = layer["kernel"]
+            layer, steps = params["params"][name], self.num_steps
+            pulses, kernel = layer.get("pulses"), layer["kernel"]
             urgency = self.urgency if name == self.names[-1] else 0.0
             weights.append(
                 _response.reference(
-                    layer.get("pulses"),
-                    kernel,
-                    self.num_steps,
-                    urgency,
-                    _response.is_whole(kernel),
+                    pulses, kernel, steps, urgency, _response.is_whole(kernel)
                 )
             )
         return tuple(weights)
@@ -224,7 +221,7 @@ class SpikingNetwork(nn.Module):
                 uniform_weights(low, high)  # refuses bounds before any work
 
     def setup(self):
-        hidden = resolve(self.surrogate)
+        hidden = chosen("surrogate", Surrogate, self.surrogate)
         output = Window(float("inf")) if hidden.silent_learn else hidden
         settings = "threshold", "num_steps", "engine"
         shared: dict[str, Any] = {name: getattr(self, name) for name in settings}
@@ -274,19 +271,18 @@ class SpikingNetwork(nn.Module):
 
     def _potentials(self, entering: SpikeTimes) -> jax.Array:
         output = self.stack[-1].variables["params"]
-        theta = output.get("threshold")
+        theta = output.get("threshold", self.threshold)
         potentials = functions.decision_potentials(
             entering,
             output["kernel"],
             pulses=output.get("pulses"),
-            threshold=self.threshold if theta is None else theta,
+            threshold=theta,
             num_steps=self.num_steps,
             engine=self.engine,
             urgency=self.urgency,
         )
-        if theta is None:
-            return potentials
-        return _response.comparable(potentials, jnp.asarray(theta, potentials.dtype))
+        theta = _response.thresholds(theta, output["kernel"])
+        return _response.comparable(potentials, theta)
 
     def _propagate(
         self,
@@ -362,13 +358,8 @@ def check_params(network: SpikingNetwork, params: dict, images: np.ndarray) -> N
     """Refuses parameters that are not this network's on such images, or not finite."""
     one = jax.ShapeDtypeStruct((1, *np.shape(images)[1:]), jnp.float32)
     layers = jax.eval_shape(network.init, jax.random.key(0), one)["params"]
-    actual, expected = (
-        {
-            name: {kind: np.shape(array) for kind, array in arrays.items()}
-            for name, arrays in tree.items()
-        }
-        for tree in (params["params"], layers)
-    )
+    trees = flax.core.unfreeze(params["params"]), layers
+    actual, expected = jax.tree.map(np.shape, trees)
     for name, arrays in expected.items():
         if "threshold" in actual.get(name, ()):  # a layer may have its own
             arrays["threshold"] = arrays["kernel"][-1:]
