@@ -101,11 +101,8 @@ class FiringRates(InitialWeights):
             for name in network.weighted[:-1]
         ]
         if self.edges:
-            first = network.weighted[0]
-            kernel = params["params"][first]["kernel"]
-            mean = jnp.mean(kernel, tuple(range(kernel.ndim - 1)), keepdims=True)
-            centred = {**params["params"][first], "kernel": kernel - mean}
-            params = {"params": {**params["params"], first: centred}}
+            first = params["params"][network.weighted[0]]
+            first["kernel"] -= jnp.mean(first["kernel"], (0, 1, 2), keepdims=True)
             hidden[0] = self.edges
         return calibrate(network, params, times, (*hidden, self.output))
 

@@ -21,12 +21,12 @@ from ds4nn_jax.networks.quantization import is_whole, quantize, real_weights
 from ds4nn_jax.training import batching, parallel
 from ds4nn_jax.training.batching import Arrays, Loader
 from ds4nn_jax.training.config import TrainConfig
+from ds4nn_jax.training.optimizers import averaged
 from ds4nn_jax.training.step import (
     Params,
     StepMetrics,
     TrainState,
     init,
-    kept_weights,
     make_optimizer,
     train_step,
 )
@@ -132,7 +132,7 @@ def fit(
         return state, jax.tree.map(jnp.mean, metrics)
 
     state, metrics = jax.lax.scan(epoch, state, jnp.stack(epoch_keys))
-    return kept_weights(state), metrics
+    return averaged(state.optimizer, state.params), metrics
 
 
 def train(
@@ -359,7 +359,8 @@ def _validated(
     config: TrainConfig, batches: Arrays | Loader, state: TrainState, last: bool
 ) -> tuple[SpikingNetwork, Params, evaluation.Report | None]:
     """The network and weights after an epoch, and their report."""
-    network, params = config.network(), jax.tree.map(np.array, kept_weights(state))
+    network, params = config.network(), averaged(state.optimizer, state.params)
+    params = jax.tree.map(np.array, params)
     if config.bits is not None:
         network, params = quantize(network, params, bits=config.bits)
     if batches.held_out is None:

@@ -1,5 +1,6 @@
 """One step of training, pure: to be jitted, vmapped over seeds, or put into a scan."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,7 +13,6 @@ from ds4nn_jax.layers import losses
 from ds4nn_jax.layers.encoding import spike_times
 from ds4nn_jax.networks import evaluation
 from ds4nn_jax.networks.quantization import rounded
-from ds4nn_jax.training import optimizers
 from ds4nn_jax.training.config import TrainConfig
 from ds4nn_jax.types import SpikeTimes
 
@@ -51,11 +51,6 @@ def make_optimizer(
     schedule = config.schedule.factor(config.epochs, steps_per_epoch)
     optimizer = config.optimizer.at_threshold(config.threshold)
     return optimizer.chain(config.network().weighted, schedule)
-
-
-def kept_weights(state: TrainState) -> Params:
-    """The weights to validate and keep, or their average if there is one."""
-    return optimizers.averaged(state.optimizer, state.params)
 
 
 def init(
@@ -101,14 +96,10 @@ def train_step(
     ), metrics
 
 
-def _centred(config: TrainConfig, hook: Callable | None) -> Callable:
+def _centred(config: TrainConfig, hook: Callable | None, times: SpikeTimes):
     """Centres the errors of a layer, then lets its regularizer push."""
-
-    def identity(times: SpikeTimes) -> SpikeTimes:
-        times = times if hook is None else hook(times)
-        return losses.centre_errors(times, config.num_steps, config.centring)
-
-    return identity
+    times = times if hook is None else hook(times)
+    return losses.centre_errors(times, config.num_steps, config.centring)
 
 
 def _gradients(
@@ -123,7 +114,8 @@ def _gradients(
     hidden = len(network.weighted) - 1
     hooks: Any = config.regularizer.layers(hidden, state.step, config.num_steps)
     if config.centring:
-        hooks = [_centred(config, hook) for hook in hooks or [None] * hidden]
+        hooks = hooks or [None] * hidden
+        hooks = [functools.partial(_centred, config, hook) for hook in hooks]
 
     def loss(params: Params):
         model = network, params
