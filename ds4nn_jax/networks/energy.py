@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import jax
 
+from ds4nn_jax import _checks
 from ds4nn_jax.networks.network import SpikingNetwork
 
 ADDITION = 0.9e-12  # J, of 32-bit floating point
@@ -52,11 +53,9 @@ def synaptic_operations(
       input_shape: of one image, [H, W, I] or [I].
       layer_spikes: spikes of the input and of each layer (`Report.layer_spikes`).
     """
-    if len(layer_spikes) != len(network.layers) + 1:
-        raise ValueError(
-            f"layer_spikes must hold {len(network.layers) + 1} numbers, of the input "
-            f"and of each layer of {network.spec}, got {len(layer_spikes)}"
-        )
+    count, numbers = len(network.layers) + 1, len(layer_spikes)
+    rule = f"layer_spikes must hold {count} numbers, of the input and of each layer"
+    _checks.need(numbers == count, f"{rule} of {network.spec}", numbers)
     return float(
         sum(
             layer_spikes[layer]
@@ -81,11 +80,9 @@ def reference_operations(
       input_shape: of one image, [H, W, I] or [I].
       layer_reference_spikes: of each layer (`Report.layer_reference_spikes`).
     """
-    if len(layer_reference_spikes) != len(network.layers):
-        raise ValueError(
-            f"layer_reference_spikes must hold {len(network.layers)} numbers, of each "
-            f"layer of {network.spec}, got {len(layer_reference_spikes)}"
-        )
+    count, numbers = len(network.layers), len(layer_reference_spikes)
+    rule = f"layer_reference_spikes must hold {count} numbers, of each layer"
+    _checks.need(numbers == count, f"{rule} of {network.spec}", numbers)
     return float(
         sum(
             layer_reference_spikes[layer] * math.prod(outputs)

@@ -5,7 +5,6 @@ steps and spikes as `ds4nn_jax.classify`, to the last one.
 """
 
 import math
-import re
 from collections.abc import Sequence
 from importlib import resources
 from typing import Any, NamedTuple
@@ -106,14 +105,14 @@ class _Layer(NamedTuple):
     out_height: int
     out_width: int
     outputs: int
-    pools: int  # by layer: whether pooling neurons are behind it, in windows of `pool`
-    pool: int
-    first: int  # to the decision: its first neuron
-    into: int  # by layer: offsets in the arena
-    out: int
-    events: int
-    pulses: int
-    name: str  # of its weights; pooling alone has none
+    pools: int = 0  # by layer: whether pooling is behind it, in windows of `pool`
+    pool: int = 1
+    first: int = 0  # to the decision: its first neuron
+    into: int = 0  # by layer: offsets in the arena
+    out: int = 0
+    events: int = 0
+    pulses: int = 0
+    name: str = ""  # of its weights; pooling alone has none
 
 
 class _Plan(NamedTuple):
@@ -139,10 +138,11 @@ def _plan(network: SpikingNetwork, params: dict, shape, stop: bool) -> _Plan:
             (top, _), (left, _) = stage.synapse.pads
             corner = top, left
         window = stage.size, getattr(spec, "stride", 1)
-        placed = dict(pools=0, pool=1, first=0, into=0, out=0, events=0)
-        weights = "" if isinstance(spec, PoolSpec) else name
-        fields = *image, *window, *corner, *after, *placed.values()
-        layers.append(_Layer._make((*fields, rows.get(name, 0), weights)))
+        sizes: list[Any] = [*image, *window, *corner, *after]
+        layer = _Layer(*sizes)
+        if not isinstance(spec, PoolSpec):
+            layer = layer._replace(pulses=rows[name], name=name)
+        layers.append(layer)
     inputs, steps = math.prod(shape), network.num_steps
     thresholds = network.thresholds(params)
     events = max(x.size**2 * x.inputs + x.pulses for x in layers)
@@ -171,7 +171,7 @@ def _type(arrays: Sequence[Any]) -> str:
 
 
 def _bytes(kind: str) -> int:
-    return int(re.sub(r"\D", "", kind)) // 8
+    return np.dtype(kind.removesuffix("_t")).itemsize
 
 
 def _neurons(layer: _Layer) -> int:
