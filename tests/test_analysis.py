@@ -25,13 +25,6 @@ def test_predict_is_strict():
     assert ds.predict(np.full((1, 3), T), inhibited)[0] == 1
 
 
-def test_predict_refuses():
-    with pytest.raises(ValueError, match="2 axes"):
-        ds.predict(np.zeros(3))
-    with pytest.raises(ValueError, match="potentials must have the shape"):
-        ds.predict(np.zeros((2, 3)), np.zeros((2, 2)))
-
-
 def test_predict_by_waits_for_the_first_spike():
     """One image, θ = 100: output 2 leads early, output 1 fires first, at step 2."""
     potentials = np.array([[10, 0, 50], [60, 90, 50], [70, 120, 50], [300, 120, 50.0]])

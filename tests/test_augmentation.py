@@ -64,13 +64,3 @@ def test_rotation_turns_every_other_image_by_its_own_angle():
     angles = np.degrees(np.arctan2(y, x))
     assert angles.min() < -15 and angles.max() > 15 and np.abs(angles).max() < 32
     assert len({*np.round(angles, 2)}) > 20
-
-
-def test_refuses_what_are_no_images(batch):
-    for change in (
-        augmentation.flip,
-        lambda *a: augmentation.shift(*a, pixels=1),
-        lambda *a: augmentation.rotate(*a, degrees=1),
-    ):
-        with pytest.raises(ValueError, match=r"4 axes \[B, H, W, C\]"):
-            change(jax.random.key(0), batch[0])

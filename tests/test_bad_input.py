@@ -18,10 +18,12 @@ import ds4nn_jax as ds
 from ds4nn_jax import data
 from ds4nn_jax.cli import commands
 from ds4nn_jax.layers import losses
-from ds4nn_jax.networks import pretrained
+from ds4nn_jax.networks import energy, pretrained
 from ds4nn_jax.networks.spec import parse_spec
-from ds4nn_jax.training import augmentation, parallel
+from ds4nn_jax.training import augmentation, parallel, rules
 from ds4nn_jax.training.checkpoints import CheckpointError, Checkpoints
+from ds4nn_jax.training.initial_weights import FiringRates
+from ds4nn_jax.training.regularizers import RateRegularizer
 from experiments import digits
 
 KEY = jax.random.key(0)
@@ -92,6 +94,10 @@ def header(kind=8, *shape):
 
 def of_layer(kernel):
     return {"params": {"dense1": {"kernel": np.asarray(kernel, np.float32)}}}
+
+
+def inferred(spec="4-3", times=TIMES, kernel=KERNEL):
+    return lambda _: ds.infer(network(spec), of_layer(kernel), times)
 
 
 def quantized(kernel=KERNEL, bits=4):
@@ -192,11 +198,33 @@ TABLE = [
     ),
     ("uint8 (0 … 2", T, made(ds.encode, np.zeros((1, 4), np.int32))),
     ("≥ 0, got -1", V, made(augmentation.shift, KEY, PIXELS, pixels=-1)),
+    (
+        "4 axes [B, H, W, C]",
+        V,
+        made(augmentation.flip, KEY, PIXELS[0]),
+        made(augmentation.shift, KEY, PIXELS[0], pixels=1),
+        made(augmentation.rotate, KEY, PIXELS[0], degrees=1),
+    ),
     # Networks
     ("text like '64C3-P2-10'", V, made(parse_spec, 10)),
     ("<", V, applied("4-3", TIMES, initial_weights=((3, 1),))),
     ("1", V, applied("4-3", TIMES, initial_weights=((0, 1),) * 2)),
-    ("takes 5 inputs an image", V, applied("5-3", TIMES)),
+    ("takes 5 inputs an image", V, applied("5-3", TIMES), inferred("5-3")),
+    ("whole steps 0 … T = 100", V, inferred(times=TIMES + 101)),
+    ("kernel of dense1 must be finite", V, inferred(kernel=KERNEL * NAN)),
+    ("larger than the image", V, applied("8C3-P9-10", IMAGES)),
+    ("2 axes", V, made(ds.predict, OUTPUTS[0])),
+    ("potentials must have the shape", V, made(ds.predict, OUTPUTS, OUTPUTS[:1])),
+    (
+        "layer_spikes must hold 2 numbers",
+        V,
+        made(energy.synaptic_operations, network(), (4,), (1, 2, 3)),
+    ),
+    (
+        "layer_reference_spikes must hold 1 numbers",
+        V,
+        made(energy.reference_operations, network(), (4,), (1, 2)),
+    ),
     (
         "times of shape (2, 4) need (4, 3)",
         V,
@@ -212,7 +240,6 @@ TABLE = [
     ("kernel of dense1 must be finite", V, quantized(KERNEL * NAN)),
     ("whole numbers already", V, lambda _: ds.quantize(*quantized()(None), bits=4)),
     # Errors of the output
-    ("0 … 2, got -1", V, relative(labels=np.array([0, -1]))),
     ("0 … 2, got 3", V, relative(labels=np.array([0, 3]))),
     ("labels must be integers", T, relative(labels=np.zeros(2))),
     (
@@ -222,6 +249,21 @@ TABLE = [
         relative(labels=LABELS[:1]),
     ),
     ("offset must be ≥ 0", V, relative(offset=-1)),
+    (
+        "potentials must have the shape",
+        V,
+        made(rules.Softmax().target, OUTPUTS, LABELS, OUTPUTS[:1]),
+        made(rules.Softmax().target, OUTPUTS, LABELS),
+    ),
+    (
+        "other_time must be in 0 … T = 90, got 100",
+        V,
+        made(rules.Fixed().target, OUTPUTS - 90, LABELS, num_steps=90),
+        config(output_rule="fixed", num_steps=90),
+    ),
+    ("temperature must be > 0", V, made(rules.Softmax, temperature=0)),
+    ("horizon must be > 0", V, made(rules.Softmax, horizon=0)),
+    ("anchor must be ≥ 0", V, made(rules.Softmax, anchor=-1)),
     ("axes", V, relative(OUTPUTS[0])),
     ("method", V, made(losses.normalize_gradient, TIMES, method="max")),
     ("differ", V, made(ds.temporal_loss, OUTPUTS, TIMES)),
@@ -262,7 +304,38 @@ TABLE = [
     ("epochs must be a whole number, got '3", T, config(epochs="3")),
     ("learning_rate must be a number > 0, got 0", V, made(ds.optimizers.Adam, 0)),
     ("learning_rate must be a number > 0, got nan", V, made(ds.optimizers.Muon, NAN)),
+    ("average must be in [0, 1)", V, made(ds.optimizers.Adam, average=1.0)),
+    ("first_sum must be a number of mV", V, made(ds.optimizers.Adam, first_sum=INF)),
+    (
+        "first_sum must be None for 64-10",
+        V,
+        config(spec="64-10", optimizer=ds.optimizers.Adam(first_sum=80.0)),
+    ),
+    ("common_step must be in [0, 1]", V, made(ds.optimizers.Muon, common_step=2)),
+    ("period must be at least 1", V, made(ds.schedules.StepDecay, period=0)),
+    ("images must be at least 1", V, made(FiringRates, images=0)),
+    ("edges must be in [0, 1)", V, made(FiringRates, edges=1)),
+    (
+        "edges must be 0 for 64-10",
+        V,
+        config(spec="64-10", initial_weights=FiringRates(edges=0.2)),
+    ),
+    ("targets must be in (0, 1]", V, made(RateRegularizer, (0.1, 0.0))),
+    ("start must be in (0, 1]", V, made(RateRegularizer, start=0)),
+    ("floor must be in [0, 1)", V, made(RateRegularizer, floor=1)),
+    ("strength must be ≥ 0", V, made(RateRegularizer, strength=INF)),
+    ("steps must be at least 1", V, made(RateRegularizer, steps=0)),
+    (
+        "targets must be no more than 1, the hidden layers",
+        V,
+        config(spec="8C3-P2-10", regularizer=RateRegularizer((0.1, 0.2))),
+    ),
+    ("shift must be ≥ 0 pixels", V, made(augmentation.Augmentation, shift=-1)),
     ("flip must be a bool", T, made(augmentation.Augmentation, flip=1)),
+    ("threshold must be > 0 mV", V, config(threshold=NAN)),
+    ("one of cosine, step_decay", V, config(schedule="linear")),
+    ("engine must be one of", V, config(engine="gpu")),
+    ("have 2 entries", V, config(initial_weights=((0, 1, 2),) * 2)),
     ("must be a sequence", T, config(initial_weights=3)),
     ("must be an instance of", T, config(optimizer=optax.adam(1))),
     (
@@ -270,11 +343,7 @@ TABLE = [
         T,
         config(output_rule={"name": "margin", "horizon": 3}),
     ),
-    (
-        "output must be in (0, 1), got 1.0",
-        V,
-        made(ds.initial_weights.FiringRates, output=1),
-    ),
+    ("output must be in (0, 1), got 1.0", V, made(FiringRates, output=1)),
     ("validation must be in [0, 1), got 1.0", V, config(validation=1.0)),
     ("seed must be in 0 … 2³²−1, got -1", V, config(seed=-1)),
     (

@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import ENGINES
@@ -137,15 +136,3 @@ def test_composes(engine, rng):
         np.testing.assert_array_equal(
             getattr(mapped, name).reshape(expected.shape), expected
         )
-
-
-def test_refuses():
-    network = ds.SpikingNetwork.from_spec("4-3", num_steps=T)
-    params = {"params": {"dense1": {"kernel": jnp.ones((4, 3))}}}
-    with pytest.raises(ValueError, match="takes 4 inputs an image"):
-        ds.infer(network, params, jnp.zeros((2, 5)))
-    with pytest.raises(ValueError, match="whole steps"):
-        ds.infer(network, params, jnp.full((2, 4), 25.0))
-    broken = {"params": {"dense1": {"kernel": jnp.full((4, 3), jnp.nan)}}}
-    with pytest.raises(ValueError, match="kernel of dense1 must be finite"):
-        ds.infer(network, broken, jnp.zeros((2, 4)))

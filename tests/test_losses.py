@@ -90,20 +90,6 @@ def test_softmax_of_soft_labels_by_hand():
     )
 
 
-def test_softmax_error_is_the_gradient_of_a_cross_entropy():
-    times = np.array([[20.0, 35, 25], [5, 60, 98]], np.float32)
-    labels = np.array([1, 0])
-
-    def cross_entropy(times):
-        late = times + 5 * jax.nn.one_hot(labels, 3)
-        return -jnp.sum(jax.nn.log_softmax(-late / 10)[jnp.arange(2), labels])
-
-    target = Softmax(offset=5, temperature=10, anchor=0).target(times, labels, times)
-    np.testing.assert_allclose(
-        times - target, 10 * jax.grad(cross_entropy)(times), atol=1e-5
-    )
-
-
 def test_loss_and_its_gradient():
     """E = ½Σe² (Eq. 6), ∂E/∂t = e (Eq. 9), none through the target."""
     target = ds.relative_target(TIMES, LABELS, offset=10)
@@ -154,18 +140,6 @@ def test_normalize_gradient_edge_cases(method):
         np.testing.assert_array_equal(backward(delta, "sum"), delta)
         quarters = backward(-np.ones((1, 4)), "sum")
         np.testing.assert_array_equal(quarters, np.full((1, 4), 0.25))
-
-
-def test_refusals():
-    """More kinds of them are in `test_bad_input.py`."""
-    with pytest.raises(ValueError, match="other_time must be in 0 … T = 90, got 100"):
-        Fixed(label_time=0, other_time=100).target(TIMES, LABELS, num_steps=90)
-    for potentials in (TIMES[:, :2], None):
-        with pytest.raises(ValueError, match="potentials must have the shape"):
-            Softmax().target(TIMES, LABELS, potentials)
-    for name, value in (("temperature", 0), ("horizon", 0), ("anchor", -1)):
-        with pytest.raises(ValueError, match=f"{name} must be"):
-            Softmax(**{name: value})
 
 
 def centred(times, delta, share=1.0):

@@ -225,12 +225,6 @@ def test_initial_weights():
         assert high - 0.1 * (high - low) < kernel.max() <= high
 
 
-def test_pooling_larger_than_the_image_is_refused():
-    with pytest.raises(ValueError, match="larger than the image"):
-        network = ds.SpikingNetwork.from_spec("8C3-P9-10")
-        network.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
-
-
 @pytest.mark.parametrize("steps", [64, 100, 200])
 def test_images_coded_in_another_number_of_steps(steps, images):
     """More than T is an error; less cannot be told for sure, and is warned of."""

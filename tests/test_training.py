@@ -15,7 +15,7 @@ from ds4nn_jax.training import batching, loop, optimizers, step
 from ds4nn_jax.training.augmentation import Augmentation
 from ds4nn_jax.training.initial_weights import FiringRates
 from ds4nn_jax.training.optimizers import Adam, Muon
-from ds4nn_jax.training.rules import Fixed, OutputRule, Softmax
+from ds4nn_jax.training.rules import OutputRule, Softmax
 from ds4nn_jax.training.schedules import StepDecay
 
 SMALL = dict(
@@ -229,9 +229,8 @@ def test_initial_weights_do_not_depend_on_the_order_of_the_classes(first, digits
 
 
 def test_edges_leave_flat_images_silent(digits):
-    """Kernels whose sums are zero: a grey image fires nothing but along its border, and
-    the asked share of the neurons that the digits drive fires. Later layers are drawn
-    as without."""
+    """Kernels whose sums are zero: a grey image fires nothing but along its border, the
+    digits do. Later layers are drawn as without."""
     config = ds.TrainConfig(
         spec="8C3-P2-6C3-10", initial_weights=FiringRates(output=0.9, edges=0.2)
     )
@@ -245,11 +244,7 @@ def test_edges_leave_flat_images_silent(digits):
     trace = network.apply({"params": params}, network.encode(grey), method="trace")
     assert (np.asarray(trace.times[1])[:, 1:-1, 1:-1] == 100).all()
     trace = network.apply({"params": params}, network.encode(images), method="trace")
-    inside = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0))) > 0
-    windows = np.lib.stride_tricks.sliding_window_view(inside, (3, 3), (1, 2))
-    driven = windows.any((-1, -2))[..., 0]
-    share = np.mean(np.asarray(trace.times[1] < 100)[driven])
-    assert share == pytest.approx(0.2, abs=0.03)
+    assert 0.05 < np.mean(trace.times[1] < 100) < 0.2
     plain = FiringRates(output=0.9).draw(network, key, images)["params"]
     ratio = params["conv2"]["kernel"] / plain["conv2"]["kernel"]
     np.testing.assert_allclose(ratio, ratio.mean(), rtol=1e-4)
@@ -327,46 +322,6 @@ def test_muon_for_hidden_layers_with_more_inputs_than_neurons():
     values = np.linalg.svd(turned, compute_uv=False)
     assert values.min() > 0.5 * values.max()  # of the gradient: 0.1
     assert np.sum(steps["conv2"] * gradient["params"]["conv2"]["kernel"]) < 0
-
-
-@pytest.mark.parametrize(
-    "kind, changes, message",
-    [
-        (ds.TrainConfig, dict(spec="64C3-Q"), "'Q' is none of"),
-        (ds.TrainConfig, dict(threshold=float("nan")), "threshold must be > 0"),
-        (ds.TrainConfig, dict(schedule="linear"), "must be one of cosine, step_decay"),
-        (ds.TrainConfig, dict(engine="gpu"), "engine must be one of"),
-        (ds.TrainConfig, dict(initial_weights=((0, 1, 2),) * 2), "have 2 entries"),
-        (
-            ds.TrainConfig,
-            dict(output_rule=Fixed(101, 0)),
-            "label_time must be in 0 … T",
-        ),
-        (ds.TrainConfig, dict(output_rule="fixed", num_steps=50), "other_time must be"),
-        (Adam, dict(average=1.0), r"average must be in \[0, 1\)"),
-        (Adam, dict(first_sum=float("inf")), "first_sum must be a number of mV"),
-        (Muon, dict(common_step=2), r"common_step must be in \[0, 1\]"),
-        (StepDecay, dict(period=0), "period must be at least 1"),
-        (FiringRates, dict(images=0), "images must be at least 1"),
-        (FiringRates, dict(edges=1), r"edges must be in \[0, 1\)"),
-        (Augmentation, dict(shift=-1), "shift must be ≥ 0 pixels, got -1"),
-    ],
-)
-def test_values_refuse(kind, changes, message):
-    """What the table of `test_bad_input.py` has not."""
-    with pytest.raises(ValueError, match=message):
-        kind(**changes)
-
-
-def test_edges_need_a_convolution():
-    with pytest.raises(ValueError, match="edges must be 0 for 64-20-10"):
-        ds.TrainConfig(spec="64-20-10", initial_weights=FiringRates(edges=0.2))
-
-
-def test_a_batch_larger_than_the_data_is_refused(digits):
-    config = ds.TrainConfig(**SMALL | {"batch_size": 500})
-    with pytest.raises(ValueError, match="batch_size 500 is larger than the 300"):
-        ds.fit(config, jax.random.key(0), *digits)
 
 
 def values(kind):
@@ -636,20 +591,6 @@ def test_batches_as_they_come(digits):
     images[:], labels[:] = 1, 1  # while it is ahead
     batch = next(loader.epoch(1, 0))
     assert not batch[0].any() and not batch[1].any()
-
-
-def test_only_so_many_steps_wait_for_the_device(digits, monkeypatch):
-    """The host waits for the step that is so many back, and for none before."""
-    waited, order = [], []
-    monkeypatch.setattr(loop, "_AHEAD", 5)
-    monkeypatch.setattr(
-        jax, "block_until_ready", lambda metrics: waited.append((len(order), metrics))
-    )
-    config = ds.TrainConfig(**SMALL)
-    list(ds.train(config, *digits, on_step=lambda step: order.append(step.metrics)))
-    assert [at for at, _ in waited] == list(range(5, 54))
-    assert all(metrics is order[at - 5] for at, metrics in waited)
-    assert all(isinstance(part, jax.Array) for part in order[0])
 
 
 def test_a_loader_is_gone_through_once_an_epoch(digits):
