@@ -24,7 +24,6 @@ import jax
 import numpy as np
 
 from ds4nn_jax._engines.synapse import explicit_pads, pulse_steps
-from ds4nn_jax.layers import _response
 from ds4nn_jax.networks import quantization
 from ds4nn_jax.networks.network import SpikingNetwork, check_params
 from ds4nn_jax.networks.spec import ConvSpec, DenseSpec, PoolSpec, parse_spec
@@ -103,7 +102,7 @@ def _summing(
     """The nodes in front of a layer's neurons, by name, and the most that these can
     receive."""
     if isinstance(layer, PoolSpec):
-        if not _response.divides((layer.size, layer.size), (1, *before)):
+        if any(size % layer.size for size in before[:2]):
             raise ValueError(
                 f"{name}: windows of {layer.size} leave a rest of {before[:2]}, "
                 "which NIR's pooling would drop"

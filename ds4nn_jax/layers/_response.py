@@ -142,11 +142,6 @@ def _forward(layer: Layer, times, kernel, pulses, threshold, **static) -> Respon
     return _dispatch(layer, "forward", *arrays, **static)
 
 
-def divides(window: tuple[int, int], shape: tuple[int, ...]) -> bool:
-    """Whether pooling windows cover images [B, H, W, O] without a rest."""
-    return shape[1] % window[0] == 0 and shape[2] % window[1] == 0
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 5, 6))
 def _response(
     layer: Layer, times, kernel, pulses, threshold, pool=NO_POOL, counts=False
