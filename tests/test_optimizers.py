@@ -1,4 +1,3 @@
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -129,31 +128,45 @@ def test_average_by_hand():
     assert optimizers.averaged(bare, weights) is weights  # none: the weights themselves
 
 
-@pytest.mark.parametrize("kind", [optimizers.Adam, optimizers.Muon])
-def test_frozen_layers_keep_their_weights(kind, rng):
-    """optax freezes a layer: it stays, and the weights and averages of the others are
-    those of the optimizer alone."""
+def freezing(chain, labels):
+    return optax.multi_transform({"train": chain, "keep": optax.set_to_zero()}, labels)
+
+
+@pytest.mark.parametrize(
+    "kind, norms", [(optimizers.Adam, "learned"), (optimizers.Muon, "held")]
+)
+def test_frozen_layers_keep_their_weights(kind, norms, rng):
+    """optax freezes a layer, by its name or by its arrays: it stays, and the weights
+    and averages of the others are those of the optimizer alone."""
     shapes = {"conv1": (3, 3, 1, 4), "dense2": (20, 10)}
+    drawn = {name: rng.normal(4, 9, shape) for name, shape in shapes.items()}
     layers = {
-        name: {"kernel": jnp.float32(rng.normal(4, 9, shape))}
-        for name, shape in shapes.items()
+        name: {"kernel": jnp.float32(w), "pulses": jnp.ones((2, w.shape[-1]))}
+        for name, w in drawn.items()
     }
     start = {"params": layers}
     gradients = jax.tree.map(jnp.cos, start)
-    norms = optimizers.LearnedNorms()
     chain = kind(0.05, norms=norms, average=0.9).chain(
         tuple(shapes), optax.constant_schedule(1.0)
     )
-    freezing = optax.multi_transform(
-        {"train": chain, "keep": optax.set_to_zero()},
-        {"params": {"conv1": "keep", "dense2": "train"}},
+    by_layer = {"params": {"conv1": "keep", "dense2": "train"}}
+    by_array = jax.tree.map_with_path(
+        lambda path, _: by_layer["params"][path[1].key], start
     )
     ends = []
-    for tx in (chain, freezing):
-        steps, state = jax.jit(tx.update)(gradients, tx.init(start), start)
-        params = optax.apply_updates(start, steps)
+    for tx in (chain, freezing(chain, by_layer), freezing(chain, by_array)):
+        params, state, update = start, tx.init(start), jax.jit(tx.update)
+        for _ in range(2):
+            steps, state = update(gradients, state, params)
+            params = optax.apply_updates(params, steps)
         ends.append((params["params"], optimizers.averaged(state, params)["params"]))
-    close = functools.partial(np.testing.assert_allclose, rtol=1e-5)
-    for alone, frozen in zip(*ends, strict=True):
-        jax.tree.map(np.testing.assert_array_equal, frozen["conv1"], layers["conv1"])
-        jax.tree.map(close, frozen["dense2"], alone["dense2"])
+    for params, average in ends[1:]:
+        for end, alone in zip((params, average), ends[0], strict=True):
+            jax.tree.map(np.testing.assert_array_equal, end["conv1"], layers["conv1"])
+            jax.tree.map(
+                lambda got, expected: np.testing.assert_allclose(
+                    got, expected, rtol=1e-5
+                ),
+                end["dense2"],
+                alone["dense2"],
+            )

@@ -593,6 +593,20 @@ def test_batches_as_they_come(digits):
     assert not batch[0].any() and not batch[1].any()
 
 
+def test_only_so_many_steps_wait_for_the_device(digits, monkeypatch):
+    """The host waits for the step that is so many back, and for none before."""
+    waited, order = [], []
+    monkeypatch.setattr(loop, "_AHEAD", 5)
+    monkeypatch.setattr(
+        jax, "block_until_ready", lambda metrics: waited.append((len(order), metrics))
+    )
+    config = ds.TrainConfig(**SMALL)
+    list(ds.train(config, *digits, on_step=lambda step: order.append(step.metrics)))
+    assert [at for at, _ in waited] == list(range(5, 54))
+    assert all(metrics is order[at - 5] for at, metrics in waited)
+    assert all(isinstance(part, jax.Array) for part in order[0])
+
+
 def test_a_loader_is_gone_through_once_an_epoch(digits):
     loader = Loader(*digits, 16)
     config = ds.TrainConfig(spec="64-100-10", epochs=8)
