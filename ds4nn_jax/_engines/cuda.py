@@ -5,7 +5,6 @@ missing or fails there is no such engine: one warning says what to do, and the s
 takes over. Both mean the same; float32 alone.
 """
 
-import contextlib
 import ctypes
 import functools
 import hashlib
@@ -25,11 +24,9 @@ import numpy as np
 from ds4nn_jax._engines import library, scan
 from ds4nn_jax._engines.shapes import Shape, geometry, needed, response
 from ds4nn_jax._engines.synapse import NO_POOL, Dense, Response, Synapse
-from ds4nn_jax._files import atomic_file
 
 SOURCE = Path(__file__).with_name("cuda.cu")
-HANDLERS = ("forward", "weights", "times")
-_FORWARD, _WEIGHTS, _TIMES = range(3)  # passes, as `ds4nn_scratch` counts them
+PASSES = "forward", "weights", "times"  # as `ds4nn_scratch` counts them
 _LOCK = threading.RLock()
 
 
@@ -56,7 +53,7 @@ def forward(
         flag=peaks,
         counts=0 if shapes.counts is None else shapes.counts.shape[1],
     )
-    if _scratch(_FORWARD, plan) is None:
+    if _scratch("forward", plan) is None:
         return scan.forward(synapse, times, kernel, pulses, threshold, **settings)
     rows = kernel.reshape(-1, kernel.shape[-1])
     rows = jnp.concatenate([rows, pulses, threshold[None]])
@@ -87,7 +84,7 @@ def backward(
     """
     shaping = times, kernel, pulses, delta
     plan = _plan(synapse, shaping, pool, steps=num_steps, flag=silent_inputs)
-    words_weights, words_times = _scratch(_WEIGHTS, plan), _scratch(_TIMES, plan)
+    words_weights, words_times = _scratch("weights", plan), _scratch("times", plan)
     if words_weights is None or words_times is None:
         arrays = times, kernel, pulses, end, delta, argmin
         settings: Any = dict(
@@ -139,10 +136,10 @@ def _call(name: str, results, plan, *arrays: jax.Array) -> list[jax.Array]:
     return call(*arrays, plan=plan)
 
 
-def _scratch(which: int, plan: np.ndarray) -> int | None:
+def _scratch(name: str, plan: np.ndarray) -> int | None:
     """The int32 words of memory that a pass needs; None if it is too large."""
     words = (ctypes.c_int64 * len(plan))(*plan)
-    needed_words = _loaded().ds4nn_scratch(which, words)
+    needed_words = _loaded().ds4nn_scratch(PASSES.index(name), words)
     return None if needed_words < 0 else needed_words
 
 
@@ -189,7 +186,7 @@ def load(path: Path, platform: str) -> ctypes.CDLL:
     loaded.ds4nn_scratch.argtypes = [ctypes.c_int, ctypes.POINTER(ctypes.c_int64)]
     loaded.ds4nn_scratch.restype = ctypes.c_int64
     loaded.ds4nn_fault.restype = ctypes.c_char_p
-    for name in HANDLERS:
+    for name in PASSES:
         handler = jax.ffi.pycapsule(getattr(loaded, f"ds4nn_{name}"))
         jax.ffi.register_ffi_target(f"ds4nn_jax.cuda.{name}", handler, platform)
     return loaded
@@ -209,22 +206,15 @@ def built(options: list[str]) -> Path:
     key = repr((command[1:-2], version, jaxlib.__version__)).encode()
     digest = hashlib.sha256(key + SOURCE.read_bytes()).hexdigest()[:24]
     name = f"cuda-{digest}.so"
-    for folder, _ in library._folders():
-        with contextlib.suppress(OSError):
-            for path in (folder, folder / name):
-                library._check_owner(path.stat())
-            return folder / name
-    for folder, _ in library._folders():
-        with contextlib.suppress(OSError):
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            library._check_owner(folder.stat())
-            with atomic_file(folder / name) as unfinished:
-                unfinished.touch(0o600)
-                _run([*command, "-o", str(unfinished)])
-            return folder / name
-    made = Path(tempfile.mkdtemp(prefix="ds4nn_jax-")) / name
-    _run([*command, "-o", str(made)])
-    return made
+
+    def compile_to(path: Path) -> None:
+        _run([*command, "-o", str(path)])
+
+    path = next(library.kept(name), None) or library.keep(name, compile_to)
+    if path is None:
+        path = Path(tempfile.mkdtemp(prefix="ds4nn_jax-")) / name
+        compile_to(path)
+    return path
 
 
 def _compiler() -> str:

@@ -16,7 +16,7 @@ import os
 import stat
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -207,13 +207,19 @@ def _folders() -> Iterator[tuple[Path, str]]:
         yield Path(home).expanduser() / "ds4nn_jax", "the user's cache"
 
 
-def _read(name: str) -> tuple | None:
-    """What `_write` kept, if it is complete and nobody else can have written it."""
+def kept(name: str) -> Iterator[Path]:
+    """Files of this name that nobody else can have written."""
     for folder, _ in _folders():
-        with contextlib.suppress(OSError, ValueError, EOFError, TypeError):
-            file = folder / name
-            for path in (folder, file):
+        with contextlib.suppress(OSError):
+            for path in (folder, folder / name):
                 _check_owner(path.stat())
+            yield folder / name
+
+
+def _read(name: str) -> tuple | None:
+    """What `_write` kept, if it is complete."""
+    for file in kept(name):
+        with contextlib.suppress(OSError, ValueError, EOFError, TypeError):
             content = file.read_bytes()
             if hashlib.sha256(content[32:]).digest() == content[:32]:
                 return marshal.loads(content[32:])
@@ -233,7 +239,12 @@ def _check_owner(status: os.stat_result) -> None:
 
 
 def _write(name: str, content: bytes) -> None:
-    """Keeps it in the first folder that can be written; a warning if there is none."""
+    digest = hashlib.sha256(content).digest()
+    keep(name, lambda file: file.write_bytes(digest + content))
+
+
+def keep(name: str, write: Callable[[Path], Any]) -> Path | None:
+    """Makes a file in the first folder that can be written; if none can, warns."""
     reasons = []
     for folder, what in _folders():
         try:
@@ -241,8 +252,8 @@ def _write(name: str, content: bytes) -> None:
             _check_owner(folder.stat())
             with atomic_file(folder / name) as unfinished:
                 unfinished.touch(0o600)
-                unfinished.write_bytes(hashlib.sha256(content).digest() + content)
-            return
+                write(unfinished)
+            return folder / name
         except OSError as error:
             reasons.append(f"{what}, {folder}: {error.strerror or error}")
     warn(
@@ -250,3 +261,4 @@ def _write(name: str, content: bytes) -> None:
         f"while: it cannot keep it ({'; '.join(reasons) or 'no home'}). Set "
         "NUMBA_CACHE_DIR to a folder of yours that can be written"
     )
+    return None

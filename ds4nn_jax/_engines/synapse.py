@@ -71,8 +71,6 @@ def pulse_currents(pulses: jax.Array, num_steps: int) -> jax.Array:
     if count == num_steps:
         return pulses
     silence = jnp.zeros((num_steps, outputs), pulses.dtype)
-    if not count:
-        return silence
     return silence.at[pulse_steps(count, num_steps)].add(pulses)
 
 
