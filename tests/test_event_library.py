@@ -13,23 +13,28 @@ import pytest
 
 from ds4nn_jax._engines import library
 
-PROGRAM = """
+# One kernel is enough to decide; layers and their gradients need two more.
+DECIDE = """
     import warnings
     import jax, numpy as np, ds4nn_jax as ds
     times = np.array([[3.0, 5.0, 100.0]])
     kernel = np.array([[60.0, 60.0], [50.0, 30.0], [90.0, 90.0]])
+    def decide():
+        network = ds.SpikingNetwork.from_spec("3-2")
+        params = {"params": {"dense1": {"kernel": kernel.astype(np.float32)}}}
+        decided = ds.infer(network, params, times)
+        assert decided.label.tolist() == [0] and decided.step.tolist() == [5], decided
+"""
+PROGRAM = f"""{DECIDE}
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         for _ in range(2):
+            decide()
             out, back = jax.vjp(ds.dense, times, kernel)
             d_times, d_kernel = back(np.ones_like(out))
-            network = ds.SpikingNetwork.from_spec("3-2")
-            params = {"params": {"dense1": {"kernel": kernel.astype(np.float32)}}}
-            decided = ds.infer(network, params, times)
     assert out.tolist() == [[5.0, 100.0]], out
     assert d_kernel.tolist() == [[-1.0, -1.0], [-1.0, -1.0], [0.0, 0.0]], d_kernel
     assert d_times.tolist() == [[120.0, 80.0, 0.0]], d_times
-    assert decided.label.tolist() == [0] and decided.step.tolist() == [5], decided
     print("warned:", *[w.message for w in seen if w.category is RuntimeWarning])
     try:
         ds.dense(times, kernel, engine="event")
@@ -104,41 +109,16 @@ def test_kernels_are_found_again_beside_new_ones(tmp_path):
 
     numba numbers functions anew in every process, so two kernels may share names.
     """
-    program = """
-        import logging, numpy as np, jax, ds4nn_jax as ds
-        from ds4nn_jax._engines import event, scan
-        lines = []
-        logging.getLogger("ds4nn_jax").addFilter(lambda line: lines.append(line.msg))
-        from ds4nn_jax._engines.synapse import Dense
-        network = ds.SpikingNetwork.from_spec("3-2")
-        kernel = np.array([[60.0, 60.0], [50.0, 30.0], [90.0, 90.0]], np.float32)
-        times = np.array([[3.0, 5.0, 100.0]], np.float32)
-        decided = ds.infer(network, {"params": {"dense1": {"kernel": kernel}}}, times)
-        assert decided.step.tolist() == [5]
-        """
     cache = {"NUMBA_CACHE_DIR": str(tmp_path)}
-    said = "\n        assert len(lines) == 1 and 'compiling' in lines[0], lines"
-    run(program + said, **cache)
-    found = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    assert [name.split("-")[0] for name in found] == ["early_exit"]
-    run(
-        program
-        + """
-        none = np.zeros((0, 2))
-        arrays = times, kernel, none, np.full((1, 2), 9.0), np.ones((1, 2))
-        arrays = [np.asarray(x, np.float32) for x in arrays]
-        options = dict(num_steps=100, silent_inputs=True)
-        for engine in (event, scan):
-            back = jax.jit(lambda *a: engine.backward(Dense(), *a, **options))
-            d_times, d_kernel, _ = back(*arrays)
-            assert d_times.tolist() == [[120.0, 80.0, 180.0]], d_times
-            assert d_kernel.tolist() == [[-1.0, -1.0], [-1.0, -1.0], [0.0, 0.0]]
-        """,
-        **cache,
-    )
-    both = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    assert sorted(name.split("-")[0] for name in both) == ["backward", "early_exit"]
-    assert found.items() <= both.items()
+    aloud = "    import logging, sys; logging.basicConfig(stream=sys.stdout)"
+    said = run(f"{aloud}{DECIDE}    decide()\n", **cache)
+    assert said.count("compiling the event engine") == 1
+    (first,) = tmp_path.iterdir()
+    made = first.stat().st_mtime_ns
+    run(PROGRAM, **cache)
+    names = sorted(path.name.split("-")[0] for path in tmp_path.iterdir())
+    assert names == ["backward", "early_exit", "forward"]
+    assert first.stat().st_mtime_ns == made
 
 
 def test_offsets_are_those_of_this_jaxlib_s_header(tmp_path):
@@ -177,15 +157,27 @@ def test_offsets_are_those_of_this_jaxlib_s_header(tmp_path):
     subprocess.run(command, check=True)
 
 
-@pytest.mark.parametrize(("frame_bytes", "api_bytes"), [(160, 200), (168, 144)])
-def test_calls_of_another_layout_are_refused(frame_bytes, api_bytes):
-    """XLA's own first words say how large its structures are."""
+# What a call's structures say of their size, in bytes, in their own first words.
+SIZES = {"frame": 168, "api": 152, "arguments": 40, "results": 40, "attributes": 48}
+
+
+@pytest.mark.parametrize("short", [None, *SIZES, "plan"])
+def test_calls_of_another_layout_are_refused(short):
+    """A call of no images, which writes nothing."""
+    pytest.importorskip("numba")
     function = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)
     create = function(lambda _: 77)  # an error
-    api, frame = (ctypes.c_int64 * 25)(api_bytes), (ctypes.c_int64 * 21)(frame_bytes)
-    api[6], frame[2] = ctypes.cast(create, ctypes.c_void_p).value, ctypes.addressof(api)
+    sizes = {name: size - 8 * (name == short) for name, size in SIZES.items()}
+    words = lambda count: (ctypes.c_int64 * count)()  # noqa: E731
+    frame, api, plan, array, attributes = map(words, (21, 25, 40, 3, 1))
+    array[2], attributes[0] = ctypes.addressof(plan), ctypes.addressof(array)
+    api[0], api[6] = sizes["api"], ctypes.cast(create, ctypes.c_void_p).value
+    frame[0], frame[2] = sizes["frame"], ctypes.addressof(api)
+    frame[5], frame[10] = sizes["arguments"], sizes["results"]
+    frame[15], frame[17] = sizes["attributes"], short != "plan"
+    frame[20] = ctypes.addressof(attributes)
     handler = function(library._address("forward", "float32"))
-    assert handler(ctypes.addressof(frame)) == 77
+    assert handler(ctypes.addressof(frame)) == (short and 77)
 
 
 @pytest.fixture
