@@ -349,8 +349,8 @@ def test_composes(kind, engine, rng):
     }[kind]
     options = dict(threshold=THETA, num_steps=T, engine=engine, surrogate=WIDE)
     layer = functools.partial(ds.dense if kind == "dense" else conv_pool, **options)
-    times, kernel = spike_times(rng, (3, *shape)), dyadic(rng, (3, *of_kernel))
-    pulses = dyadic(rng, (3, 7, 5), -2, 2)
+    arrays = spike_times(rng, (3, *shape)), dyadic(rng, (3, *of_kernel))
+    arrays = *arrays, dyadic(rng, (3, 7, 5), -2, 2)
 
     def run(times, kernel, pulses):
         out, vjp = jax.vjp(lambda t, k, r: layer(t, k, pulses=r), times, kernel, pulses)
@@ -358,20 +358,23 @@ def test_composes(kind, engine, rng):
         return out, *vjp(delta.reshape(out.shape))
 
     compiled = jax.jit(run)
-    images = [compiled(t, kernel[0], pulses[0]) for t in times]
-    weights = [compiled(times[0], k, r) for k, r in zip(kernel, pulses, strict=True)]
-    for calls, axes, arrays in (
-        (images, (0, None, None), (times, kernel[0], pulses[0])),
-        (weights, (None, 0, 0), (times[0], kernel, pulses)),
-    ):
-        mapped = jax.jit(jax.vmap(run, axes))(*arrays)
-        for found, *expected in zip(mapped, *calls, strict=True):
+    first = tuple(x[0] for x in arrays)
+    for axes in ((0, None, None), (None, 0, 0), (0, 0, 0)):
+        pairs = [*zip(arrays, axes, strict=True)]
+        calls = [
+            compiled(*(x[0 if axis is None else n] for x, axis in pairs))
+            for n in range(3)
+        ]
+        over = [x[0] if axis is None else x for x, axis in pairs]
+        mapped = jax.jit(jax.vmap(run, axes))
+        for found, *expected in zip(mapped(*over), *calls, strict=True):
             np.testing.assert_array_equal(found, np.stack(expected))
-    arrays = times[0], kernel[0], pulses[0]
+        # Several networks are one call of a kernel, as several batches are.
+        assert engine == "scan" or "while" not in mapped.lower(*over).as_text()
     with float64():
-        wide = compiled(*(jnp.asarray(x, jnp.float64) for x in arrays))
+        wide = compiled(*(jnp.asarray(x, jnp.float64) for x in first))
         assert {x.dtype for x in wide} == {jnp.dtype("float64")}
-    for found, *expected in zip(run(*arrays), wide, images[0], strict=True):
+    for found, *expected in zip(run(*first), wide, compiled(*first), strict=True):
         for other in expected:
             np.testing.assert_array_equal(found, other)
 
