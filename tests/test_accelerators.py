@@ -20,7 +20,7 @@ from test_event import LAYERS, assert_equal, dyadic, layers, spikes
 import ds4nn_jax as ds
 from ds4nn_jax import _checks
 from ds4nn_jax._engines import scan
-from ds4nn_jax._engines.synapse import Conv, Dense, current_on_matrix_units, slices
+from ds4nn_jax._engines.synapse import Dense, current_on_matrix_units
 from ds4nn_jax.networks import evaluation
 from ds4nn_jax.training import step
 
@@ -87,21 +87,6 @@ def test_the_event_engine_by_name_is_refused_elsewhere():
     arrays = jnp.zeros((2, 3)), jnp.ones((3, 2))
     with pytest.raises(NotImplementedError, match='on CPUs, not on cuda: use "auto"'):
         export.export(layer, platforms=["cuda"])(*arrays)
-
-
-def test_three_slices_are_the_kernel():
-    rng = np.random.default_rng(0)
-    kernel = np.concatenate(
-        [
-            rng.normal(0, 3, 1000),
-            2.0 ** rng.integers(-60, 60, 1000) * rng.normal(0, 1, 1000),
-            [0.0, -0.0, 1.0, -1 / 3, 100.1, 2**24 + 1, 1e-30, 3e38],
-        ]
-    ).astype(np.float32)
-    pieces = jax.jit(slices)(kernel)
-    assert all(piece.dtype == jnp.bfloat16 for piece in pieces)
-    exact = sum(np.asarray(piece, np.float64) for piece in pieces)
-    np.testing.assert_array_equal(exact, kernel.astype(np.float64))
 
 
 @layers
@@ -176,23 +161,9 @@ def test_float64_kernels_stay_float64():
     assert found.dtype == np.float64 and float(found[0, 0]) == 1.0 + 2.0**-40
 
 
-def test_synapses_name_their_windows_in_the_order_of_the_kernel():
-    """windows(times) @ rows is what the convolution computes."""
-    rng = np.random.default_rng(4)
-    for strides, pads in (((1, 1), ((1, 1), (1, 1))), ((2, 3), ((0, 1), (2, 0)))):
-        synapse = Conv(strides, pads)
-        spiking, kernel = dyadic(rng, (2, 7, 8, 3)), dyadic(rng, (3, 3, 3, 5))
-        windows = synapse.windows(jnp.asarray(spiking), kernel, 0.0)
-        np.testing.assert_array_equal(
-            windows @ kernel.reshape(-1, 5), synapse.current(spiking, kernel)
-        )
-
-
 def test_values_on_an_accelerator_are_not_fetched_to_be_checked(monkeypatch):
-    late, kernel = np.full((1, 2), 101, np.float32), np.ones((2, 3), np.float32)
+    late = np.full((1, 2), 101, np.float32)
     array = jnp.asarray(late)
-    with pytest.raises(ValueError, match="whole steps"):
-        ds.dense(array, kernel)
     gpu = [types.SimpleNamespace(platform="gpu")]
     monkeypatch.setattr(type(array), "devices", lambda self: gpu)
     assert _checks.spike_times(array, 100) is array

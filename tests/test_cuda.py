@@ -9,13 +9,10 @@ import jax
 import jax.export
 import numpy as np
 import pytest
-from test_event import LAYERS, dyadic, spikes
+from test_event import LAYERS, SAME3, dyadic, spikes
 
-from ds4nn_jax._engines import cuda, event, library
+from ds4nn_jax._engines import cuda, event
 from ds4nn_jax._engines.synapse import NO_POOL, Conv, Dense
-
-SAME3 = ((1, 1), (1, 1))
-NONE = ((0, 0), (0, 0))
 
 _SHARED = (
     "dense",
@@ -131,8 +128,6 @@ def test_dyadic_weights_are_exact(rng, layer):
     + [*POOLED.values()][:2],
 )
 def test_adds_in_the_order_of_the_event_engine(rng, layer):
-    if library.fault() is not None:
-        pytest.skip("needs numba")
     weights = lambda rng, shape: rng.normal(0.3, 1, shape).astype(np.float32)  # noqa: E731
     synapse, arrays, pool = given(rng, layer, 10, weights)
     size = arrays[1].size // arrays[1].shape[-1]

@@ -6,15 +6,6 @@ import pytest
 import ds4nn_jax as ds
 
 
-@pytest.mark.parametrize(
-    "intensity, time",
-    [(255, 0), (254, 0), (252, 1), (128, 49), (127, 50), (1, 99), (0, 100)],
-)
-def test_worked_pixels(intensity, time):
-    """⌊(255 − I)/255 · 100⌋ by hand; black is silent."""
-    assert ds.encode(np.array([intensity], np.uint8))[0] == time
-
-
 @pytest.mark.parametrize("steps", [1, 50, 100, 255, 256, 1000, 8_421_505, 2**24])
 def test_every_intensity_exactly(steps):
     intensities = np.arange(256, dtype=np.uint8)
@@ -77,11 +68,8 @@ def test_times_of_another_number_of_steps(layers, compiled):
     def run(images):
         return layers(ds.encode(images, num_steps=64), KERNEL)
 
-    try:
-        with pytest.raises((ValueError, UserWarning), match="num_steps=64"):
-            (jax.jit(run) if compiled else run)(IMAGES)
-    finally:
-        ds.encode(IMAGES)  # what a process says last of T
+    with pytest.raises((ValueError, UserWarning), match="num_steps=64"):
+        (jax.jit(run) if compiled else run)(IMAGES)
 
 
 def test_times_of_the_same_number_of_steps():

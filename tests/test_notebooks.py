@@ -26,9 +26,6 @@ def result(notebook):
 def test_runs_and_learns(name, figures, reached, run):
     """`make notebooks` keeps their outputs."""
     notebook = nbformat.read(TUTORIALS / f"{name}.ipynb", as_version=4)
-    link = f"/blob/main/docs/tutorials/{name}.ipynb)"
-    assert "[Open in Colab]" in notebook.cells[0].source
-    assert link in notebook.cells[0].source
     if run:
         NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
     text, drawn = result(notebook)
