@@ -2,14 +2,14 @@
 
 Functions from spike times to spike times (`conv`, `dense`, `earliest_pool`), output
 rules, Flax modules and training for DS4NN (Mirsadeghi, Shalchian, Kheradpisheh 2023).
-What a run is made of are values, each in the module of its kind: `rules`,
-`surrogates`, `optimizers`, `schedules`, `regularizers`, `initial_weights`,
-`augmentation`; configurations with a name are in `presets`, trained networks in
+A configuration consists of values; each kind has its module: `rules`, `surrogates`,
+`optimizers`, `schedules`, `regularizers`, `initial_weights`, `augmentation`. Named
+configurations are in `presets`, trained networks in
 `pretrained`, data sets in `data`. Figures (`ds4nn_jax.plots`) and estimates of energy
 (`ds4nn_jax.networks.energy`) are imported by name.
 """
 
-# ruff: noqa: I001  (in the order in which they are made of each other)
+# ruff: noqa: I001  (in order of dependency)
 
 # Spike times and layers: pure functions.
 from ds4nn_jax.types import SpikeTimes
@@ -50,7 +50,7 @@ from ds4nn_jax.layers.surrogates import Constant, Window
 from ds4nn_jax.training.config import TrainConfig
 from ds4nn_jax.training import presets
 
-# Networks of whole numbers.
+# Networks of integers.
 from ds4nn_jax.networks.quantization import quantize
 
 # Training.

@@ -1,4 +1,4 @@
-"""Refusals of bad input, each naming what was wrong and what would be right.
+"""Input checks. Each error names the wrong value and the valid ones.
 
 Shapes, types and hyperparameters are checked always (when traced, at no run-time
 cost). Values are checked outside `jit`, where that needs no wait: NumPy arrays and
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-MOST_STEPS = 2**24  # beyond it float32 does not tell whole numbers apart
+MOST_STEPS = 2**24  # beyond it float32 does not tell integers apart
 
 
 def is_traced(x: Any) -> bool:
@@ -22,7 +22,7 @@ def is_traced(x: Any) -> bool:
     return isinstance(x, jax.core.Tracer)
 
 
-def at_hand(x: Any) -> bool:
+def readable(x: Any) -> bool:
     """Whether the values of x can be looked at here: not those of an accelerator, which
     would have to be waited for and copied."""
     if is_traced(x):
@@ -44,7 +44,7 @@ def _need_type(rule: str, x: Any, kind: Any) -> None:
 def _need_all(rule: str, x: Any, holds: Callable) -> None:
     """The same of every value of x, where they are at hand: the first that breaks the
     rule is named."""
-    if at_hand(x):
+    if readable(x):
         values = np.asarray(x)
         wrong = ~holds(values)
         if wrong.any():
@@ -60,7 +60,7 @@ def _is_integer(x: Any, low: int, high: float = math.inf) -> bool:
 
 def num_steps(steps: int) -> None:
     whole = _is_integer(steps, 1)
-    need(whole, "num_steps must be a positive whole number", repr(steps))
+    need(whole, "num_steps must be a positive integer", repr(steps))
     most = f"at most 2²⁴ = {MOST_STEPS:,}: beyond it float32 does not tell steps apart"
     need(steps <= MOST_STEPS, f"num_steps must be {most}", steps)
 
@@ -114,7 +114,7 @@ def pulses(values: jax.Array | np.ndarray, outputs: int, steps: int) -> jax.Arra
 
 
 def pulse_counts(counts: tuple[int, ...], layers: int, steps: int) -> None:
-    rule = f"pulses must be whole numbers in 0 … T = {steps}, no more than one for "
+    rule = f"pulses must be integers in 0 … T = {steps}, no more than one for "
     rule += f"each of the {layers} layers with weights"
     fits = all(_is_integer(n, 0, steps) for n in counts) and len(counts) <= layers
     need(fits, rule, repr(counts))
@@ -130,7 +130,7 @@ def rank(name: str, x: jax.Array, axes: str) -> None:
 def pair(name: str, value: Sequence[int]) -> tuple[int, int]:
     sizes = tuple(value) if isinstance(value, Sequence) else ()
     fits = len(sizes) == 2 and all(isinstance(v, int) and v > 0 for v in sizes)
-    need(fits, f"{name} must be two positive whole numbers", repr(value))
+    need(fits, f"{name} must be two positive integers", repr(value))
     return sizes[0], sizes[1]
 
 
@@ -195,7 +195,7 @@ def finite_weights(params: Mapping) -> None:
 
 def bits(number: Any) -> None:
     fits = _is_integer(number, 1, 8)
-    need(fits, "bits must be a whole number in 1 … 8", repr(number))
+    need(fits, "bits must be an integer in 1 … 8", repr(number))
 
 
 def images(x: Any) -> jax.Array | np.ndarray:
@@ -245,7 +245,7 @@ def pairs(images: Any, targets: Any, classes: int) -> tuple[Any, Any]:
 
 
 def labels(values: jax.Array | np.ndarray, batch: int, classes: int) -> jax.Array:
-    """Labels [B] as whole numbers 0 … C−1."""
+    """Labels [B] as integers 0 … C−1."""
     values = array(values)
     _need_type("labels must be integers", values, jnp.integer)
     hint = " (labels[:, 0] has it)" if values.shape == (batch, 1) else ""
@@ -262,7 +262,7 @@ def soft_labels(values: jax.Array | np.ndarray, batch: int, classes: int) -> jax
     _need_type("soft labels must be floating", values, jnp.floating)
     rule = f"soft labels must have shape [B, C] = {(batch, classes)}"
     need(values.shape == (batch, classes), rule, values.shape)
-    if at_hand(values) and values.size:
+    if readable(values) and values.size:
         rows = np.asarray(values)
         sums = rows.sum(axis=1, dtype=np.float32)  # of float16 too: it rounds by 5e-4
         holds = (rows >= 0).all(axis=1) & (np.abs(sums - 1) < 1e-3)

@@ -1,4 +1,4 @@
-"""Values that a configuration is made of: frozen, hashable, compared by what they say.
+"""Values that a configuration is made of: frozen, hashable, compared by their fields.
 
 Fields are converted to what they are annotated with (lists to tuples, 16.0 to 16,
 NumPy's numbers to Python's), so that a value survives JSON; what cannot be converted is
@@ -38,7 +38,7 @@ class Value:
         self.check()
 
     def check(self) -> None:
-        """Refuses parameters that mean nothing; called when the value is made."""
+        """Raises for invalid parameters; called when the value is made."""
 
     def require(self, name: str, holds: bool, rule: str) -> None:
         """Raises ValueError, naming a field and what it must be, unless it holds."""
@@ -120,9 +120,9 @@ def plain(value: Any) -> Any:
 
 
 def scalar(name: str, kind: type, value: Any) -> Any:
-    """A bool, int, float or str, from NumPy and JAX too; 16.0 is a whole number. What
+    """A bool, int, float or str, from NumPy and JAX too; 16.0 is an integer. What
     is annotated as something else is left alone."""
-    what = {int: "a whole number", float: "a number", bool: "a bool", str: "text"}
+    what = {int: "an integer", float: "a number", bool: "a bool", str: "text"}
     if kind not in what:
         return value
     value = value.item() if getattr(value, "shape", None) == () else value

@@ -338,7 +338,7 @@ def stratified_split(
     Depends on its arguments only, not on any state or platform.
 
     Args:
-      labels: [N] whole numbers.
+      labels: [N] integers.
       fraction: the share of each class to hold out, in (0, 1), to the nearest image.
       seed: 0 … 2⁶⁴ − 1.
 
@@ -348,7 +348,7 @@ def stratified_split(
     labels = np.asarray(labels)
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or not 0 < fraction < 1:
         raise ValueError(
-            "labels must be [N] whole numbers and fraction between 0 and 1, got "
+            "labels must be [N] integers and fraction between 0 and 1, got "
             f"{labels.dtype} {labels.shape} and {fraction}"
         )
     generator = _generator(seed, _SPLIT_STREAM)

@@ -5,7 +5,7 @@
     P2                    SumPool2d → IF with threshold 1: fires with its first input
     10                    Flatten, the first time → Linear → IF
     10, with an urgency   … → Affine, whose bias arrives at every step → IF; an
-                          urgency in whole numbers, which varies, is among the pulses
+                          urgency in integers, which varies, is among the pulses
     10, with pulses       Input "LAYER_reference" [P] → Linear → the same IF
     64C3, with pulses     Input "LAYER_reference" [P, H, W] → Conv2d 1×1 → the same IF
 

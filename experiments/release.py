@@ -2,7 +2,7 @@
 
     python -m experiments.release mnist_sparse --run_dir=runs/mnist_sparse
 
-Weights are whole numbers, from training or rounded here by --bits. The card's figures
+Weights are integers, from training or rounded here by --bits. The card's figures
 are those of these weights on the test images, as `ds4nn evaluate` prints them.
 """
 
@@ -23,7 +23,7 @@ _CARD = """# {name}: {spec}
 Trained by `{command}` ({versions};
 presets of {presets}).{teacher}
 {picked} The test images were used to report only.
-Weights are whole numbers of {bits} bits, thresholds whole, too: the same spikes on
+Weights are integers of {bits} bits, thresholds whole, too: the same spikes on
 every machine.{rounded} An urgency is given in mV, of a threshold of 100.
 
 | on the {images:,} test images | |

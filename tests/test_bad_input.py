@@ -115,7 +115,7 @@ V, T, D, X = ValueError, TypeError, data.DataError, SystemExit
 TABLE = [
     # Layers
     (
-        "num_steps must be a positive whole number",
+        "num_steps must be a positive integer",
         V,
         *(dense(num_steps=steps) for steps in (0, -3, 1.5, True)),
         made(ds.encode, IMAGES, num_steps=0),
@@ -143,7 +143,7 @@ TABLE = [
     ("with P ≤ T = 3", V, dense(pulses=KERNEL, num_steps=3)),
     ("pulses must be finite", V, conv(pulses=np.full((1, 2), NAN))),
     (
-        "pulses must be whole numbers in 0 … T = 100",
+        "pulses must be integers in 0 … T = 100",
         V,
         *(made(network, pulses=(n,)) for n in (101, -1, 1.5)),
     ),
@@ -171,7 +171,7 @@ TABLE = [
     ("padding", V, conv(padding="FULL")),
     ("7", V, conv(kernel=np.ones((7, 7, 1, 2)), padding="VALID")),
     (
-        "strides must be two positive whole numbers",
+        "strides must be two positive integers",
         V,
         conv(strides=(0, 1)),
         conv(strides=(1,)),
@@ -235,10 +235,10 @@ TABLE = [
         V,
         lambda _: ds.classify(network(), {"params": {}}, PIXELS[:, :2, :2]),
     ),
-    ("bits must be a whole number in 1", V, config(bits=0)),
-    ("bits must be a whole number in 1 … 8, got 9", V, quantized(bits=9)),
+    ("bits must be an integer in 1", V, config(bits=0)),
+    ("bits must be an integer in 1 … 8, got 9", V, quantized(bits=9)),
     ("kernel of dense1 must be finite", V, quantized(KERNEL * NAN)),
-    ("whole numbers already", V, lambda _: ds.quantize(*quantized()(None), bits=4)),
+    ("integers already", V, lambda _: ds.quantize(*quantized()(None), bits=4)),
     # Errors of the output
     ("0 … 2, got 3", V, relative(labels=np.array([0, 3]))),
     ("labels must be integers", T, relative(labels=np.zeros(2))),
@@ -301,7 +301,7 @@ TABLE = [
     ("classes alone", T, soft(SHARES, output_rule="relative")),
     ("batch_size must be at least 1, got 0", V, config(batch_size=0)),
     ("epochs must be at least 1, got 0", V, config(epochs=0)),
-    ("epochs must be a whole number, got '3", T, config(epochs="3")),
+    ("epochs must be an integer, got '3", T, config(epochs="3")),
     ("learning_rate must be a number > 0, got 0", V, made(ds.optimizers.Adam, 0)),
     ("learning_rate must be a number > 0, got nan", V, made(ds.optimizers.Muon, NAN)),
     ("average must be in [0, 1)", V, made(ds.optimizers.Adam, average=1.0)),

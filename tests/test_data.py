@@ -396,8 +396,8 @@ def test_stratified_split_takes_the_same_share_of_every_class():
     [
         (np.zeros(10, int), 1, "between 0 and 1"),
         (np.repeat([0, 1], [1000, 10]), 0.01, r"class 1 \(10 images\)"),
-        (np.zeros(4), 0.5, "whole numbers"),
-        (np.zeros((4, 2), int), 0.5, "whole numbers"),
+        (np.zeros(4), 0.5, "integers"),
+        (np.zeros((4, 2), int), 0.5, "integers"),
     ],
 )
 def test_stratified_split_refuses(labels, fraction, message):

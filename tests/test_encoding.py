@@ -9,7 +9,7 @@ import ds4nn_jax as ds
 @pytest.mark.parametrize("steps", [1, 50, 100, 255, 256, 1000, 8_421_505, 2**24])
 def test_every_intensity_exactly(steps):
     intensities = np.arange(256, dtype=np.uint8)
-    exact = [(255 - i) * steps // 255 for i in range(256)]  # Python's whole numbers
+    exact = [(255 - i) * steps // 255 for i in range(256)]  # Python's integers
     times = ds.encode(intensities, num_steps=steps)
     assert times.dtype == jnp.float32
     np.testing.assert_array_equal(times, exact)

@@ -1,4 +1,4 @@
-"""Networks of whole numbers: the same spikes on every engine, in NumPy and in C."""
+"""Networks of integers: the same spikes on every engine, in NumPy and in C."""
 
 import functools
 import json
@@ -127,7 +127,7 @@ def oracle(network, params, times):
 
 
 def test_an_urgency_in_millivolts(rng):
-    """Whole numbers have another unit; commands and reports speak of mV."""
+    """Integers have another unit; commands and reports speak of mV."""
     network, params = network_of("12-9-4", (12,), rng, urgency=2.5)
     whole, weights = ds.quantize(network, params, bits=8)
     assert measures.urgency(network, params) == 2.5
@@ -262,7 +262,7 @@ def compiled(compiler, folder, images):
 
 
 def whole_numbers(name, folder):
-    """A shipped network in whole numbers, the arguments that export it, and a file of
+    """A shipped network in integers, the arguments that export it, and a file of
     one in real numbers."""
     network, params, notes = pretrained.load(name)
     if quantization.is_whole(params):

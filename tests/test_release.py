@@ -66,7 +66,7 @@ def test_whole_numbers_stay_as_they_are(tmp_path, rng):
     jax.tree.map(np.testing.assert_array_equal, params, own[1])
     assert (network.urgency, card["urgency"]) == (own[0].urgency, 0.3)
     text = (tmp_path / "out/mine.md").read_text()
-    assert "whole numbers of 3 bits" in text
+    assert "integers of 3 bits" in text
     assert "of 0.3 mV (urgency) and of pulses (5 of dense1)" in text
     assert "`ds4nn evaluate mine` gives them again" in text
     report = ds.evaluate(network, params, digits.test_images, digits.test_labels)

@@ -303,7 +303,7 @@ def test_the_papers_tables_stand_beside_reported_runs():
         (None, "", "best.safetensors"),
         ({}, "", "does not name its data set: --dataset=NAME"),
         ({"dataset": "../x"}, "", "'../x' is no data set name"),
-        ({"dataset": "kmnist"}, "", "(?s)no data set 'kmnist' found.*--data_dir=DIR"),
+        ({"dataset": "kmnist"}, "", "(?s)no data set 'kmnist' found.*--data_dir"),
         ({"dataset": "digits"}, '{"epoch": 1}\n[2]\n', "metrics.jsonl has a line that"),
     ],
 )

@@ -16,7 +16,7 @@ from ds4nn_jax._engines.pool import taps
 class Dense(NamedTuple):
     """All to all: kernel [I, O], input [B, I], current [B, O].
 
-    `whole`: weights are whole numbers of 8 bits.
+    `whole`: weights are integers of 8 bits.
     """
 
     whole: bool = False
@@ -104,7 +104,7 @@ def current_on_matrix_units(
 
     Spikes are exact in bfloat16, a weight is the sum of three (`slices`), and sums are
     taken in float32: so the currents are float32's, up to its rounding, at the speed
-    of a matrix unit. TF32, or bfloat16 alone, would move spike times. Whole numbers of
+    of a matrix unit. TF32, or bfloat16 alone, would move spike times. Integers of
     8 bits are exact in bfloat16: one product.
     """
     if synapse.whole:

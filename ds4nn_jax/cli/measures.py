@@ -127,7 +127,7 @@ def output_potentials(
 def first_potentials(
     network: ds.SpikingNetwork, params: dict, trace: ds.Trace
 ) -> tuple[np.ndarray, float]:
-    """Those of the first image, [T, C], and θ, in mV: of whole numbers θ is 100."""
+    """Those of the first image, [T, C], and θ, in mV: of integers θ is 100."""
     theta = 100.0 if quantization.is_whole(params) else network.threshold
     potentials = output_potentials(network, params, trace)[:, 0]
     return np.asarray(potentials) * (theta / network.threshold), theta

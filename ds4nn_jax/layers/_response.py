@@ -92,7 +92,7 @@ def reference(
 
 
 def is_whole(kernel: jax.typing.ArrayLike) -> bool:
-    """Whether a layer's weights are whole numbers: int8."""
+    """Whether a layer's weights are integers: int8."""
     return jnp.result_type(kernel) == jnp.int8
 
 

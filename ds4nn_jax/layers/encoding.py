@@ -32,7 +32,7 @@ def encode(images: jax.Array | np.ndarray, *, num_steps: int = 100) -> SpikeTime
       Array([  0.,   0.,  49.,  99., 100.], dtype=float32)
     """
     _checks.num_steps(num_steps)
-    return _coding.coded(spike_times(images, int(num_steps)), int(num_steps))
+    return _coding.remember_encoded(spike_times(images, int(num_steps)), int(num_steps))
 
 
 def spike_times(images: jax.Array | np.ndarray, steps: int) -> SpikeTimes:
@@ -54,7 +54,7 @@ def spike_times(images: jax.Array | np.ndarray, steps: int) -> SpikeTimes:
 
 
 def _grey_times(grey: jax.Array, steps: int) -> jax.Array:
-    """⌊(255 − k)·T/255⌋ in whole numbers: T = 255·q + r keeps them below 2³¹."""
+    """⌊(255 − k)·T/255⌋ in integers: T = 255·q + r keeps them below 2³¹."""
     dark = 255 - grey.astype(jnp.int32)
     quotient, rest = divmod(steps, 255)
     return dark * quotient + dark * rest // 255

@@ -44,8 +44,8 @@ def dense(
 
     Args:
       times: [B, I] spike times of the inputs, whole steps 0 … T; T is silent.
-      kernel: [I, O] weights, mV; int8 for whole numbers (`quantize`), which get an
-        urgency in whole numbers, too, and take no gradient.
+      kernel: [I, O] weights, mV; int8 for integers (`quantize`), which get an
+        urgency in integers, too, and take no gradient.
       threshold: θ > 0, mV, of all neurons, or [O] of each; ∂E/∂θ_j = Σ δ_j.
       num_steps: T. Times that come straight from `encode` or a layer know theirs:
         left out it is that, and another is refused. Of other times it is 100.
@@ -74,11 +74,11 @@ def dense(
              [-1.,  0.],
              [ 0.,  0.]], dtype=float32)
     """
-    steps = _coding.settled(num_steps, times)
+    steps = _coding.resolve_steps(num_steps, times)
     layer, *arrays = _response.prepared(
         times, kernel, pulses, threshold, steps, engine, surrogate, urgency
     )
-    return _coding.known(_response.respond(layer, *arrays).times, steps)
+    return _coding.remember(_response.respond(layer, *arrays).times, steps)
 
 
 def conv(
@@ -119,12 +119,12 @@ def conv(
       >>> ds.conv(times, np.full((1, 2, 1, 1), 60.0), padding="VALID").ravel()
       Array([7., 9.], dtype=float32)
     """
-    steps = _coding.settled(num_steps, times)
+    steps = _coding.resolve_steps(num_steps, times)
     geometry = dict(strides=strides, padding=padding)
     layer, *arrays = _response.prepared(
         times, kernel, pulses, threshold, steps, engine, surrogate, **geometry
     )
-    return _coding.known(_response.respond(layer, *arrays).times, steps)
+    return _coding.remember(_response.respond(layer, *arrays).times, steps)
 
 
 def earliest_pool(
@@ -153,7 +153,7 @@ def earliest_pool(
       >>> ds.earliest_pool(times).ravel()
       Array([4.], dtype=float32)
     """
-    steps = _coding.of(times)
+    steps = _coding.steps_of(times)
     times = _checks.spike_times(times)
     _checks.rank("times", times, "[B, H, W, I]")
     window = _checks.pair("window", window)
@@ -162,7 +162,7 @@ def earliest_pool(
     if window[0] > image[0] or window[1] > image[1]:
         raise ValueError(f"window {window} is larger than the image {image}")
     pooled = pooling.earliest(times, window, strides)
-    return pooled if steps is None else _coding.known(pooled, steps)
+    return pooled if steps is None else _coding.remember(pooled, steps)
 
 
 def membrane_potentials(
@@ -186,7 +186,7 @@ def membrane_potentials(
       [T, B, O] potentials V_j(t), mV, as they would run on after a spike.
     """
     integers = _response.is_whole(kernel)
-    num_steps = _coding.settled(num_steps, times)
+    num_steps = _coding.resolve_steps(num_steps, times)
     axes = "[B, I]", "[I, O]"
     times, kernel = _checks.times_and_kernel(times, kernel, num_steps, *axes)
     pulses = _response.reference(pulses, kernel, num_steps, urgency, integers)
@@ -220,7 +220,7 @@ def decision_potentials(
     Returns:
       [B, O] potentials, mV.
     """
-    num_steps = _coding.settled(num_steps, times)
+    num_steps = _coding.resolve_steps(num_steps, times)
     layer, *arrays = _response.prepared(
         times, kernel, pulses, threshold, num_steps, engine, urgency=urgency
     )
@@ -257,7 +257,7 @@ def peak_potentials(
     Returns:
       [B, O] or [B, H', W', O] potentials, mV.
     """
-    num_steps = _coding.settled(num_steps, times)
+    num_steps = _coding.resolve_steps(num_steps, times)
     never = 1e30  # mV: finite, as every threshold, and out of reach
     geometry = dict(strides=strides, padding=padding) if jnp.ndim(kernel) != 2 else {}
     layer, *arrays = _response.prepared(

@@ -1,8 +1,8 @@
 """The temporal loss, and the error's way back through the layers.
 
 An output rule (`rules`) gives target spike times; `temporal_loss` compares them with
-the actual ones, and its gradient is the temporal error e = t − target (Eq. 5, 9), of
-which a target already met leaves nothing.
+the actual ones. Its gradient is the temporal error e = t − target (Eq. 5, 9), which is
+0 once the target is met.
 """
 
 import functools
@@ -35,8 +35,8 @@ def normalize_gradient(x: jax.Array, *, method: Normalization = "l2") -> jax.Arr
 
     δ ← δ/‖δ‖₂ ("l2", as S4NN's code), δ/Σ|δ| ("l1"), δ/Σδ ("sum", Eq. 11 as printed) or
     δ ("none"), sums over all axes but the first. A denominator of zero leaves δ as it
-    is. Σδ may be negative or near zero, which turns the error round or makes it huge:
-    "sum" is there to be studied and diverges in training.
+    is. Σδ may be negative or near zero, which flips the sign of the error or makes it
+    huge: "sum" exists for comparison only and diverges in training.
 
     Args:
       x: [B, …].
@@ -59,19 +59,19 @@ def normalize_gradient(x: jax.Array, *, method: Normalization = "l2") -> jax.Arr
         raise ValueError("x must have a batch axis: [B, …]")
     if method == "none":
         return x
-    steps, result = _coding.of(x), _normalized(method, x)
-    return result if steps is None else _coding.known(result, steps)
+    steps, result = _coding.steps_of(x), _normalized(method, x)
+    return result if steps is None else _coding.remember(result, steps)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def centre_errors(
     times: SpikeTimes, num_steps: int = 100, share: float = 1.0
 ) -> SpikeTimes:
-    """Identity on spike times whose backward pass takes off what errors have in common.
+    """Identity on spike times whose backward pass subtracts the mean error.
 
     δ_j ← δ_j − c·[j fired]·Σ_k δ_k·[k fired]/Σ_k [k fired], image by image, sums over
-    all neurons of the layer. The common part says that everything should fire earlier,
-    or later, which is how rates and decision times drift.
+    all neurons of the layer. This mean moves all spikes earlier or later, so
+    rates and decision times would drift.
 
     Args:
       times: [B, …] spike times.

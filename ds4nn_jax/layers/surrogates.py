@@ -1,8 +1,8 @@
-"""What stands for ∂t/∂V, the derivative that a spike time does not have.
+"""Surrogates for ∂t/∂V; a spike time has no derivative.
 
 A surrogate is a frozen, hashable value; `dense`, `conv` and the modules take one, or
-the name of one with its defaults: "constant" or "window". One of your own is a frozen
-dataclass that extends `Surrogate` and has a `slope`.
+the name of one with its defaults: "constant" or "window". To define your own,
+write a frozen dataclass that extends `Surrogate` and has a `slope`.
 """
 
 import dataclasses

@@ -1,5 +1,5 @@
 """Whole networks, for whoever has one.
 
-Their notation, decisions, evaluation, weights, whole numbers and exports.
+Their notation, decisions, evaluation, weights, integers and exports.
 May import `layers` and what that imports.
 """

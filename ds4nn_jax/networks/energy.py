@@ -18,7 +18,7 @@ from ds4nn_jax.networks.network import SpikingNetwork
 
 ADDITION = 0.9e-12  # J, of 32-bit floating point
 MULTIPLICATION = 3.7e-12
-WHOLE_ADDITION = 0.1e-12  # J, of 32-bit whole numbers
+WHOLE_ADDITION = 0.1e-12  # J, of 32-bit integers
 WHOLE_MULTIPLICATION = 0.2e-12  # of 8 bits
 BYTE = 100e-12 / 8  # J, of 1 MiB of SRAM on the chip, which gives 8 bytes at a time
 

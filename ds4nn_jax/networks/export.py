@@ -1,4 +1,4 @@
-"""Networks of whole numbers as C99 sources, for microcontrollers.
+"""Networks of integers as C99 sources, for microcontrollers.
 
 Additions and comparisons, no floating point, no `malloc`, no library: the same labels,
 steps and spikes as `ds4nn_jax.classify`, to the last one.
@@ -30,7 +30,7 @@ def to_c(
     label, step and spikes of an image. `main.c` classifies a few and compares.
 
     Args:
-      network: one of whole numbers (`quantize`).
+      network: one of integers (`quantize`).
       params: its parameters.
       images: [n, H, W, C] or [n, I] uint8, which `main.c` classifies.
       stop: whether to stop at the decision, with a potential of every neuron in
@@ -61,7 +61,7 @@ def to_c(
 def to_arrays(
     network: SpikingNetwork, params: dict
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """A network of whole numbers as values for JSON and arrays by name.
+    """A network of integers as values for JSON and arrays by name.
 
     Returns:
       ({"spec", "num_steps", "padding", "layers": [names]}, {"LAYER/kernel" int8,
@@ -83,7 +83,7 @@ def to_arrays(
 
 
 def check_whole(params: dict) -> None:
-    """Refuses weights that are not whole numbers, and says how they become so."""
+    """Refuses weights that are not integers, and says how they become so."""
     if not quantization.is_whole(params):
         raise ValueError(
             "these weights are real numbers: ds.quantize(network, params, bits=8) "
@@ -165,7 +165,7 @@ def _plan(network: SpikingNetwork, params: dict, shape, stop: bool) -> _Plan:
 
 
 def _type(arrays: Sequence[Any]) -> str:
-    """The smallest that holds their whole numbers."""
+    """The smallest that holds their integers."""
     most = max((int(np.abs(x).max(initial=0)) for x in arrays), default=0)
     return next(f"int{n}_t" for n in (8, 16, 32) if most < 2 ** (n - 1))
 
@@ -230,7 +230,7 @@ def _layerwise(layers: list[_Layer], types: dict, constants: dict):
 def _header(network: SpikingNetwork, plan: _Plan) -> str:
     pixels = plan.constants["INPUTS"]
     return f"""\
-/* {network.spec}, T = {network.num_steps}: one spike a neuron, in whole numbers. */
+/* {network.spec}, T = {network.num_steps}: one spike a neuron, in integers. */
 #ifndef DS4NN_NETWORK_H
 #define DS4NN_NETWORK_H
 

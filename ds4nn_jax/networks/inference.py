@@ -130,7 +130,7 @@ def batches_of(images: Any, size: int) -> Iterator[tuple[int, Any, int]]:
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _infer(network: SpikingNetwork, integers: bool, times, *weights) -> Inference:
     """`weights` are kernel, pulses [P, O] and thresholds [O] of each layer that has
-    weights; `integers`: kernels are whole numbers of 8 bits."""
+    weights; `integers`: kernels are integers of 8 bits."""
     layers = stages(network, times.shape[1:], weights[::3], integers)
     by_step = functools.partial(_steps, layers, network.num_steps)
     if network.engine == "scan" or not early_exit.fits(layers, network.num_steps):

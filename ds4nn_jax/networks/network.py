@@ -198,7 +198,7 @@ class SpikingNetwork(nn.Module):
     @nn.nowrap
     def encode(self, images: jax.Array | np.ndarray) -> SpikeTimes:
         """Spike times of images in this network's T, see `ds4nn_jax.encode`."""
-        return _coding.known(spike_times(images, self.num_steps), self.num_steps)
+        return _coding.remember(spike_times(images, self.num_steps), self.num_steps)
 
     def __post_init__(self):
         # Plain, whatever JSON or NumPy makes of them: a network is a static argument.

@@ -1,4 +1,4 @@
-"""Networks of whole numbers: weights of a few bits, and a whole threshold a channel.
+"""Networks of integers: weights of a few bits, and a whole threshold a channel.
 
 Spikes carry no scale, so a channel with weights w and threshold θ fires when one with
 w/s and θ/s does. With whole w/s, sums are exact in every order and on every machine.
@@ -17,7 +17,7 @@ from ds4nn_jax.networks.network import SpikingNetwork
 
 Params = dict
 
-EXACT = 2**24  # float32 holds every whole number up to here
+EXACT = 2**24  # float32 holds every integer up to here
 _MOST = 2**23  # of thresholds: those of channels with next to no weights
 
 
@@ -59,7 +59,7 @@ def quantize(
     """
     _checks.bits(bits)
     if is_whole(params):
-        raise ValueError("these weights are whole numbers already")
+        raise ValueError("these weights are integers already")
     _checks.finite_weights(params)
     layers: dict = {}
     for name, arrays in params["params"].items():
@@ -132,7 +132,7 @@ def _rounded(
 
 
 def real_weights(params: Mapping, threshold: float) -> Params:
-    """Weights in mV of the whole numbers of `quantize`, for a network of this θ."""
+    """Weights in mV of the integers of `quantize`, for a network of this θ."""
 
     def layer(arrays: Mapping) -> dict:
         scale = threshold / (np.asarray(arrays["threshold"], np.float32) - 0.5)
@@ -144,21 +144,21 @@ def real_weights(params: Mapping, threshold: float) -> Params:
 
 def millivolt(network: SpikingNetwork, params: Mapping) -> float:
     """What a mV, where θ is 100 mV, is in the unit of the network's urgency: a
-    hundredth of the output layer's threshold, of whole numbers of θ_c − ½."""
+    hundredth of the output layer's threshold, of integers of θ_c − ½."""
     return (network.threshold - 0.5 * is_whole(params)) / 100
 
 
 def in_millivolts(
     network: SpikingNetwork, params: Mapping
 ) -> tuple[SpikingNetwork, Params]:
-    """A network of whole numbers with weights in mV, θ = 100, and the same spikes."""
+    """A network of integers with weights in mV, θ = 100, and the same spikes."""
     urgency = round(network.urgency / millivolt(network, params), 9)
     real = network.clone(threshold=100.0, urgency=urgency)
     return real, real_weights(params, 100.0)
 
 
 def is_whole(params: Mapping) -> bool:
-    """Whether the weights are whole numbers, as `quantize` gives them."""
+    """Whether the weights are integers, as `quantize` gives them."""
     layers = params["params"].values()
     return all(_response.is_whole(arrays["kernel"]) for arrays in layers)
 

@@ -19,7 +19,7 @@ from ds4nn_jax._values import plain
 from ds4nn_jax.networks.network import SpikingNetwork
 
 FORMAT = "ds4nn_jax weights"
-VERSION = 2  # 2: also whole numbers; files of real weights are of version 1
+VERSION = 2  # 2: also integers; files of real weights are of version 1
 _ENTRY = "ds4nn_jax"  # of the file's metadata: [header as JSON text, SHA-256]
 _SETTINGS = "num_steps", "threshold", "padding", "urgency", "pulses"
 

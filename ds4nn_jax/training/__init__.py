@@ -1,5 +1,5 @@
 """Training.
 
-What a run is made of (rules, optimizers, schedules, …), its step, loop and checkpoints.
+Configuration values (rules, optimizers, …), the training step, the loop, checkpoints.
 May import `networks`, `data` and what these import.
 """

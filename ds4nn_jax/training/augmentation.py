@@ -43,7 +43,7 @@ class Augmentation(Value):
 
 
 def shift(key: jax.Array, images: jax.Array, *, pixels: int) -> jax.Array:
-    """Moves every image by its own whole number of pixels, black coming in.
+    """Moves every image by its own number of pixels, black coming in.
 
     Args:
       key: random key.

@@ -93,7 +93,7 @@ class TrainConfig:
             hash(self)
         except TypeError as error:
             raise TypeError(
-                f"what a run is made of must be hashable: {error}; make it a frozen "
+                f"configuration values must be hashable: {error}; make it a frozen "
                 "dataclass, with tuples for lists"
             ) from error
         for name in ("num_steps", "batch_size", "epochs"):

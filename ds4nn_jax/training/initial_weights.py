@@ -24,7 +24,7 @@ Params = dict
 
 @dataclasses.dataclass(frozen=True)
 class InitialWeights(Value):
-    """One of your own extends this and has a `draw`."""
+    """To define your own, extend this and write `draw`."""
 
     def draw(
         self, network: SpikingNetwork, key: jax.Array, images: jax.Array | np.ndarray
@@ -201,7 +201,7 @@ def _quantile(values: jax.Array, counted: jax.Array, q: float) -> jax.Array:
     As `jnp.nanquantile`, but without a NaN for `jax_debug_nans` to stumble over, and
     outside jit without sorting everything.
     """
-    if _checks.at_hand(values):
+    if _checks.readable(values):
         kept = np.asarray(values)[np.asarray(counted)]
         if not kept.size:
             return jnp.zeros((), kept.dtype)

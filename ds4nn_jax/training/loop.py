@@ -62,7 +62,7 @@ class Step(NamedTuple):
       number: of the step in its epoch, from 1.
       steps: of an epoch.
       metrics: of the step, on the device: reading them waits for it.
-      checkpoint: gives a copy of where the run stands, and waits for the step.
+      checkpoint: gives a copy of the state of the run, and waits for the step.
     """
 
     number: int
@@ -82,8 +82,8 @@ class EpochResult(NamedTuple):
       best: whether it is the best epoch so far: highest strict validation accuracy, the
         later of equals, whose steps were smaller; without validation every one is.
         While a regularizer's targets still fall none is but the last.
-      checkpoint: where the run stands after the epoch.
-      network: the configuration's, or, where it has `bits`, that of whole numbers.
+      checkpoint: the state of the run after the epoch.
+      network: the configuration's, or, where it has `bits`, that of integers.
     """
 
     epoch: int
@@ -161,8 +161,8 @@ def train(
       config: the run.
       images: [n, …] uint8, or floating in [0, 1]. Without labels: the batches of an
         epoch, anything to iterate over that gives pairs (images, labels) or mappings
-        {"image": …, "label": …}: a torch DataLoader, a grain or TFDS pipeline. What can
-        be iterated over once only goes on where the last epoch ended. Batch size and
+        {"image": …, "label": …}: a torch DataLoader, a grain or TFDS pipeline. A
+        one-shot iterator continues where the last epoch ended. Batch size and
         shuffling are then its own, and such a run can only go on from a checkpoint
         between two epochs.
       labels: [n] integers 0 … C−1, or one-hot [n, C].
@@ -304,8 +304,8 @@ def _check_checkpoint(
             )
     if not np.array_equal(start.data, digest):
         raise ValueError(
-            "the checkpoint is of a run on other data: its images or labels, or their "
-            "order, are not these"
+            "the checkpoint is of a run on other data: its images, labels or "
+            "their order differ"
         )
 
 
@@ -386,5 +386,5 @@ def _step(config, steps, everywhere, state, rows, images, labels, soft_labels):
 
 
 def _copied(state: TrainState) -> TrainState:
-    """On a mesh, what this process has of it: all is everywhere."""
+    """This process's copy; on a mesh the state is replicated."""
     return jax.tree.map(lambda x: x.addressable_data(0).copy(), state)

@@ -2,8 +2,8 @@
 
 A layer's weights are a kernel [..., O]; those of one neuron are all but the last axis.
 Weights of reference neurons, "pulses" [P, O], have a learning rate of their own.
-One of your own is a frozen dataclass that extends `Optimizer`; its `chain` may be any
-optax gradient transformation.
+To define your own, write a frozen dataclass that extends `Optimizer`; its `chain` may
+be any optax gradient transformation.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ class Optimizer(Value):
         raise NotImplementedError
 
     def at_threshold(self, threshold: float) -> "Optimizer":
-        """With rates that are said for a threshold of 100 mV in proportion to θ."""
+        """Scales rates given for θ = 100 mV to this θ."""
         return self
 
     def check_network(self, network: SpikingNetwork) -> None:
@@ -54,7 +54,7 @@ class Norms(Value):
 
 @dataclasses.dataclass(frozen=True)
 class FreeNorms(Norms, name="free"):
-    """Steps change them as they may."""
+    """Norms are unconstrained."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +138,7 @@ class _Optimizer(Optimizer):
         return dataclasses.replace(self, pulse_rate=rate)
 
     def _chain(self, layers, schedule, *directions) -> optax.GradientTransformation:
-        """Behind the directions of steps: their size, limits, norms and the average."""
+        """Appends learning rates, the limit of sums, norms and the average."""
         rates = dict.fromkeys(layers, self.learning_rate)
         if self.output_rate is not None:
             rates[layers[-1]] = self.output_rate
@@ -198,8 +198,8 @@ class Muon(_Optimizer):
     """Orthogonal steps for hidden layers with at least as many inputs as neurons,
     Adam's for the others; η relative to the root mean square of the layer's weights.
 
-    Fewer inputs than neurons leave these no room to differ: they would share a few
-    steps, unevenly, and some would fade. See `orthogonal_steps`, `damp_common`.
+    With fewer inputs than neurons, the steps of these cannot be orthogonal, and some
+    weights would shrink. See `orthogonal_steps`, `damp_common`.
 
     Attributes:
       learning_rate: η of every layer with weights.
@@ -332,8 +332,8 @@ def damp_common(factor: float) -> optax.GradientTransformation:
     return optax.stateless_with_tree_map(damped)
 
 
-def limit_sums(most: float) -> optax.GradientTransformation:
-    """The weights of a neuron add up to no more than s = `most` mV; an excess is
+def limit_sums(limit: float) -> optax.GradientTransformation:
+    """The weights of a neuron add up to no more than s = `limit` mV; an excess is
     subtracted from all of them alike: w + u ← w + u − (Σ(w + u) − s)₊/K.
 
     For a first convolution. In flat image regions, where every pixel spikes sooner or
@@ -348,7 +348,7 @@ def limit_sums(most: float) -> optax.GradientTransformation:
     def limited(update: jax.Array, weights: jax.Array) -> jax.Array:
         inputs = math.prod(weights.shape[:-1])
         total = jnp.sum(weights + update, _inputs(weights), keepdims=True)
-        return update - jnp.maximum(total - most, 0) / inputs
+        return update - jnp.maximum(total - limit, 0) / inputs
 
     return optax.stateless_with_tree_map(limited)
 
@@ -364,8 +364,8 @@ def average_weights(decay: float) -> optax.GradientTransformation:
     """Keeps a running average of the weights; steps pass unchanged.
 
     w̄ ← d·w̄ + (1 − d)·w with d = min(decay, (1 + n)/(10 + n)) after n steps, so that
-    initial weights are soon forgotten. Steps of spiking networks are noisy: spikes come
-    or fail to come. The average is often where a lower learning rate would have led.
+    initial weights are soon forgotten. Steps are noisy, because spikes appear and
+    vanish. The average often has the effect of a lower learning rate.
     Place it last in a chain; `averaged` reads the average.
     """
 

@@ -1,8 +1,8 @@
 """Output rules: what the output neurons should have done.
 
 A rule is a frozen value whose `target` gives target spike times for `temporal_loss`.
-Targets take no gradient themselves. One of your own is a frozen dataclass that extends
-`OutputRule`; `experiments/examples/own_rule.py` trains with one.
+Targets take no gradient themselves. To define your own, write a frozen dataclass
+that extends `OutputRule`; `experiments/examples/own_rule.py` trains with one.
 
     >>> import numpy as np, ds4nn_jax as ds
     >>> ds.rules.Margin(offset=10).target(np.array([[20.0, 35.0]]), np.array([1]))
@@ -77,7 +77,7 @@ def relative_target(
     T_label = max(τ_min − λ, 0);  T_other = min(τ_max + λ, T)
 
     with τ_min, τ_max the earliest and latest output of the image, silence counting as
-    T. It is never met: an output that leads by any margin is asked to lead by λ more.
+    T. Outputs never reach it: a label that is first still has to be λ earlier.
 
     Args:
       times: [B, C] output spike times.
@@ -93,7 +93,7 @@ def relative_target(
       >>> ds.relative_target(np.array([[20.0, 35.0, 60.0]]), np.array([1]), offset=10)
       Array([[70., 10., 70.]], dtype=float32)
     """
-    num_steps = _coding.settled(num_steps, times)
+    num_steps = _coding.resolve_steps(num_steps, times)
     times, is_label = _outputs(times, labels, num_steps)
     if not offset >= 0:
         raise ValueError(f"offset must be ≥ 0 time steps, got {offset}")
@@ -130,7 +130,7 @@ class Relative(_Offset):
 
 @dataclasses.dataclass(frozen=True)
 class Margin(_Offset):
-    """Eq. 4 until it is earned: no error once the label leads all others by λ.
+    """Eq. 4, without error once the label leads all others by λ.
 
     Where t_label + λ ≤ t_other for every other output, the target is the actual times;
     elsewhere it is `relative_target`. So training can converge.
@@ -201,10 +201,10 @@ class Softmax(OutputRule):
     p = softmax(−(ℓ + λ·q)/τ);  a = κ·clip((ℓ − t*)/T, −1, 1)
 
     with q 1 for the label and 0 for the others, or soft labels, and ℓ the spike time
-    or, for a silent output, T + H·(θ − V)/θ. The label counts as λ later than it is, so
-    the errors fade once it leads by λ and some τ. They sum to zero, so no common drift
+    or, for a silent output, T + H·(θ − V)/θ. λ is added to the label's time, so
+    errors vanish once it leads by λ plus a few τ. They sum to zero, so no common drift
     moves all outputs, and are less than a step: use them without a normalization, which
-    would make fading errors whole again.
+    would scale vanishing errors up again.
 
     H trades latency for accuracy: with H = T silence costs nothing where potentials
     decide as well, and networks become slow; with a small one two silent outputs can
@@ -212,7 +212,7 @@ class Softmax(OutputRule):
 
     Errors that sum to zero leave it to chance when all of an image's outputs fire, and
     over many steps a network of several layers drifts to step 0 or into silence. The
-    anchor κ > 0 draws the label towards t*, from both sides, and holds it there.
+    anchor κ > 0 pulls the label's time towards t*, from earlier and later times.
 
     Attributes:
       offset: λ ≥ 0, time steps.
@@ -265,7 +265,7 @@ class Softmax(OutputRule):
 
 def _outputs(times, labels, num_steps: int) -> tuple[jax.Array, jax.Array]:
     """Checked output times without gradient, and which of them are the labels'."""
-    _coding.settled(num_steps, times)
+    _coding.resolve_steps(num_steps, times)
     times = jax.lax.stop_gradient(jnp.asarray(times))
     if not jnp.issubdtype(times.dtype, jnp.floating):
         raise TypeError(f"spike times must be a floating array, got {times.dtype}")

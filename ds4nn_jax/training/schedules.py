@@ -9,7 +9,7 @@ from ds4nn_jax._values import Value
 
 @dataclasses.dataclass(frozen=True)
 class Schedule(Value):
-    """One of your own extends this and has a `factor`."""
+    """To define your own, extend this and write `factor`."""
 
     def factor(self, epochs: int, steps_per_epoch: int) -> optax.Schedule:
         """The factor on the learning rate, by the number of the step."""
