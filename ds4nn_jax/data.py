@@ -220,9 +220,11 @@ def _nearest(name: str, data_dir: str | os.PathLike | None, hint: str) -> Datase
     failed = ""
     if data_dir is None and name in _OFFICIAL:
         try:
-            return _from_idx(name, _download(name))
-        except (ImportError, OSError) as error:
+            folder = _download(name)
+        except (ImportError, ValueError, OSError) as error:
             failed = f"\n  - a download from {_OFFICIAL[name][0]}: {error}; {_EXTRA}"
+        else:
+            return _from_idx(name, folder)
     builder = f"tfds.builder('{name}', file_format='array_record')"
     raise DataNotFoundError(
         f"no data set {name!r} found{hint} Looked for:\n"

@@ -266,7 +266,7 @@ def test_load_downloads_the_official_files_once(tmp_path, monkeypatch):
         url = f"http://127.0.0.1:{server.server_port}/"
         official = {"mnist": (url, digests), "kmnist": (url, [*digests[:3], "0"])}
         monkeypatch.setattr(data, "_OFFICIAL", official)
-        with pytest.raises(ValueError, match="does not match the known"):
+        with pytest.raises(data.DataNotFoundError, match="does not match the known"):
             data.load("kmnist")
         for _ in range(2):
             downloaded = data.load("mnist")

@@ -122,8 +122,8 @@ def test_a_push_is_not_centred(rng):
 def test_a_run_keeps_to_its_targets():
     digits = data.load("digits")
     images, labels = digits.train_images[:600], digits.train_labels[:600]
-    free = ds.TrainConfig(spec="8C3-P2-10", epochs=4, batch_size=20)
-    regularizer = RateRegularizer(targets=(0.1,), strength=0.5, steps=50)
+    free = ds.TrainConfig(spec="8C3-P2-10", epochs=8, batch_size=20)
+    regularizer = RateRegularizer(targets=(0.05,), strength=0.5, steps=50)
     spikes = []
     for config in (free, dataclasses.replace(free, regularizer=regularizer)):
         *_, last = ds.train(config, images, labels)
