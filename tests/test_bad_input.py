@@ -179,7 +179,7 @@ TABLE = [
     ('engine must be "auto", "scan" or', V, dense(engine="gpu")),
     ("one of constant, window, got", V, dense(surrogate="relu")),
     ("width must be > 0 mV", V, made(ds.Window, 0), made(ds.Window, NAN)),
-    ("positive whole numb", V, made(ds.earliest_pool, IMAGES, window=(0, 2))),
+    ("positive integers", V, made(ds.earliest_pool, IMAGES, window=(0, 2))),
     ("4 axes [B, H, W, ", V, made(ds.earliest_pool, TIMES)),
     (
         "first derivatives in reverse mode (jax.grad",
@@ -286,7 +286,7 @@ TABLE = [
     ),
     ("images of shape (8, 8, 1)", V, evaluated(kernel=(63, 10))),
     ("batch_size must be at least 1, go", V, evaluated(batch_size=0)),
-    ("batch_size must be a whole nu", T, evaluated(batch_size=2.5)),
+    ("batch_size must be an integer", T, evaluated(batch_size=2.5)),
     ("[B, C] = (20, 10)", V, soft([[0.5] * 2] * 20), soft([[[0.5] * 2] * 20] * 10)),
     (
         "sum to 1 for each image",
