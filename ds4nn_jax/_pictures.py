@@ -55,6 +55,7 @@ def shown(image: Image.Image) -> tuple[Image.Image, list[str]]:
     image.load()
     if orientation in range(2, 9):
         remarks.append(f"turned as EXIF orientation {orientation} says")
+        image.info.pop("exif", None)  # damaged EXIF cannot be written anew
         image = ImageOps.exif_transpose(image)
     if image.mode[0] == "I" or image.mode == "F":
         image = _in_bytes(image, remarks)
@@ -71,10 +72,9 @@ def _in_bytes(image: Image.Image, remarks: list[str]) -> Image.Image:
     if not np.isfinite(values).all():
         raise PictureError("values that are NaN or infinite")
     low, high = float(values.min()), float(values.max())
-    for top in (1, 255, 65535):
-        if 0 <= low <= high <= top:
-            low, high = 0, top
-            break
+    tops = (1.0, 255.0) if image.mode == "F" else (255.0, 65535.0)
+    if low >= 0 and high <= tops[1]:
+        low, high = 0.0, min(top for top in tops if high <= top)
     if (low, high) != (0, 255):
         remarks.append(f"values {low:g} … {high:g} scaled to 0 … 255")
     return Image.fromarray((values - low) * (255 / ((high - low) or 1)))

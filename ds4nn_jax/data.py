@@ -7,6 +7,8 @@ import os
 import re
 import struct
 import zlib
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -185,55 +187,60 @@ def load(name: str, data_dir: str | os.PathLike | None = None) -> Dataset:
         another one than the name says.
       ValueError: the name cannot be that of a data set.
     """
-    if data_dir is None and (path := local_path(name)):
+    is_name = re.fullmatch(r"[a-z][a-z0-9_]*(/\w[\w.-]*)?", name)
+    # With a data_dir a name is one of its data sets, whatever folder is here.
+    path = None if is_name and data_dir is not None else local_path(name)
+    if data_dir is not None and (path or name == "digits"):
+        raise ValueError(f"{name} takes no data_dir (--data_dir): leave it out")
+    if path:
         return from_folders(path) if path.is_dir() else from_file(path)
     if name == "digits":
-        if data_dir is not None:
-            raise ValueError("digits takes no data_dir (--data_dir): leave it out")
         return _load_digits()
     names = "digits", *_OFFICIAL
     close = difflib.get_close_matches(name.lower().replace("-", "_"), names, 1)
-    hint = f"; did you mean {close[0]}?" if close and name not in names else "."
-    if not re.fullmatch(r"[a-z][a-z0-9_]*(/\w[\w.-]*)?", name):
+    hint = f"; did you mean {close[0]}?" if close and name not in names else ""
+    if not is_name:
         raise ValueError(
-            f"{name!r} is no data set name{hint} Say {', '.join(names)}, the name of "
-            f"another TFDS image data set, or, without data_dir, {_OWN}"
+            f"{name!r} is no data set name{hint or ':'} Say {', '.join(names)}, the "
+            f"name of another TFDS image data set, or {_OWN}"
         )
     return _nearest(name, data_dir, hint)
 
 
 def _nearest(name: str, data_dir: str | os.PathLike | None, hint: str) -> Dataset:
     """The data set from the first place that has it."""
+    message = [f"no data set {name!r} found{hint or '.'} Looked at:"]
     if data_dir is not None:
         home = prepared = Path(data_dir).expanduser()
-        folders = home, home / name
+        folders = [home, home / name]
     else:
         home = Path(os.environ.get("DS4NN_DATA_DIR") or "$DS4NN_DATA_DIR").expanduser()
-        folders = home / name, _SYSTEM_DATASETS / name.replace("_", "-")
+        folders = [home / name, _SYSTEM_DATASETS / name.replace("_", "-")]
         prepared = Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
-    for folder in folders:
-        if _idx_paths(folder):
-            return _from_idx(name, folder)
-    prepared = prepared.expanduser() / name
-    if infos := [*prepared.glob("[0-9]*.*.*/dataset_info.json")]:
-        return _from_tfds(name, [info.parent for info in infos])
-    failed = ""
-    if data_dir is None and name in _OFFICIAL:
+    sources: list[Callable[[], Dataset]] = [
+        *(partial(_from_idx, name, folder) for folder in folders),
+        partial(_from_tfds, name, prepared.expanduser()),
+    ]
+    if data_dir is None:
+        sources.append(partial(_from_download, name))
+    for source in sources:
         try:
-            folder = _download(name)
-        except (ImportError, ValueError, OSError) as error:
-            failed = f"\n  - a download from {_OFFICIAL[name][0]}: {error}; {_EXTRA}"
-        else:
-            return _from_idx(name, folder)
-    builder = f"tfds.builder('{name}', file_format='array_record')"
-    raise DataNotFoundError(
-        f"no data set {name!r} found{hint} Looked for:\n"
-        f"  - {', '.join(_IDX_FILES)} in {folders[0]} (data_dir, --data_dir on the "
-        f"command line) or {folders[1]}\n"
-        f"  - a data set that TFDS prepared as array_record in {prepared}: python -c "
-        f'"import tensorflow_datasets as tfds; {builder}.download_and_prepare()"'
-        f"{failed}\nYou may also give {_OWN}"
+            return source()
+        except DataNotFoundError as missing:
+            message.append(f"  - {missing}")
+    command = (
+        "import tensorflow_datasets as tfds; "
+        f"tfds.builder('{name}', file_format='array_record').download_and_prepare()"
     )
+    if name in _OFFICIAL:
+        command = f"import ds4nn_jax.data as d; d.load('{name}')"
+    message += [
+        f'To fetch it, with network: python -c "{command}"',
+        f"or put {', '.join(_IDX_FILES)} into a directory DIR and say data_dir=DIR "
+        "(--data_dir=DIR on the command line)",
+        f"or give {_OWN}",
+    ]
+    raise DataNotFoundError("\n".join(message))
 
 
 def local_path(name: str) -> Path | None:
@@ -261,21 +268,32 @@ def from_folders(directory: str | os.PathLike, *, test: float = 0.2) -> Dataset:
       Images [N, H, W, 1], or [N, H, W, 3] if one has colours, as a viewer shows them
       and `ds4nn predict` sees them: what is transparent is white behind dark ink and
       black behind light ink.
+
+    Raises:
+      DataError: no classes, a file that is no picture, or pictures of several sizes.
     """
     directory = Path(directory)
     roots = [directory / "train", directory / "test"]
     roots = roots if all(root.is_dir() for root in roots) else [directory]
-    paths = [sorted(root.glob("[!._]*/[!.]*")) for root in roots]
-    classes = [{path.parent.name for path in part} for part in paths]
-    if len(classes[0]) < 2 or not classes[-1] <= classes[0]:
+    folders = [
+        [path for path in _visible(root) if path.is_dir() and path.name[0] != "_"]
+        for root in roots
+    ]
+    classes = [folder.name for folder in folders[0]]
+    if len(classes) < 2 or not {folder.name for folder in folders[-1]} <= {*classes}:
         raise DataError(
             f"{directory}: needed is a folder for each class, or train and test, with "
-            f"one for each class; found are {', '.join(sorted(classes[0])) or 'none'}"
+            f"one for each class; found are {', '.join(classes) or 'none'}"
         )
-    every = [path for part in paths for path in part]
-    labels = np.array([path.parent.name for path in every])
-    train = len(paths[0]) if len(roots) == 2 else None
-    return _own(directory, _read_pictures(every), labels, train, test)
+    paths = [[path for folder in part for path in _visible(folder)] for part in folders]
+    labels = [classes.index(path.parent.name) for part in paths for path in part]
+    arrays = _pictures(sum(paths, [])), np.array(labels, int)
+    images, numbers = (np.split(a, [len(paths[0])])[: len(roots)] for a in arrays)
+    return _own(directory, images, numbers, tuple(classes), test)
+
+
+def _visible(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.name[0] != ".")
 
 
 def from_file(path: str | os.PathLike, *, test: float = 0.2) -> Dataset:
@@ -287,14 +305,20 @@ def from_file(path: str | os.PathLike, *, test: float = 0.2) -> Dataset:
         .csv: the label, then 0 … 255 for each pixel, with or without a header.
       test: the share of each class that is the test set, always the same, where the
         file has none.
+
+    Raises:
+      DataError: the file holds something else.
     """
     path = Path(path)
     try:
-        read = _from_npz if path.suffix == ".npz" else _from_csv
-        images, labels, train = read(path)
+        arrays = _from_npz(path) if path.suffix == ".npz" else _from_csv(path)
+        classes = [np.ravel(array) for array in arrays[1::2]]
+        values, labels = np.unique(np.concatenate(classes), return_inverse=True)
     except Exception as error:  # what is written in a file can go wrong anywhere
         raise DataError(f"{path}: {' '.join(str(error).split())}") from error
-    return _own(path, images, labels, train, test)
+    names = tuple(map(str, values.tolist()))
+    parts = np.split(labels, [len(classes[0])])[: len(classes)]
+    return _own(path, arrays[::2], parts, names, test)
 
 
 def read_idx(path: str | os.PathLike) -> np.ndarray:
@@ -388,11 +412,12 @@ def _load_digits() -> Dataset:
         raise DataNotFoundError(f"digits come with scikit-learn: {_EXTRA}") from error
     digits = load_digits()
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    dataset = _own(Path("digits"), images, digits.target, train=None, test=0.2)
+    names = tuple("0123456789")
+    dataset = _own(Path("digits"), [images], [digits.target], names, 0.2)
     return dataset._replace(source="scikit-learn's copy of the UCI digits")
 
 
-def _read_pictures(paths: list[Path]) -> np.ndarray:
+def _pictures(paths: list[Path]) -> np.ndarray:
     """Pictures as `ds4nn predict` sees them: [N, H, W], or [N, H, W, 3] of colours."""
     from ds4nn_jax import _pictures
 
@@ -413,25 +438,18 @@ def _read_pictures(paths: list[Path]) -> np.ndarray:
     return np.array([np.asarray(p.convert(mode)) for p in pictures], np.uint8)
 
 
-def _from_npz(path: Path) -> tuple[np.ndarray, np.ndarray, int | None]:
-    """All images, all labels, and how many are for training, if it is said."""
+def _from_npz(path: Path) -> list[np.ndarray]:
     with np.load(path) as file:
         for names in _ARRAYS:
             if {*names} <= {*file.files}:
-                arrays = [file[name] for name in names]
-                for some, of_them in zip(arrays[::2], arrays[1::2], strict=True):
-                    if len(some) != len(of_them):
-                        numbers = f"{len(some)} images, {len(of_them)} labels"
-                        raise ValueError(numbers)
-                images, labels = map(np.concatenate, (arrays[::2], arrays[1::2]))
-                return images, labels, len(arrays[0]) if len(arrays) == 4 else None
+                return [file[name] for name in names]
         raise ValueError(
             f"holds {', '.join(file.files) or 'nothing'}; needed are "
             + ", or ".join(" and ".join(names) for names in _ARRAYS)
         )
 
 
-def _from_csv(path: Path) -> tuple[np.ndarray, np.ndarray, None]:
+def _from_csv(path: Path) -> list[np.ndarray]:
     rows = np.loadtxt(path, str, delimiter=",", ndmin=2, encoding="utf-8-sig")
     rows = np.char.strip(rows)
     names, column = np.char.lower(rows[0]).tolist(), 0
@@ -445,55 +463,48 @@ def _from_csv(path: Path) -> tuple[np.ndarray, np.ndarray, None]:
     labels = rows[:, column]
     whole = np.char.isdigit(labels).all()
     images = pixels.astype(np.uint8).reshape(-1, *shape)
-    return images, labels.astype(int) if whole else labels, None
+    return [images, labels.astype(int) if whole else labels]
 
 
 def _own(
-    path: Path, images: np.ndarray, labels: np.ndarray, train: int | None, test: float
+    path: Path, images: list, labels: list, names: tuple[str, ...], test: float
 ) -> Dataset:
-    """Of all images and labels: the first `train` are for training, or, where that is
-    not said, all but a share of each class."""
-    values, labels = np.unique(np.ravel(labels), return_inverse=True)
-    if len(images) != len(labels):
-        raise DataError(f"{path}: {len(images)} images, {len(labels)} labels")
-    if train is not None:
-        source = f"{path}, which says what is for testing"
-        used, held_out = np.split(np.arange(len(labels)), [train])
-    else:
+    """Of the images and labels for training and for testing, or of all together: then
+    a share of each class is for testing."""
+    source = f"{path}, which says what is for testing"
+    if len(images) == 1:
         source = f"{path}, {test:.0%} of each class for testing"
+        if len(images[0]) != len(labels[0]):
+            raise DataError(f"{path}: {len(images[0])} images, {len(labels[0])} labels")
         try:
-            used, held_out = stratified_split(labels, test, seed=0)
+            parts = stratified_split(labels[0], test, seed=0)
         except ValueError as error:
             raise DataError(f"{path}: {error}") from error
-    return _dataset(
-        os.path.normpath(path),
-        [images[used], images[held_out]],
-        [labels[used], labels[held_out]],
-        tuple(map(str, values.tolist())),
-        source,
-    )
-
-
-def _idx_paths(folder: Path) -> list[Path]:
-    """The four files; none if one of them is not there."""
-    found = []
-    for file in _IDX_FILES:
-        stem = file.partition("-idx")[0]
-        found += sorted(folder.glob(f"{stem}[-.]idx[134]-ubyte*"))[:1]
-    return found if len(found) == len(_IDX_FILES) else []
+        images, labels = ([array[k] for k in parts] for (array,) in (images, labels))
+    return _dataset(os.path.normpath(path), images, labels, names, source)
 
 
 def _from_idx(name: str, folder: Path) -> Dataset:
-    arrays = [read_idx(path) for path in _idx_paths(folder)]
+    arrays = []
+    for file in _IDX_FILES:
+        stem = file.partition("-idx")[0]
+        paths = sorted(folder.glob(f"{stem}[-.]idx[134]-ubyte*"))
+        if not paths:
+            raise DataNotFoundError(f"{folder}: no {file.removesuffix('.gz')}[.gz]")
+        arrays.append(read_idx(paths[0]))
     images, labels = arrays[::2], arrays[1::2]
     numbers = map(str, range(1 + max(array.max() for array in labels)))
     names = _CLASS_NAMES.get(name, tuple(numbers))
     return _dataset(name, images, labels, names, f"IDX files in {folder}")
 
 
-def _from_tfds(name: str, versions: list[Path]) -> Dataset:
-    """Reads the newest version of a data set that TFDS prepared."""
-    folder = max(versions, key=lambda f: [*map(int, re.findall(r"\d+", f.name))])
+def _from_tfds(name: str, root: Path) -> Dataset:
+    """Reads the newest version of a data set that TFDS prepared under `root`."""
+    infos = (root / name).glob("[0-9]*.*.*/dataset_info.json")
+    folders = {tuple(map(int, re.findall(r"\d+", p.parent.name))): p for p in infos}
+    if not folders:
+        raise DataNotFoundError(f"{root / name}: no data set prepared by TFDS")
+    folder = folders[max(folders)].parent
     images, labels = [], []
     try:
         import tensorflow_datasets as tfds
@@ -515,15 +526,22 @@ def _from_tfds(name: str, versions: list[Path]) -> Dataset:
     return _dataset(name, images, labels, names, f"TFDS directory {folder}")
 
 
-def _download(name: str) -> Path:
-    """The folder in the user's cache with the official files."""
-    import pooch
-
+def _from_download(name: str) -> Dataset:
+    """The official files, in the user's cache."""
+    if name not in _OFFICIAL:
+        raise DataNotFoundError("download: only of " + ", ".join(_OFFICIAL))
     url, digests = _OFFICIAL[name]
-    folder = pooch.os_cache("ds4nn_jax") / name
-    for file, digest in zip(_IDX_FILES, digests, strict=True):
-        pooch.retrieve(url + file, f"sha256:{digest}", file, folder)
-    return folder
+    try:
+        import pooch
+
+        folder = pooch.os_cache("ds4nn_jax") / name
+        for file, digest in zip(_IDX_FILES, digests, strict=True):
+            pooch.retrieve(url + file, f"sha256:{digest}", file, folder)
+    except (ImportError, ValueError, OSError) as error:
+        raise DataNotFoundError(
+            f"download from {url}, with {_EXTRA}: {error}"
+        ) from error
+    return _from_idx(name, folder)
 
 
 def _dataset(
@@ -533,20 +551,18 @@ def _dataset(
     its images are known by; `source` says if these are not those of its name."""
     images = [array[..., None] if array.ndim == 3 else array for array in images]
     labels = [np.asarray(array).astype(np.int32) for array in labels]
-    digest = 0
+    fits, digest = images[0].shape[1:] == images[1].shape[1:], 0
     for pixels, classes in zip(images, labels, strict=True):
-        if not (
-            pixels.ndim == 4
-            and pixels.dtype == np.uint8
-            and pixels.size
-            and pixels.shape[1:] == images[0].shape[1:]
-            and classes.shape == pixels.shape[:1]
-            and np.isin(classes, range(len(class_names))).all()
-        ):
+        fits &= pixels.ndim == 4 and pixels.dtype == np.uint8 and pixels.size > 0
+        fits &= classes.shape == pixels.shape[:1]
+        fits &= bool(np.isin(classes, range(len(class_names))).all())
+        if not fits:
+            found = np.concatenate([array.ravel() for array in labels])
             raise DataError(
                 f"{source}: needed are images [N, H, W, C] uint8 of one shape, with "
                 f"labels [N] in 0 … {len(class_names) - 1}; got {pixels.dtype} "
-                f"{pixels.shape}, with labels {classes.shape} {np.unique(classes)}"
+                f"{images[0].shape} and {images[1].shape}, with {labels[0].shape} and "
+                f"{labels[1].shape} in {found.min(initial=0)} … {found.max(initial=0)}"
             )
         rows = zip(np.ascontiguousarray(pixels), classes.tolist(), strict=True)
         digest += sum(zlib.crc32(image, label) for image, label in rows)

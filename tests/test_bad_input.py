@@ -255,6 +255,7 @@ TABLE = [
         made(rules.Softmax().target, OUTPUTS, LABELS, OUTPUTS[:1]),
         made(rules.Softmax().target, OUTPUTS, LABELS),
     ),
+    ("0 … 2, got -1", V, relative(labels=np.array([0, -1]))),
     (
         "other_time must be in 0 … T = 90, got 100",
         V,

@@ -159,11 +159,8 @@ def test_load_takes_the_data_set_of_a_data_dir_and_no_folder_here(
     write(tmp_path / "clothes")
     monkeypatch.chdir(tmp_path)
     assert len(data.load("clothes", tmp_path).train_images) == 30
-    for name, message in (
-        ("./clothes", "or, without data_dir, the path of your own"),
-        ("digits", "digits takes no data_dir"),
-    ):
-        with pytest.raises(ValueError, match=message):
+    for name in ("./clothes", "digits"):
+        with pytest.raises(ValueError, match=f"{name} takes no data_dir"):
             data.load(name, tmp_path)
 
 
@@ -209,20 +206,20 @@ def test_load_looks_near_before_far(tmp_path, monkeypatch):
     with pytest.raises(data.DataError, match=FILES[0]):
         data.load("fashion_mnist")
     (here / "t10k-labels-idx1-ubyte.gz").unlink()
-    for folder in (here, tmp_path / "absent"):
-        with pytest.raises(data.DataNotFoundError, match=f"in {folder} .data_dir"):
+    for folder, file in ((here, FILES[3]), (tmp_path / "absent", FILES[0])):
+        with pytest.raises(data.DataNotFoundError, match=f"{folder}: no {file}"):
             data.load("fashion_mnist", folder)
 
 
 @pytest.mark.parametrize(
     "name, array, message",
     [
-        (FILES[1], np.full(30, 10), r"labels \[N\] in 0 … 9; .* \(30,\) \[10\]$"),
-        (FILES[1], np.zeros(29), r"labels \(29,\)"),
-        (FILES[3], np.zeros(21), r"labels \(21,\)"),
-        (FILES[0], np.zeros(30), r"got uint8 \(30,\), with"),
-        (FILES[1], np.zeros((30, 1)), r"labels \(30, 1\)"),
-        (FILES[2], np.zeros((20, 4, 4)), r"of one shape, .* \(20, 4, 4, 1\)"),
+        (FILES[1], np.full(30, 10), r"labels \[N\] in 0 … 9; .* in 0 … 10$"),
+        (FILES[1], np.zeros(29), r"with \(29,\) and \(20,\)"),
+        (FILES[3], np.zeros(21), r"with \(30,\) and \(21,\)"),
+        (FILES[0], np.zeros(30), r"got uint8 \(30,\) and"),
+        (FILES[1], np.zeros((30, 1)), r"with \(30, 1\) and"),
+        (FILES[2], np.zeros((20, 4, 4)), r"\(30, 3, 3, 1\) and \(20, 4, 4, 1\)"),
     ],
 )
 def test_load_refuses_arrays_that_do_not_fit(tmp_path, name, array, message):
@@ -234,16 +231,16 @@ def test_load_that_finds_nothing_names_every_place_and_the_command(tmp_path):
     with pytest.raises(data.DataNotFoundError) as caught:
         data.load("fashion_mnist")
     for part in (
-        "$DS4NN_DATA_DIR/fashion_mnist",
+        "$DS4NN_DATA_DIR/fashion_mnist: no train-images",
         str(tmp_path / "system" / "fashion-mnist"),
         str(tmp_path / "tfds" / "fashion_mnist"),
         "download from http://127.0.0.1:9/",
-        "tfds.builder('fashion_mnist', file_format='array_record')",
+        "python -c \"import ds4nn_jax.data as d; d.load('fashion_mnist')\"",
         "ds4nn_jax.data.from_folders",
         *FILES,
     ):
         assert part in str(caught.value)
-    with pytest.raises(data.DataNotFoundError, match="did you mean mnist"):
+    with pytest.raises(data.DataNotFoundError, match="tfds.builder.'mnits'"):
         data.load("mnits")
     for name in ("", "../mnist", "mnist/..", "MNIST", "a b"):
         with pytest.raises(ValueError, match="no data set name"):
@@ -474,6 +471,11 @@ def test_folders_that_are_no_data_set(tmp_path):
     refused("b.0.png: .* needed are 8 bits")
     picture(tmp_path / "b" / "0.png", np.zeros((2, 2)))
     refused("holding out 0.2 of class 0")
+    (tmp_path / "b" / "0.png").unlink()
+    (tmp_path / "a" / "0.png").unlink()
+    refused(r"got uint8 \(0,\)")
+    with pytest.raises(FileNotFoundError, match="absent"):
+        data.from_folders(tmp_path / "absent")
 
 
 def test_images_in_one_file(tmp_path, monkeypatch):
@@ -500,18 +502,19 @@ def test_images_in_one_file(tmp_path, monkeypatch):
             assert x.shape[1:] == (2, 2, 1)
             expected = which if classes[0] == "3" else 1 - which
             np.testing.assert_array_equal(y, expected, name)
+    few = dict(x_train=images, y_train=labels[1:], x_test=images, y_test=labels)
     np.savez("other.npz", pixels=images)
     np.savez("half.npz", x=images / 255, y=labels)
     np.savez("short.npz", x=images, y=labels[1:])
-    np.savez("few.npz", y_test=labels[7:], **split)
+    np.savez("few.npz", **few)
     for name, text in (("bad", "1,2,300\n2,1,2\n"), ("empty", "\n")):
         Path(f"{name}.csv").write_text(text)
     for name, message in (
         ("other.npz", "holds pixels; needed are train_images and"),
         ("half.npz", "uint8 of one shape.*; got float64"),
         ("short.npz", "10 images, 9 labels"),
-        ("few.npz", "4 images, 3 labels"),
-        ("bad.csv", "pixels must be integers 0 … 255"),
+        ("few.npz", r"with \(9,\) and \(10,\)"),
+        ("bad.csv", "pixels must be .* 255"),
         ("empty.csv", ""),
     ):
         with pytest.raises(data.DataError, match=f"{name}.*{message}"):

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from precision import float64
 
 import ds4nn_jax as ds
@@ -286,6 +288,29 @@ def test_worked_gradient(engine):
         d_kernel, [[-10, -100], [-10, -100], [0, -100], [0, 0]]
     )
     np.testing.assert_array_equal(d_times, [[20 + 50, 30 + 25, 100, 0]])
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    shift=st.integers(0, 5),
+    engine=st.sampled_from(["scan", "auto"]),
+)
+def test_time_shift(seed, shift, engine):
+    """Inputs k steps later make outputs k steps later, as long as there is time."""
+    rng = np.random.default_rng(seed)
+    steps = 20
+    times = spike_times(rng, (3, 5, 5, 2), steps=10).astype(np.float32)
+    times[times == 10] = steps
+    kernel = dyadic(rng, (3, 3, 2, 4))
+    layer = functools.partial(
+        ds.conv, kernel=kernel, threshold=THETA, num_steps=steps, engine=engine
+    )
+    later = np.where(times == steps, steps, times + shift)
+    before, after = np.asarray(layer(times)), np.asarray(layer(later))
+    np.testing.assert_array_equal(
+        after, np.where(before == steps, steps, before + shift)
+    )
 
 
 @pytest.mark.parametrize("kind", ["dense", "conv_pool"])

@@ -63,7 +63,7 @@ for argv in (
     assert one.startswith("one.png: 1 (decided at step "), run.stderr
     extra = "pip install 'ds4nn_jax[experiments]'"
     assert report == f"ds4nn report needs jinja2: {extra}"
-    assert train == f"ds4nn train needs matplotlib: {extra}"
+    assert train == f"ds4nn train mnist: figures need matplotlib: {extra}"
 
 
 def test_a_wheel_has_each_file_of_the_package():

@@ -198,7 +198,7 @@ def test_figures(capsys, weights, picture, tmp_path):
         ({"input_shape": [28, 28, 1]}, "takes 4 inputs|do not fit the network"),
         *(
             ({"input_shape": shape}, "its note input_shape must be .H, W, C.")
-            for shape in ([2, 2], [2, 1, 2], "28", [True, 2, 1])
+            for shape in ([2, 2], [2, 1, 2], [10**9, 10**9, 3], "28", [True, 2, 1])
         ),
         (NOTES | {"class_names": ["a", "b"]}, "class_names must be 3 names"),
         (NOTES | {"pictures": NOTES["pictures"] | {"fit": "ink"}}, "28×28 .* alone"),

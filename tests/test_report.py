@@ -303,7 +303,7 @@ def test_the_papers_tables_stand_beside_reported_runs():
         (None, "", "best.safetensors"),
         ({}, "", "does not name its data set: --dataset=NAME"),
         ({"dataset": "../x"}, "", "'../x' is no data set name"),
-        ({"dataset": "kmnist"}, "", "(?s)no data set 'kmnist' found.*--data_dir"),
+        ({"dataset": "kmnist"}, "", "(?s)no data set 'kmnist' found.*--data_dir=DIR"),
         ({"dataset": "digits"}, '{"epoch": 1}\n[2]\n', "metrics.jsonl has a line that"),
     ],
 )
@@ -317,6 +317,21 @@ def test_says_what_is_missing_before_any_work(
     argv = [f"--run_dir={tmp_path}", f"--data_dir={tmp_path}"]
     with pytest.raises(SystemExit, match=message):
         report.main([*argv, f"--out_dir={tmp_path / 'page'}"])
+    assert not (tmp_path / "page").exists()
+
+
+def test_weights_that_do_not_fit_the_images_are_refused_before_any_work(
+    smoke_run, tmp_path, capsys
+):
+    """Nothing that was measured of others is lost."""
+    network = ds.SpikingNetwork.from_spec("8C3-P2-10")
+    params = network.init(jax.random.key(0), np.zeros((1, 12, 12, 1), np.float32))
+    file = tmp_path / "other.safetensors"
+    ds.save_weights(file, network, params, notes={"dataset": "digits"})
+    argv = [f"--run_dir={smoke_run[0]}", f"--run_dir={file}"]
+    with pytest.raises(SystemExit, match="ds4nn report: .*dense2"):
+        report.main([*argv, f"--out_dir={tmp_path / 'page'}"])
+    assert "drawing" not in capsys.readouterr().out
     assert not (tmp_path / "page").exists()
 
 

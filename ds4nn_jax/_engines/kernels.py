@@ -495,11 +495,8 @@ def _forward(kind):
                                 tap = ((row - top) * kw + column - left) * inputs
                                 of_pixel = slice_from(events, pixel * inputs)
                                 n = _insert(of_pixel, arrived[pixel], tap, n, ordered)
-                        of_pulses, to = (
-                            (pulses, plan[PLAN.pulses]),
-                            (offsets, group_ends),
-                        )
-                        _list_one_by_one(ordered, n, *of_pulses, steps, lanes, *to)
+                        listing = ordered, n, pulses, plan[PLAN.pulses], steps, lanes
+                        _list_one_by_one(*listing, offsets, group_ends)
                         n += plan[PLAN.pulses]
                         listed[x] = n * 8 + 1
                         from_0 = min(_step(ordered[0]), _step(pulses[0])) == 0
@@ -536,9 +533,8 @@ def _forward(kind):
                         fill(slice_from(end, x * padded), padded, 0)
                 neurons = spike, potential, end
                 integrate(plan, windows, of_row, weights, *neurons)
-                at = np.intp(0)
                 for x in range(windows):
-                    before, at = at, twin[x] * padded
+                    at = twin[x] * padded
                     argmin = y % pool_rows * pool_columns + x % pool_columns
                     to = (b * out_height + y // pool_rows) * out_width
                     to = (to + x // pool_columns) * outputs
@@ -556,7 +552,7 @@ def _forward(kind):
                             copy(slice_from(out_end, to), slice_from(end, at), outputs)
                         if pool_size > 1:
                             fill(slice_from(out_argmin, to), outputs, 0)
-                    elif fires and not (at == before and x % pool_columns):
+                    elif fires:
                         merge(plan, of_neurons, at, of_places, to, argmin)
                     if kinds > 1 and argmin == pool_size - 1:
                         for o in range(to, to + outputs):

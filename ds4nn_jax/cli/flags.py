@@ -91,6 +91,8 @@ class Options:
         for name in ("data_dir", "out_dir", "init_from", "soft_labels", "evaluate"):
             if path := getattr(self, name):
                 object.__setattr__(self, name, os.path.expanduser(path))
+            if path and "\n" in path:
+                raise ValueError(f"{name} must be one line, got {path!r}")
         for name in ("train_limit", "test_limit", "checkpoint_minutes", "num_devices"):
             require(self, name, getattr(self, name) >= 0, "≥ 0")
         for pair in ("resume overwrite", "resume evaluate", "distributed evaluate"):

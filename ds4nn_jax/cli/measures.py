@@ -7,10 +7,8 @@ import jax
 import numpy as np
 
 import ds4nn_jax as ds
-from ds4nn_jax import _checks
 from ds4nn_jax.layers import _response
 from ds4nn_jax.networks import quantization
-from ds4nn_jax.networks.network import check_params
 from ds4nn_jax.networks.spec import PoolSpec
 
 
@@ -70,8 +68,6 @@ def measure(
 ) -> Measured:
     """Hidden layers are computed once, outputs for every urgency, in mV a step where θ
     is 100 mV. Images [n, H, W, C], labels [n]; `on_batch` is told how many are done."""
-    images, labels = _checks.pairs(images, labels, network.num_classes)
-    check_params(network, params, images)
     variants = [network, *(urged(network, params, each) for each in urgencies)]
 
     @jax.jit

@@ -112,6 +112,7 @@ def _model(weights: str, urgency: float | None) -> Model:
         model = Model(network, params, *_noted(notes, network.num_classes))
         blank = np.broadcast_to(np.uint8(0), (1, *model.shape))
         check_params(network, params, blank)
+        jax.eval_shape(functools.partial(_run, network), params, blank)
     except Exception as error:  # what is written in a file can go wrong anywhere
         raise ValueError(f"{weights} cannot be used: {_why(error)}") from error
     return model
@@ -126,6 +127,7 @@ def _noted(notes: dict, classes: int) -> tuple:
     if pictures is None and shape == [28, 28, 1]:
         pictures = _PICTURES.get(str(notes.get("dataset")))
     sizes = isinstance(shape, list) and [type(n) for n in shape] == [int] * 3
+    sizes = sizes and shape[2] in (1, 3) and 0 < min(shape) <= max(shape) <= 4096
     texts = isinstance(names, list) and [type(x) for x in names] == [str] * classes
     made = True
     if pictures is not None:
@@ -133,7 +135,7 @@ def _noted(notes: dict, classes: int) -> tuple:
         made = fit == "whole" or fit == "ink" and shape == [28, 28, 1]
         made = made and ground in ("dark", "light", "mixed") and 0 <= low <= high <= 1
     for name, fits, form in (
-        ("input_shape", sizes and shape[2] in (1, 3), "[H, W, C], C = 1 or 3"),
+        ("input_shape", sizes, "[H, W, C], C = 1 or 3, H and W at most 4096"),
         ("class_names", texts, f"{classes} names"),
         ("pictures", made, 'as data.pictures has it, "ink" for 28×28 pixels alone'),
     ):

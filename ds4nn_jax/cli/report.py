@@ -16,10 +16,11 @@ import jinja2
 from matplotlib.figure import Figure
 
 import ds4nn_jax as ds
-from ds4nn_jax import data, plots
+from ds4nn_jax import _checks, data, plots
 from ds4nn_jax._files import write_atomically
 from ds4nn_jax.cli import figures, measures, progress
 from ds4nn_jax.networks import energy, pretrained
+from ds4nn_jax.networks.network import check_params
 
 _URGENCIES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5)  # mV a step
 _TITLES = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "digits": "Digits"}
@@ -196,6 +197,9 @@ def _read(
     alone = dataset == "digits" or not folder and data.local_path(dataset)
     images = load(dataset, None if alone else args.data_dir or folder)
     print(f"{name}: {images.source}", flush=True)
+    structure, params, _ = weights
+    test = images.test_images, images.test_labels
+    check_params(structure, params, _checks.pairs(*test, structure.num_classes)[0])
     origin = ", ".join([origin, *made]) + "."
     return Network(name, origin, weights, dataset, images, history, flags)
 

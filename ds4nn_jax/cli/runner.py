@@ -81,7 +81,11 @@ def _evaluate(options: flags.Options) -> ds.Report:
 
 
 def _train(options: flags.Options) -> ds.Report | None:
-    importlib.import_module("matplotlib")  # missing, it is missed before any work
+    try:
+        importlib.import_module("matplotlib")  # missing, it is missed before any work
+    except ImportError as error:
+        what = "figures need matplotlib: pip install 'ds4nn_jax[experiments]'"
+        raise ValueError(what) from error
     out = Path(options.out_dir)
     earlier = out / "metrics.jsonl"
     if earlier.exists() and not (options.overwrite or options.resume):

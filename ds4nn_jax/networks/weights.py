@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -20,6 +20,7 @@ from ds4nn_jax.networks.network import SpikingNetwork
 
 FORMAT = "ds4nn_jax weights"
 VERSION = 2  # 2: also integers; files of real weights are of version 1
+_DTYPES = "float16", "bfloat16", "float32", "float64", "int8", "int32"
 _ENTRY = "ds4nn_jax"  # of the file's metadata: [header as JSON text, SHA-256]
 _SETTINGS = "num_steps", "threshold", "padding", "urgency", "pulses"
 
@@ -53,6 +54,7 @@ def save_weights(
         (`quantize`) take the bits that they need.
       notes: anything JSON can hold: seed, command, accuracy. `ds4nn predict` reads
         "input_shape", "class_names" and "pictures", see `data.Pictures`.
+
     """
     params = jax.device_get(params)
     _checks.finite_weights(params)
@@ -71,16 +73,19 @@ def save_weights(
         )
     packed = {}
     for name, array in tensors.items():
+        if array.dtype.name not in _DTYPES:
+            raise TypeError(
+                f"{name} must be one of {', '.join(_DTYPES)}, got {array.dtype}"
+            )
         if array.dtype == np.int8:
-            bits = fewest_bits(array)
-            packed[name] = [bits, *array.shape]
-            tensors[name] = pack(array, bits)
+            packed[name] = [fewest_bits(array), *array.shape]
+            tensors[name] = pack(array, packed[name][0])
     header = {name: getattr(network, name) for name in ("spec", *_SETTINGS)}
     header |= {"format": FORMAT, "version": 1, "notes": dict(notes or {})}
     if packed:
         header |= {"version": VERSION, "packed": packed}
     try:
-        text = json.dumps(jax.tree.map(plain, header), sort_keys=True)
+        text = json.dumps(header, sort_keys=True, default=_for_json)
     except TypeError as error:
         raise TypeError(f"notes must be what JSON can hold: {error}") from error
     # One entry: safetensors writes several in no fixed order, and the same weights
@@ -110,9 +115,11 @@ def load_weights(
             tensors = {name: file.get_tensor(name) for name in file.keys()}
             text, checksum = json.loads((file.metadata() or {})[_ENTRY])
         header = dict(json.loads(text))
-    except Exception as error:  # of many types, as anything may be in a file
+    except (KeyError, AttributeError) as error:  # a type that NumPy does not have
+        raise WeightsError(f"{path} holds no weights of ds4nn_jax: {error}") from error
+    except (safetensors.SafetensorError, ValueError, TypeError) as error:
         raise WeightsError(
-            f"{path} is truncated or holds no weights of ds4nn_jax: {error}"
+            f"{path} is truncated or no safetensors file: {error}"
         ) from error
     if header.get("version") not in (1, VERSION):
         raise WeightsError(
@@ -121,8 +128,9 @@ def load_weights(
         )
     if digest(text, sorted(tensors.items())) != checksum:
         raise WeightsError(f"{path} is damaged: its checksum does not match")
-    settings = {name: header[name] for name in _SETTINGS if name in header}
-    of_file = SpikingNetwork.from_spec(header["spec"], **settings)
+    oldest = {"urgency": 0.0, "pulses": ()}  # have no others
+    stored: dict[str, Any] = {n: header.get(n, oldest.get(n)) for n in _SETTINGS}
+    of_file = SpikingNetwork.from_spec(header["spec"], **stored)
     network = network or of_file
     for name in ("spec", *_SETTINGS):
         value, expected = getattr(of_file, name), getattr(network, name)
@@ -132,9 +140,8 @@ def load_weights(
                 f"expected {expected!r}"
             )
     params: dict = {}
-    packed = header.get("packed", {})
     for name, array in tensors.items():
-        if name in packed:
+        if name in (packed := header.get("packed", {})):
             bits, *shape = packed[name]
             array = _unpack(array, bits, shape)
         layer, leaf = name.split("/")
@@ -168,6 +175,12 @@ def _unpack(packed: np.ndarray, bits: int, shape: list[int]) -> np.ndarray:
     # The first bit is the sign: it fills the bits in front of it.
     full = np.pad(rows, ((0, 0), (8 - bits, 0)), mode="edge")
     return np.packbits(full, axis=1).view(np.int8).reshape(shape)
+
+
+def _for_json(value: Any) -> Any:
+    if (number := plain(value)) is value:
+        raise TypeError(f"{type(value).__name__} {value!r:.40} is none of its types")
+    return number
 
 
 def digest(header: str, arrays: Iterable[tuple[str, np.ndarray]]) -> str:
