@@ -51,21 +51,24 @@ def merged(
     """One network whose output potentials are the means of those of all.
 
     Args:
-      networks: of the same layers, T, θ, padding, urgency and numbers of pulses.
+      networks: of the same layers, T, θ, padding and numbers of pulses.
       params: of each.
       mirror: adds to each what it makes of images mirrored left to right.
       shape: of an image, [H, W, C], to be mirrored.
     """
-    if all(map(quantization.is_whole, params)):  # of which each has its own scale
-        made = map(quantization.in_millivolts, networks, params)
-        networks, params = zip(*made, strict=True)
+    made = [  # integers have a scale of their own
+        quantization.in_millivolts(*pair) if quantization.is_whole(pair[1]) else pair
+        for pair in zip(networks, params, strict=True)
+    ]
+    networks, params = zip(*made, strict=True)
     if any(
         "threshold" in layer for each in params for layer in each["params"].values()
     ):
         raise ValueError("weights with thresholds of their own cannot be merged")
-    network = networks[0]
+    urgency = float(np.mean([network.urgency for network in networks]))
+    network = networks[0].clone(urgency=urgency)
     for other in networks:
-        if other != network:
+        if other.clone(urgency=urgency) != network:
             raise ValueError(f"networks differ: {network} and {other}")
     parts: list[_Kernels] = [each["params"] for each in params]
     if mirror:

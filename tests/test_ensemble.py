@@ -73,6 +73,10 @@ def test_whole_numbers_are_merged_in_millivolts(rng):
     np.testing.assert_array_equal(decided.label, expected.label)
     np.testing.assert_array_equal(decided.step, expected.step)
     assert len(np.unique(expected.step)) > 2 and joined.urgency == 0.5
+    mixed, _ = ensemble.merged(
+        [whole, network.clone(urgency=0.0)], [weights, params], mirror=False
+    )
+    assert mixed.urgency == 0.25
     params["params"]["conv1"]["threshold"] = np.full(6, 90.0, np.float32)
     with pytest.raises(ValueError, match="thresholds of their own"):
         ensemble.merged([network], [params], mirror=False)
