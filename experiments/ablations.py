@@ -86,27 +86,6 @@ _RELATIVE: dict[str, _Changes] = {
     "no normalisation": {"output_rule.normalization": "none"},
 }
 
-# Targets fall within the 1,560 steps that these runs have.
-_SPARSE = _changed(ds.presets.load("mnist_sparse"), {"regularizer.steps": 1000})
-_FIRST_SUM = "optimizer.first_sum"
-_ADAM = Adam(0.01, norms=HeldNorms(), average=0.998, first_sum=80.0)
-_NO_REGULARIZER = {"regularizer": RateRegularizer()}
-_SPARSE_ROWS: dict[str, _Changes] = {
-    "as it is, targets after 1,000 steps": {},
-    "no regularizer": _NO_REGULARIZER,
-    "no floor": {"regularizer.floor": 0.0},
-    "pushed twice as hard": {"regularizer.strength": 0.3},
-    "label not anchored": {"output_rule.anchor": 0.0},
-    "neither": {**_NO_REGULARIZER, "output_rule.anchor": 0.0},
-    "Adam": {"optimizer": _ADAM},
-    "norms learned": {"optimizer.norms": LearnedNorms()},
-    "weights not averaged": {"optimizer.average": 0.0},
-    "no urgency": {"urgency": 0.0},
-    "first sums free": {_FIRST_SUM: None},
-    "first kernels as drawn": {"initial_weights.edges": 0.0},
-    "both": {_FIRST_SUM: None, "initial_weights.edges": 0.0},
-}
-
 # Pulses and centred errors on a small network, in short runs.
 _SMALL = ds.TrainConfig(
     spec="32C3-P2-32C3-32C3-10",
@@ -170,8 +149,6 @@ _SMALL_ROWS: dict[str, _Changes] = {
     "norms free": {"optimizer.norms": FreeNorms()},
     "norms learned": {"optimizer.norms": LearnedNorms()},
     "weights averaged": {"optimizer.average": 0.99},
-    "first sums limited": {_FIRST_SUM: 80.0},
-    "first kernels find edges": {"initial_weights.edges": 0.1},
     "horizon H = T": {"output_rule.horizon": 100},
     "a window of 100 mV": {"surrogate": Window(100.0)},
     "a window of 25 mV": {"surrogate": Window(25.0)},
@@ -186,7 +163,6 @@ _SMALL_ROWS: dict[str, _Changes] = {
 _TABLES = {
     "mnist": _Table(_PLAIN, _MNIST),
     "mnist_relative": _Table(ds.presets.load("mnist_relative"), _RELATIVE),
-    "mnist_sparse": _Table(_SPARSE, _SPARSE_ROWS),
     "small": _Table(
         _SMALL,
         _SMALL_ROWS,

@@ -50,33 +50,6 @@ def test_held_norms(rng):
     np.testing.assert_allclose(moved, flat[1] * norms[0] / norms[1], rtol=1e-4)
 
 
-def test_limit_sums_by_hand():
-    """Weights (1, 2), (3, 5), (5, −4) and a step of 1 add up to 12 and 6: what is above
-    9, a sum of 3, is taken from the three alike."""
-    weights = jnp.array([[1.0, 2.0], [3.0, 5.0], [5.0, -4.0]])
-    tx = optimizers.limit_sums(9.0)
-    step, _ = tx.update(jnp.ones_like(weights), tx.init(weights), weights)
-    np.testing.assert_allclose(step, [[0.0, 1.0], [0.0, 1.0], [0.0, 1.0]], atol=1e-6)
-
-
-def test_only_the_first_layer_has_its_sums_limited(rng):
-    """A step that makes every weight larger."""
-    shapes = {"conv1": (3, 3, 1, 4), "conv2": (3, 3, 4, 5), "dense3": (20, 10)}
-    drawn = {name: rng.normal(4, 9, shape) for name, shape in shapes.items()}
-    params = {"params": {n: {"kernel": jnp.float32(w)} for n, w in drawn.items()}}
-    up = jax.tree.map(lambda w: -jnp.ones_like(w), params)
-    moved = []
-    for most in (None, 20.0):
-        chain = optimizers.Adam(0.05, first_sum=most).chain
-        tx = chain(tuple(shapes), optax.constant_schedule(1.0))
-        steps, _ = tx.update(up, tx.init(params), params)
-        moved.append(optax.apply_updates(params, steps)["params"])
-    first = (layers["conv1"]["kernel"].sum((0, 1, 2)).max() for layers in moved)
-    assert next(first) > 20.01 > next(first)
-    for name in ("conv2", "dense3"):
-        jax.tree.map(np.testing.assert_array_equal, *(end[name] for end in moved))
-
-
 def test_damp_common_by_hand():
     """Each of two neurons: the mean of its three weights' steps is kept to a tenth."""
     update = jnp.array([[1.0, 2.0], [4.0, 2.0], [7.0, 2.0]])

@@ -75,7 +75,7 @@ def test_steps_of_kernels_do_not_depend_on_pulses(kind, norms, rng):
 
     kernels, gradients = drawn(9.0), [drawn(1.0) for _ in range(5)]
     pulse = jnp.float32(rng.normal(0, 1e-3, (6, 4)))
-    made = kind(0.05, norms=norms, pulse_rate=0.5, average=0.9, first_sum=20.0)
+    made = kind(0.05, norms=norms, pulse_rate=0.5, average=0.9)
     chain = made.chain(tuple(shapes), optax.linear_schedule(1.0, 0.0, 10))
 
     def run(extra):

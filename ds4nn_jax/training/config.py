@@ -107,7 +107,7 @@ class TrainConfig:
         require(self, "seed", 0 <= self.seed < 2**32, "in 0 … 2³²−1")
         self.output_rule.check_steps(self.num_steps)
         network = self.network()
-        for part in (self.initial_weights, self.optimizer, self.regularizer):
+        for part in (self.initial_weights, self.regularizer):
             part.check_network(network)
 
     def network(self) -> SpikingNetwork:

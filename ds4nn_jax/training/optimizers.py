@@ -17,7 +17,8 @@ import optax
 import optax.contrib
 
 from ds4nn_jax._values import Value
-from ds4nn_jax.networks.network import SpikingNetwork
+
+_GROUP = 512  # the most neurons of a layer that are made orthogonal to each other
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,9 +39,6 @@ class Optimizer(Value):
     def at_threshold(self, threshold: float) -> "Optimizer":
         """Scales rates given for θ = 100 mV to this θ."""
         return self
-
-    def check_network(self, network: SpikingNetwork) -> None:
-        """Refuses what does not fit the network, before anything is computed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +114,6 @@ class _Optimizer(Optimizer):
     output_rate: float | None = None
     norms: Norms = FreeNorms()
     average: float = 0.0
-    first_sum: float | None = dataclasses.field(default=None, kw_only=True)
     pulse_rate: float = dataclasses.field(default=0.1, kw_only=True)
 
     def check(self) -> None:
@@ -124,21 +121,14 @@ class _Optimizer(Optimizer):
             rate = getattr(self, name)
             self.require(name, rate is None or 0 < rate < math.inf, "a number > 0")
         self.require("pulse_rate", 0 <= self.pulse_rate < math.inf, "≥ 0 mV")
-        finite = self.first_sum is None or math.isfinite(self.first_sum)
-        self.require("first_sum", finite, "a number of mV")
         self.require("average", 0 <= self.average < 1, "in [0, 1)")
-
-    def check_network(self, network: SpikingNetwork) -> None:
-        fits = self.first_sum is None or network.weighted[0].startswith("conv")
-        rule = f"None for {network.spec}: it begins densely"
-        self.require("first_sum", fits, rule)
 
     def at_threshold(self, threshold: float) -> Optimizer:
         rate = self.pulse_rate * (threshold / 100)
         return dataclasses.replace(self, pulse_rate=rate)
 
     def _chain(self, layers, schedule, *directions) -> optax.GradientTransformation:
-        """Appends learning rates, the limit of sums, norms and the average."""
+        """Appends learning rates, norms and the average."""
         rates = dict.fromkeys(layers, self.learning_rate)
         if self.output_rate is not None:
             rates[layers[-1]] = self.output_rate
@@ -148,16 +138,11 @@ class _Optimizer(Optimizer):
                 lambda path, update: rates[path[1].key] * update, updates
             )
 
-        limit = []
-        if self.first_sum is not None:
-            first = {name: name == layers[0] for name in layers}
-            limit = [optax.masked(limit_sums(self.first_sum), {"params": first})]
         rate = optax.scale_by_learning_rate(schedule)
         kernels = optax.chain(
             *directions,
             optax.stateless(by_layer),
             rate,
-            *limit,
             self.norms.transformation(layers),
         )
         pulses = optax.chain(optax.scale_by_adam(), optax.scale(self.pulse_rate), rate)
@@ -178,8 +163,6 @@ class Adam(_Optimizer):
       norms: of the neurons' weights: "free", "held" (fixed) or "learned".
       average: decay of a running average of the weights over steps, in [0, 1), which
         is then validated and kept; 0: none. See `average_weights`.
-      first_sum: the most that the weights of a neuron of the first layer add up to,
-        mV; None: no limit. See `limit_sums`.
       pulse_rate: step of the weights of reference neurons, by Adam, mV where θ is
         100 mV, and in proportion to θ.
       unit: "rms", η is a step relative to the root mean square of the layer's weights,
@@ -207,32 +190,26 @@ class Muon(_Optimizer):
       norms: of the neurons' weights: "free", "held" (fixed) or "learned".
       average: decay of a running average of the weights over steps, in [0, 1), which
         is then validated and kept; 0: none. See `average_weights`.
-      first_sum: the most that the weights of a neuron of the first layer add up to,
-        mV; None: no limit. See `limit_sums`.
       pulse_rate: step of the weights of reference neurons, by Adam, mV where θ is
         100 mV, and in proportion to θ.
       common_step: factor, in [0, 1], on the part of a step that is common to all
         weights of a neuron.
-      group: the most neurons of a layer that are made orthogonal to each other.
     """
 
     common_step: float = 0.1
-    group: int = 512
 
     def check(self) -> None:
         super().check()
         self.require("common_step", 0 <= self.common_step <= 1, "in [0, 1]")
-        self.require("group", self.group >= 1, "at least 1")
 
     def chain(self, layers, schedule) -> optax.GradientTransformation:
         def kind(path: tuple, weights: jax.Array) -> str:
-            outputs = min(weights.shape[-1], self.group)
+            outputs = min(weights.shape[-1], _GROUP)
             room = weights.size // weights.shape[-1] >= outputs
             return "muon" if room and path[1].key != layers[-1] else "adam"
 
         kinds = functools.partial(jax.tree.map_with_path, kind)
-        orthogonal = orthogonal_steps(group=self.group)
-        directions = {"adam": optax.scale_by_adam(), "muon": orthogonal}
+        directions = {"adam": optax.scale_by_adam(), "muon": orthogonal_steps()}
         return self._chain(
             layers,
             schedule,
@@ -243,7 +220,7 @@ class Muon(_Optimizer):
 
 
 def orthogonal_steps(
-    momentum: float = 0.9, group: int = 512
+    momentum: float = 0.9, group: int = _GROUP
 ) -> optax.GradientTransformation:
     """Steps whose singular values are all the same (Muon; Jordan et al. 2024).
 
@@ -330,27 +307,6 @@ def damp_common(factor: float) -> optax.GradientTransformation:
         return update - (1 - factor) * mean
 
     return optax.stateless_with_tree_map(damped)
-
-
-def limit_sums(limit: float) -> optax.GradientTransformation:
-    """The weights of a neuron add up to no more than s = `limit` mV; an excess is
-    subtracted from all of them alike: w + u ← w + u − (Σ(w + u) − s)₊/K.
-
-    For a first convolution. In flat image regions, where every pixel spikes sooner or
-    later, the potential of a neuron ends at Σw: a channel with Σw ≥ θ fires everywhere,
-    one below θ only at edges. Where learning or a regularizer wants fewer spikes, Σw is
-    driven to just below θ, and then tiny changes switch whole regions on or off from
-    one step to the next. A limit of 0.8·θ keeps channels at edges. Place it before the
-    transformations of norms: `HeldNorms` stretch the result to its norm again, so
-    initial weights above the limit come down to it over some steps.
-    """
-
-    def limited(update: jax.Array, weights: jax.Array) -> jax.Array:
-        inputs = math.prod(weights.shape[:-1])
-        total = jnp.sum(weights + update, _inputs(weights), keepdims=True)
-        return update - jnp.maximum(total - limit, 0) / inputs
-
-    return optax.stateless_with_tree_map(limited)
 
 
 class AverageState(NamedTuple):

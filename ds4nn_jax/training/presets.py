@@ -48,35 +48,15 @@ _SHIFTED = replace(
 # S4NN's network: a dense layer needs larger batches.
 _PRESETS["mnist_dense"] = replace(_SHIFTED, spec="784-400-10", batch_size=128)
 
-# Early labels, target rates, and a first layer that fires only at edges.
+# Early labels and target rates.
 _PRESETS["mnist_sparse"] = replace(
     _SHIFTED,
     urgency=0.3,
     output_rule=_anchored(14),
-    initial_weights=FiringRates(conv=0.15, edges=0.06),
-    optimizer=replace(_MUON, first_sum=80.0),
+    initial_weights=FiringRates(conv=0.15),
     regularizer=RateRegularizer(
-        targets=(0.0455, 0.096), strength=0.15, floor=0.5, steps=15_000
+        targets=(0.055, 0.117), strength=0.15, floor=0.5, steps=15_000
     ),
-)
-
-# The other structures of Tables 2 and 4: wide layers, orthogonalised in groups. The
-# label is later on Fashion-MNIST, whose dark garments spike late.
-_PRESETS["mnist_deep"] = replace(
-    _SHIFTED,
-    spec="16C5-P2-32C5-P2-800-128-10",
-    surrogate=Window(100.0),
-    output_rule=_anchored(50),
-    initial_weights=FiringRates(conv=0.25),
-    optimizer=replace(_MUON_LEARNED, group=128),
-    epochs=10,
-)
-_PRESETS["fashion_deep"] = replace(
-    _PRESETS["mnist_deep"],
-    output_rule=_anchored(80),
-    urgency=0.1,
-    augmentation=Augmentation(flip=True),
-    epochs=12,
 )
 
 # Reference pulses and centred errors: accurate with few spikes. MNIST has rotated
