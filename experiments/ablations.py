@@ -149,6 +149,7 @@ _SMALL_ROWS: dict[str, _Changes] = {
     "norms free": {"optimizer.norms": FreeNorms()},
     "norms learned": {"optimizer.norms": LearnedNorms()},
     "weights averaged": {"optimizer.average": 0.99},
+    "first kernels find edges": {"initial_weights.edges": 0.1},
     "horizon H = T": {"output_rule.horizon": 100},
     "a window of 100 mV": {"surrogate": Window(100.0)},
     "a window of 25 mV": {"surrogate": Window(25.0)},

@@ -228,6 +228,28 @@ def test_initial_weights_do_not_depend_on_the_order_of_the_classes(first, digits
     assert 0.6 < float((hidden < 100)[driven].mean()) < 0.8
 
 
+def test_edges_leave_flat_images_silent(digits):
+    """Kernels whose sums are zero: a grey image fires nothing but along its border, the
+    digits do. Later layers are drawn as without."""
+    config = ds.TrainConfig(
+        spec="8C3-P2-6C3-10", initial_weights=FiringRates(output=0.9, edges=0.2)
+    )
+    network = config.network()
+    images = np.pad(digits[0][:64], ((0, 0), (4, 4), (4, 4), (0, 0)))
+    key = jax.random.key(0)
+    params = config.initial_weights.draw(network, key, images)["params"]
+    kernel = np.asarray(params["conv1"]["kernel"])
+    np.testing.assert_allclose(kernel.sum((0, 1, 2)), 0, atol=1e-3)
+    grey = np.full((1, 16, 16, 1), 100, np.uint8)
+    trace = network.apply({"params": params}, network.encode(grey), method="trace")
+    assert (np.asarray(trace.times[1])[:, 1:-1, 1:-1] == 100).all()
+    trace = network.apply({"params": params}, network.encode(images), method="trace")
+    assert 0.05 < np.mean(trace.times[1] < 100) < 0.2
+    plain = FiringRates(output=0.9).draw(network, key, images)["params"]
+    ratio = params["conv2"]["kernel"] / plain["conv2"]["kernel"]
+    np.testing.assert_allclose(ratio, ratio.mean(), rtol=1e-4)
+
+
 def test_calibration_refuses_what_cannot_fire(digits):
     network = ds.SpikingNetwork.from_spec("64-20-10")
     times = ds.encode(digits[0][:64])

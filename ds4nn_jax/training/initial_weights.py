@@ -73,16 +73,20 @@ class FiringRates(InitialWeights):
       dense: of every hidden fully connected layer: these are small and want more.
       output: of the output layer.
       images: how many training images it is measured on.
+      edges: of a first convolution whose kernels have sums of zero, so that they fire
+        at edges and not in flat regions; 0: as all other convolutions.
     """
 
     conv: float = 0.25
     dense: float = 0.7
     output: float = 0.7
     images: int = 200
+    edges: float = 0.0
 
     def check(self) -> None:
         for name in ("conv", "dense", "output"):
             self.require(name, 0 < getattr(self, name) < 1, "in (0, 1)")
+        self.require("edges", 0 <= self.edges < 1, "in [0, 1)")
         self.require("images", self.images >= 1, "at least 1")
 
     @property
@@ -96,7 +100,16 @@ class FiringRates(InitialWeights):
             self.conv if name.startswith("conv") else self.dense
             for name in network.weighted[:-1]
         ]
+        if self.edges:
+            first = params["params"][network.weighted[0]]
+            first["kernel"] -= jnp.mean(first["kernel"], (0, 1, 2), keepdims=True)
+            hidden[0] = self.edges
         return calibrate(network, params, times, (*hidden, self.output))
+
+    def check_network(self, network: SpikingNetwork) -> None:
+        first = network.weighted[0]
+        fits = not self.edges or first.startswith("conv")
+        self.require("edges", fits, f"0 for {network.spec}: it begins densely")
 
 
 def calibrate(

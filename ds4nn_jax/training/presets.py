@@ -48,15 +48,17 @@ _SHIFTED = replace(
 # S4NN's network: a dense layer needs larger batches.
 _PRESETS["mnist_dense"] = replace(_SHIFTED, spec="784-400-10", batch_size=128)
 
-# Early labels and target rates.
+# Early labels, target rates, and a first layer that begins with edges.
 _PRESETS["mnist_sparse"] = replace(
     _SHIFTED,
     urgency=0.3,
     output_rule=_anchored(14),
-    initial_weights=FiringRates(conv=0.15),
+    initial_weights=FiringRates(conv=0.15, edges=0.06),
     regularizer=RateRegularizer(
         targets=(0.055, 0.117), strength=0.15, floor=0.5, steps=15_000
     ),
+    augmentation=Augmentation(shift=1, rotation=10.0),
+    epochs=30,
 )
 
 # Reference pulses and centred errors: accurate with few spikes. MNIST has rotated
