@@ -139,36 +139,28 @@ def decisions(name, network, params, images, rounds: int) -> None:
         table(f"{name}, batch {batch}", medians(runs, rounds), "`infer`")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data_dir", help="where the IDX files of MNIST lie")
-    parser.add_argument("--rounds", type=int, default=15, help="timings of each")
-    parser.add_argument("--train_images", type=int, default=60_000)
-    parser.add_argument("--without_scan", action="store_true", help="minutes less")
-    args = parser.parse_args()
-    mnist = data.load("mnist", args.data_dir)
-    images, labels = mnist.train_images[:BATCH], mnist.train_labels[:BATCH]
-    print(f"{machine()}; {CONFIG.spec}, batch {BATCH}, real MNIST")
-
+def training_steps(images, labels, rounds: int) -> None:
+    """Ours beside a usual one, and with reference pulses."""
     steps = {
         "ReLU CNN (Flax, Adam)": relu_step(images, labels),
         "event, window rule": spiking_step(images, labels),
         "event, constant rule": spiking_step(images, labels, surrogate="constant"),
     }
-    table(
-        "training step, T = 100", medians(steps, args.rounds), "ReLU CNN (Flax, Adam)"
-    )
+    table("training step, T = 100", medians(steps, rounds), "ReLU CNN (Flax, Adam)")
 
     of = {n: spiking_step(images, labels, pulses=(n,) * (n > 0)) for n in (0, 5, 10)}
     pulses = {f"event, {n} pulses in every layer": run for n, run in of.items()}
     table(
         "training step, T = 100",
-        medians(pulses, args.rounds),
+        medians(pulses, rounds),
         "event, 0 pulses in every layer",
     )
 
+
+def growth(images, labels, rounds: int) -> None:
+    """Time and memory of a step against T."""
     grown = {f"T = {t}": spiking_step(images, labels, num_steps=t) for t in (50, 400)}
-    table("training step, event", medians(grown, args.rounds), "T = 50")
+    table("training step, event", medians(grown, rounds), "T = 50")
     print(
         "\n| temporary memory of a training step | MiB | times T = 50 |"
         "\n|---|---:|---:|"
@@ -182,7 +174,10 @@ def main() -> None:
         ]
         print(f"| {engine}, T = 400 | {used[1]:.1f} | {used[1] / used[0]:.3f} |")
 
-    if not args.without_scan:
+
+def scans(images, labels, rounds: int, *, without: bool) -> None:
+    """The event engine beside the scan; `without` the large network."""
+    if not without:
         few = {e: spiking_step(images, labels, engine=e) for e in ("event", "scan")}
         table("training step, T = 100", medians(few, 1), "event")
 
@@ -198,8 +193,11 @@ def main() -> None:
             for engine in ("event", "scan")
         }
         title = f"training step of 16C3-P2-32C3-10, batch 32, {rule} rule"
-        table(title, medians(runs, args.rounds // 3), "event")
+        table(title, medians(runs, rounds // 3), "event")
 
+
+def dense(images, labels) -> None:
+    """S4NN's network beside NumPy."""
     flat = {
         "ours (event)": spiking_step(
             images,
@@ -212,16 +210,19 @@ def main() -> None:
     }
     table("training step of 784-400-10, T = 256", medians(flat, 3), "ours (event)")
 
+
+def early_decisions(mnist: data.Dataset, rounds: int, count: int) -> None:
+    """Of the shipped network, and of one after an epoch of `count` images."""
     shipped, weights, _ = ds.pretrained.load("mnist")
-    decisions("shipped network", shipped, weights, mnist.test_images, args.rounds)
-    print(f"\nEarly decisions, after one epoch of {args.train_images} training images:")
+    decisions("shipped network", shipped, weights, mnist.test_images, rounds)
+    print(f"\nEarly decisions, after one epoch of {count} training images:")
     *_, trained = ds.train(
         CONFIG,
-        mnist.train_images[: args.train_images],
-        mnist.train_labels[: args.train_images],
+        mnist.train_images[:count],
+        mnist.train_labels[:count],
     )
     network, params = CONFIG.network(), trained.params
-    decisions("trained network", network, params, mnist.test_images, args.rounds)
+    decisions("trained network", network, params, mnist.test_images, rounds)
     report = ds.evaluate(
         network, params, mnist.test_images[:2000], mnist.test_labels[:2000]
     )
@@ -229,6 +230,24 @@ def main() -> None:
         f"\n(first 2000 test images: {report.accuracy:.2%} strict, decided at step "
         f"{report.decision_step:.1f} of {CONFIG.num_steps})"
     )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data_dir", help="where the IDX files of MNIST lie")
+    parser.add_argument("--rounds", type=int, default=15, help="timings of each")
+    parser.add_argument("--train_images", type=int, default=60_000)
+    parser.add_argument("--without_scan", action="store_true", help="minutes less")
+    args = parser.parse_args()
+    mnist = data.load("mnist", args.data_dir)
+    images, labels = mnist.train_images[:BATCH], mnist.train_labels[:BATCH]
+    print(f"{machine()}; {CONFIG.spec}, batch {BATCH}, real MNIST")
+
+    training_steps(images, labels, args.rounds)
+    growth(images, labels, args.rounds)
+    scans(images, labels, args.rounds, without=args.without_scan)
+    dense(images, labels)
+    early_decisions(mnist, args.rounds, args.train_images)
 
 
 if __name__ == "__main__":

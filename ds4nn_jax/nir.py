@@ -172,11 +172,41 @@ def from_nir(
         network: other nodes, neurons that could fire again, a bias of hidden neurons.
     """
     pairs, references = _chain(graph)
-    image = shape = _image(graph, pairs[0][0][1])
+    image = _image(graph, pairs[0][0][1])
+    specs, layers, pads, neurons = _layers(pairs, references, image)
+    inputs = [math.prod(image)] if isinstance(specs[0], DenseSpec) else []
+    notation = "-".join(map(str, (*inputs, *specs)))
+    parse_spec(notation)
+    thetas = [layer["threshold"] for layer in layers]
+    if len(np.unique(np.concatenate(thetas))) == 1:
+        for layer in layers:
+            del layer["threshold"]
+    counts = tuple(len(layer.get("pulses", ())) for layer in layers)
+    bias = np.ravel(getattr(pairs[-1][0][1], "bias", 0.0))
+    network = SpikingNetwork.from_spec(
+        notation,
+        num_steps=num_steps,
+        threshold=_shortest(thetas[-1].max()),
+        padding=_padding(pads),
+        urgency=_shortest(np.float32(bias[0])),
+        pulses=counts if any(counts) else (),
+        **attributes,
+    )
+    params = {"params": dict(zip(network.weighted, layers, strict=True))}
+    _compare((pairs, references), _chain(to_nir(network, params, image)), neurons)
+    return network, params
+
+
+def _layers(
+    pairs: list, references: dict[str, tuple], image: tuple[int, ...]
+) -> tuple[list, list[dict], list[tuple], list[dict]]:
+    """Specifications, parameters, of each convolution its pads and what "SAME" would
+    be, and the neurons of every layer."""
+    shape = image
     specs: list[Any] = []
-    pads: list[tuple] = []  # of each convolution, and what "SAME" would be
+    pads: list[tuple] = []
     neurons: list[dict] = []
-    layers: list[dict] = []  # their parameters
+    layers: list[dict] = []
     for (name, node), (fires, cells) in pairs:
         spec, kernel = _layer(name, node, shape)
         if isinstance(spec, ConvSpec):
@@ -200,27 +230,7 @@ def from_nir(
                     raise ValueError(f"{fires}: pulses need a Linear or 1×1 Conv2d")
                 layer["pulses"] = weight.reshape(weight.shape[:2]).T.copy()
             layers.append(layer)
-    inputs = [math.prod(image)] if isinstance(specs[0], DenseSpec) else []
-    notation = "-".join(map(str, (*inputs, *specs)))
-    parse_spec(notation)
-    thetas = [layer["threshold"] for layer in layers]
-    if len(np.unique(np.concatenate(thetas))) == 1:
-        for layer in layers:
-            del layer["threshold"]
-    counts = tuple(len(layer.get("pulses", ())) for layer in layers)
-    bias = np.ravel(getattr(pairs[-1][0][1], "bias", 0.0))
-    network = SpikingNetwork.from_spec(
-        notation,
-        num_steps=num_steps,
-        threshold=_shortest(thetas[-1].max()),
-        padding=_padding(pads),
-        urgency=_shortest(np.float32(bias[0])),
-        pulses=counts if any(counts) else (),
-        **attributes,
-    )
-    params = {"params": dict(zip(network.weighted, layers, strict=True))}
-    _compare((pairs, references), _chain(to_nir(network, params, image)), neurons)
-    return network, params
+    return specs, layers, pads, neurons
 
 
 def _chain(graph: nir.NIRGraph) -> tuple[list, dict[str, tuple]]:

@@ -7,7 +7,7 @@ step behind the spike that made it.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -193,18 +193,22 @@ def output_potentials(
         end = f"‘{class_names[winner]}’ fires first, decision at step {decision_step:g}"
     else:
         end = f"no output fires, ‘{class_names[winner]}’ ends highest"
-    floor = min(-2 * threshold, potentials[:, winner].min())
-    axes.set(
-        xlim=(-1, steps),
-        ylim=(
-            1.1 * np.clip(potentials.min(), floor, -0.1 * threshold),
-            1.1 * np.clip(potentials.max(), 1.2 * threshold, 3 * threshold),
-        ),
-        ylabel="membrane potential (mV)",
-        title=("" if label is None else f"Image of ‘{class_names[label]}’: ") + end,
-    )
+    start = "" if label is None else f"Image of ‘{class_names[label]}’: "
+    limits = _potential_limits(potentials, winner, threshold)
+    axes.set(xlim=(-1, steps), ylim=limits, title=start + end)
+    axes.set_ylabel("membrane potential (mV)")
     _legend(axes, lines)
     return figure
+
+
+def _potential_limits(
+    potentials: np.ndarray, winner: int, threshold: float
+) -> tuple[float, float]:
+    """From the lowest potential to the highest, as far as these are near θ."""
+    floor = min(-2 * threshold, potentials[:, winner].min())
+    low = np.clip(potentials.min(), floor, -0.1 * threshold)
+    high = np.clip(potentials.max(), 1.2 * threshold, 3 * threshold)
+    return 1.1 * low, 1.1 * high
 
 
 def firing_times(mean_times: np.ndarray, class_names: Sequence[str]) -> Figure:
@@ -320,8 +324,7 @@ def animation(
     figure, panels = _figure(9, 3.4, 1, 3, width_ratios=(1, 1.25, 1.25))
     figure.set_dpi(90)
     pixels, middle, right = panels
-    shown = pixels.imshow(np.zeros((*image.shape, 3)))
-    pixels.set(xticks=[], yticks=[])
+    draw_pixels = _pixels(pixels, image)
     dots, times, heights = _spike_dots(middle, hidden)
     lines = _potential_lines(right, class_names, winner, widths=(2.5, 1.5))
     right.axhline(threshold, color=_BLACK, linestyle=":")
@@ -334,11 +337,7 @@ def animation(
         axes.set_xlim(-0.5, last + 1)
 
     def draw(t: int) -> None:
-        colours = np.zeros((*image.shape, 3))
-        colours[image <= t] = 0.8
-        colours[image == t] = to_rgb(_ORANGE)
-        shown.set_data(colours)
-        pixels.set_title(f"input: {np.sum(image <= t):,.0f} spikes")
+        draw_pixels(t)
         sent = times <= t
         dots.set_data(times[sent], heights[sent])
         middle.set_title(f"hidden: {np.sum(sent):,.0f} spikes")
@@ -356,6 +355,21 @@ def animation(
     return FuncAnimation(
         figure, draw, frames, init_func=lambda: None, cache_frame_data=False
     )
+
+
+def _pixels(axes: Axes, image: np.ndarray) -> Callable[[int], None]:
+    """A panel of the pixels; what draws those that have spiked by a step."""
+    shown = axes.imshow(np.zeros((*image.shape, 3)))
+    axes.set(xticks=[], yticks=[])
+
+    def draw(t: int) -> None:
+        colours = np.zeros((*image.shape, 3))
+        colours[image <= t] = 0.8
+        colours[image == t] = to_rgb(_ORANGE)
+        shown.set_data(colours)
+        axes.set_title(f"input: {np.sum(image <= t):,.0f} spikes")
+
+    return draw
 
 
 def _spike_dots(

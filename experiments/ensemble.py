@@ -4,6 +4,7 @@
 
 The hidden layers stand side by side, without weights between them. Each output neuron
 receives the mean of what it receives in the networks, also from reference neurons.
+Networks without these join others that have them, with weights of 0.
 --mirror adds to every network its mirror image: kernels of convolutions turned left to
 right, and the weights of the outputs likewise. It decides as the network does on
 mirrored images, as long as pooling windows cover them.
@@ -51,7 +52,8 @@ def merged(
     """One network whose output potentials are the means of those of all.
 
     Args:
-      networks: of the same layers, T, θ, padding and numbers of pulses.
+      networks: of the same layers, T, θ and padding, and as many reference neurons or
+        none.
       params: of each.
       mirror: adds to each what it makes of images mirrored left to right.
       shape: of an image, [H, W, C], to be mirrored.
@@ -66,9 +68,11 @@ def merged(
     ):
         raise ValueError("weights with thresholds of their own cannot be merged")
     urgency = float(np.mean([network.urgency for network in networks]))
-    network = networks[0].clone(urgency=urgency)
+    pulsed = next((other for other in networks if other.pulses), networks[0])
+    network = pulsed.clone(urgency=urgency)
     for other in networks:
-        if other.clone(urgency=urgency) != network:
+        pulses = other.pulses or network.pulses
+        if other.clone(urgency=urgency, pulses=pulses) != network:
             raise ValueError(f"networks differ: {network} and {other}")
     parts: list[_Kernels] = [each["params"] for each in params]
     if mirror:
@@ -88,8 +92,9 @@ def merged(
         if np.ndim(parts[0][name]["kernel"]) == 2:
             kernel = kernel.reshape(-1, kernel.shape[-1])
         arrays[name] = {"kernel": kernel}
-        if network.pulse_counts[name]:
-            pulses = [part[name]["pulses"] for part in parts]
+        if count := network.pulse_counts[name]:
+            none = np.zeros((count, kernels[0].shape[-1]))
+            pulses = [part[name].get("pulses", none) for part in parts]
             joint = np.mean(pulses, axis=0) if last else np.concatenate(pulses, axis=1)
             arrays[name]["pulses"] = np.float32(joint)
         features = kernels[0].shape[-1]

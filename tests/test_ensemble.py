@@ -48,13 +48,14 @@ def potentials(network, params, images):
     ],
 )
 def test_merged_potentials_are_the_means(spec, shape, padding, pulses, rng):
-    """Of two networks and of what both make of the mirrored images."""
+    """Of two networks, one without reference neurons, and of what both make of the
+    mirrored images."""
     images = rng.integers(0, 256, (5, *shape)).astype(np.uint8)
-    made = [a_network(spec, rng, shape, padding, pulses) for _ in range(2)]
+    made = [a_network(spec, rng, shape, padding, each) for each in ((), pulses)]
     networks, params = zip(*made, strict=True)
     whole, joint = ensemble.merged(networks, params, mirror=True, shape=shape)
     pair = images, images[:, :, ::-1]
-    alone = [potentials(networks[0], p, x) for p in params for x in pair]
+    alone = [potentials(*each, x) for each in made for x in pair]
     assert np.std(alone, axis=0).mean() > 1  # they differ
     mean = np.mean(alone, axis=0)
     np.testing.assert_allclose(potentials(whole, joint, images), mean, atol=1e-2)

@@ -196,27 +196,10 @@ def _excitation(
 
 
 def _quantile(values: jax.Array, counted: jax.Array, q: float) -> jax.Array:
-    """The q-quantile of the values counted, between neighbours linear; 0 of none.
-
-    As `jnp.nanquantile`, but without a NaN for `jax_debug_nans` to stumble over, and
-    outside jit without sorting everything.
-    """
-    if _checks.readable(values):
+    """The q-quantile of the values counted; 0 of none."""
+    if _checks.readable(values):  # NumPy does without sorting everything
         kept = np.asarray(values)[np.asarray(counted)]
-        if not kept.size:
-            return jnp.zeros((), kept.dtype)
-        at = np.asarray(q, kept.dtype) * np.asarray(kept.size - 1, kept.dtype)
-        pair = [int(np.floor(at)), min(int(np.ceil(at)), kept.size - 1)]
-        return _between(*np.partition(kept, pair)[pair], at)
-    ordered = jnp.sort(jnp.where(counted, values, jnp.inf), axis=None)
-    last = jnp.maximum(jnp.sum(counted, dtype=values.dtype) - 1, 0)
-    rank = jnp.asarray(q, values.dtype) * last
-    ranks = jnp.floor(rank), jnp.minimum(jnp.ceil(rank), last)
-    quantile = _between(*(ordered[k.astype(jnp.int32)] for k in ranks), rank)
-    return jnp.where(jnp.any(counted), quantile, 0)
-
-
-@jax.jit
-def _between(below: jax.Array, above: jax.Array, rank: jax.Array) -> jax.Array:
-    share = rank - jnp.floor(rank)
-    return below * (1 - share) + above * share
+        return jnp.asarray(np.quantile(kept, q) if kept.size else 0, values.dtype)
+    # Without a NaN among the results, at which `jax_debug_nans` would stop.
+    kept = jnp.where(counted, values, jnp.nan)
+    return jnp.where(jnp.any(counted), jnp.nanquantile(kept, q), 0)
