@@ -40,10 +40,10 @@ _PAPER = {
     },
 }
 
-# Table 1, or the sentence that stands for it, and the presets of the paper and of ours.
+# Table 1, or the words that stand for it, and the flagfiles of the paper and of ours.
 _PARAMETERS = {
-    "mnist": ("Table 1: parameters", "paper", "mnist"),
-    "fashion_mnist": ("Parameters", "fashion_paper", "fashion_mnist"),
+    "mnist": ("Table 1: parameters", "mnist_paper", "mnist"),
+    "fashion_mnist": ("Parameters", "fashion_paper", "fashion"),
 }
 _TARGETS = {
     "relative": "relative, Eq. 4 (DS4NN)",
@@ -99,14 +99,19 @@ def reported(dataset: str, folder: Path = _HERE / "results") -> list[Runs]:
     runs = []
     for name, group in itertools.groupby(names, key=lambda pair: pair[0]):
         seeds = tuple(seed for _, seed in group)
-        flagfile = _HERE / "flagfiles" / f"{name}.cfg"
-        options = flags.parse(["report", f"--flagfile={flagfile}"], dataset=dataset)
+        options = _options(dataset, name)
         files = (folder / f"{name}-{seed}.jsonl" for seed in seeds)
         tests = tuple(json.loads(f.read_text("utf-8").splitlines()[-1]) for f in files)
         first = Path(options.init_from or "")
         start = first.parent.name or first.name  # runs/NAME/best.safetensors, or NAME
         runs.append(Runs(name, options.config, seeds, tests, start))
     return runs
+
+
+def _options(dataset: str, name: str) -> flags.Options:
+    """What a flagfile says."""
+    flagfile = _HERE / "flagfiles" / f"{name}.cfg"
+    return flags.parse(["report", f"--flagfile={flagfile}"], dataset=dataset)
 
 
 class PaperChapters(report.Chapters):
@@ -230,12 +235,11 @@ def of_bits(runs: Sequence[Runs]) -> list[Part]:
 
 def _parameters(dataset: str) -> Part:
     """Table 1: what the paper's network is trained with, and what ours."""
-    title, *presets = _PARAMETERS[dataset]
+    title, *names = _PARAMETERS[dataset]
     columns = []
-    for preset in presets:
-        options = flags.parse(["report", f"--preset={preset}"], dataset=dataset)
-        pairs = re.findall(r"^--([\w.]+)=(.*)$", options.resolved, re.MULTILINE)
-        columns.append({name: value for name, value in pairs if name != "preset"})
+    for name in names:
+        pairs = re.findall(r"^--([\w.]+)=(.*)$", _options(dataset, name).resolved, re.M)
+        columns.append({k: v for k, v in pairs if k not in ("preset", "out_dir")})
     paper, ours = columns
     rows = [
         (name, paper.get(name, ""), ours.get(name, ""))
@@ -244,7 +248,7 @@ def _parameters(dataset: str) -> Part:
     ]
     return Part(
         title,
-        ("flag", f"the paper ({presets[0]})", f"ours ({presets[1]})"),
+        ("flag", f"the paper ({names[0]}.cfg)", f"ours ({names[1]}.cfg)"),
         rows,
         names=3,
         notes=["What is not in the table is the same. Rates of the paper are in mV."],

@@ -47,7 +47,7 @@ def test_refuses(argv, message):
 @pytest.mark.parametrize(
     "command, words",
     [
-        (["train", "digits"], ["--spec [32C3-P2-64C3-10]", "--resume", "digits_smoke"]),
+        (["train", "digits"], ["--spec [32C3-P2-64C3-10]", "--resume", "smoke"]),
         (["train", "mnist", "--preset=paper"], ["--spec [64C3-P2-128C3-P2-10]"]),
         (["evaluate"], ["--test_limit", "--urgency"]),
         (["report"], ["--run_dir", "--data_dir"]),

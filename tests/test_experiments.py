@@ -69,11 +69,14 @@ def test_a_run_on_images_in_folders(tmp_path, monkeypatch, no_figures, capsys):
     for k, label in enumerate(given.train_labels[:100]):
         image = Image.fromarray(given.train_images[k, ..., 0])
         image.save(folder / ("even", "odd")[label % 2] / f"{k}.png")
-    flags = [f"--out_dir={tmp_path}", "--preset=digits_smoke"]
+    flags = [f"--out_dir={tmp_path}", "--preset=smoke", "--epochs=2"]
     commands.main(["train", str(folder), *flags])
     network, _, notes = ds.load_weights(tmp_path / "best.safetensors")
-    assert (network.spec, notes["class_names"]) == ("8C3-P2-2", ["even", "odd"])
-    assert "--spec=8C3-P2-2\n" in (tmp_path / "flags.cfg").read_text()
+    assert (network.spec, notes["class_names"]) == (
+        "16C3-P2-32C3-P2-2",
+        ["even", "odd"],
+    )
+    assert "--spec=16C3-P2-32C3-P2-2\n" in (tmp_path / "flags.cfg").read_text()
     assert "epoch   1/2  step 1 of " in capsys.readouterr().out
 
 
@@ -210,7 +213,8 @@ def test_fine_tuning_begins_with_the_weights(
     A run that goes on knows with what it began, and does without it."""
     monkeypatch.setenv("HOME", str(tmp_path))
     shutil.copy(smoke_run[0] / "best.safetensors", tmp_path / "w.safetensors")
-    flags = ["--preset=digits_smoke", "--optimizer.learning_rate=1e-12", "--epochs=1"]
+    flags = [flagfile("digits_smoke"), "--noresume", "--epochs=1"]
+    flags.append("--optimizer.learning_rate=1e-12")
     flags.append("--out_dir=~/made/hidden=[64, 32]\\")  # orbax cannot have such names
     digits.main(["digits", *flags, "--init_from=~/w.safetensors"])
     made = tmp_path / "made" / "hidden=[64, 32]\\"

@@ -149,8 +149,14 @@ def test_a_run_on_a_data_set_and_a_grid_of_its_own(root, tmp_path, capsys, monke
     """Other T, other data, no metrics, an urgency; found in the folder `runs`."""
     monkeypatch.chdir(tmp_path)
     digits.main(
-        ["digits", "--dataset=kmnist", f"--data_dir={root}", "--preset=digits_smoke"]
-        + ["--num_steps=40", "--output_rule.offset=5", "--epochs=1", "--urgency=0.07"]
+        ["digits", "--dataset=kmnist", f"--data_dir={root}", "--preset=smoke"]
+        + [
+            "--spec=8C3-P2-10",
+            "--num_steps=40",
+            "--output_rule.offset=5",
+            "--epochs=1",
+            "--urgency=0.07",
+        ]
         + ["--out_dir=runs/run"]
     )
     (tmp_path / "runs/run/metrics.jsonl").unlink()

@@ -45,8 +45,7 @@ class Options:
         network.
       soft_labels: a .npy file of shares of the classes for all N training images,
         [N, C], or [epochs, N, C].
-      train_limit: use the first so many training images; 0: all. The preset "smoke"
-        has 4000.
+      train_limit: use the first so many training images; 0: all.
       test_limit: use the first so many test images; 0: all.
       overwrite: replace the results of an earlier run in out_dir.
       resume: go on from the latest checkpoint in out_dir; without one, from the
@@ -126,7 +125,6 @@ class Options:
         return "\n".join(lines) + "\n"
 
 
-_SMOKE_IMAGES = 4000  # of the preset "smoke"
 _HELP = {
     "train": (
         "data_dir out_dir preset epochs spec batch_size seed validation train_limit "
@@ -175,8 +173,6 @@ def _options(values: flags.FlagValues, dataset: str, command: str | None) -> Opt
     path = data.local_path(run["dataset"])
     run.setdefault("out_dir", f"runs/{path.stem if path else run['dataset']}")
     run.setdefault("preset", _preset(run["dataset"]))
-    if run["preset"] == "smoke":
-        run.setdefault("train_limit", _SMOKE_IMAGES)
     config = dataclasses.asdict(presets.load(run["preset"]))
     for flag in _TRAINING:
         if (value := values[flag.path].value) is not None:

@@ -124,34 +124,17 @@ _PRESETS["digits"] = replace(
     epochs=30,
 )
 
-# A few seconds on the digits.
-_PRESETS["digits_smoke"] = replace(
-    _PRESETS["digits"],
-    spec="8C3-P2-10",
-    output_rule=Margin(offset=10),
-    initial_weights=FiringRates(conv=0.3),
-    optimizer=Adam(learning_rate=0.03),
-    epochs=2,
-)
-
-# λ = 0.1 and [0, 80], [0, 60], [0, 50] mV
-_PRESETS["fashion_paper"] = replace(
-    _PRESETS["paper"],
-    spec="128C3-P2-128C3-P2-128C3-10",
-    output_rule=Relative(offset=0.1),
-    initial_weights=Uniform(((0, 80), (0, 60), (0, 50), (0, 5))),
-)
-
 # The paper's rule, from weights scaled on data.
 _PRESETS["mnist_relative"] = replace(
     _PRESETS["paper"], initial_weights=FiringRates(conv=0.3), epochs=10
 )
 
-# Minutes on a slice of MNIST or Fashion-MNIST.
+# A small network, and few epochs.
 _PRESETS["smoke"] = replace(
-    _PRESETS["digits_smoke"],
+    _PRESETS["digits"],
     spec="16C3-P2-32C3-P2-10",
-    initial_weights=FiringRates(),
+    output_rule=Margin(offset=10),
+    optimizer=Adam(learning_rate=0.03),
     batch_size=32,
     epochs=3,
 )
