@@ -380,14 +380,14 @@ def stratified_split(
     generator = _generator(seed, _SPLIT_STREAM)
     held_out = np.zeros(len(labels), bool)
     for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        count = round(len(members) * fraction)
-        if not 0 < count < len(members):
+        indices = np.flatnonzero(labels == label)
+        count = round(len(indices) * fraction)
+        if not 0 < count < len(indices):
             raise ValueError(
-                f"holding out {fraction} of class {label} ({len(members)} images) "
+                f"holding out {fraction} of class {label} ({len(indices)} images) "
                 "leaves it without an image on one side: hold out another share"
             )
-        held_out[generator.permutation(members)[:count]] = True
+        held_out[generator.permutation(indices)[:count]] = True
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 

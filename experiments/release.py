@@ -31,7 +31,7 @@ every machine.{rounded} An urgency is given in mV, of a threshold of 100.
 | strict accuracy | {accuracy:.2%} |
 | lenient accuracy (a tie counts) | {lenient_accuracy:.2%} |
 | ties | {tied:.2%} |
-| all outputs silent, decided by potentials | {silent:.2%} |
+| decided without an output spike | {silent:.2%} |
 | mean decision step, of T = {num_steps} | {decision_step:.1f} |
 | mean spikes up to the decision, pooling included | {spikes:,.0f} |
 | without pooling neurons | {without_pooling:,.0f} |

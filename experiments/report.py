@@ -229,7 +229,7 @@ def of_bits(runs: Sequence[Runs]) -> list[Part]:
         "Whole weights of so many bits, trained on from the real ones of the last row, "
         "or, where there is none, from a run that the flagfile names."
     )
-    titles = "structure", "bits", "accuracy (%)", "spikes", "by potentials", "run"
+    titles = "structure", "bits", "accuracy (%)", "spikes", "no output spike", "run"
     return [Part("Accuracy against bits a weight", titles, rows, text=text)]
 
 

@@ -433,7 +433,7 @@ def _tested(
         f"test images {test.images} ({which})\n"
         f"  strict accuracy   {test.accuracy:.2%}\n"
         f"  lenient accuracy  {test.lenient_accuracy:.2%}  (a tie counts)\n"
-        f"  ties              {test.tied:.2%}    all outputs silent {test.silent:.2%}\n"
+        f"  ties              {test.tied:.2%}    no output spike {test.silent:.2%}\n"
         f"  decision step     {test.decision_step:.1f}\n"
         f"  spikes            {test.spikes:.0f} an image up to the decision"
         f" (and {', '.join(apart)})\n"
