@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.animation import Animation, FuncAnimation, PillowWriter
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
@@ -97,6 +97,7 @@ def raster(
     num_steps: int,
     *,
     decision_step: float | None = None,
+    on: SubFigure | None = None,
 ) -> Figure:
     """Spikes of one image: a dot per spike, a panel per layer from input to output.
 
@@ -104,11 +105,12 @@ def raster(
       times_by_layer: (name, flat spike times in steps) of each layer; T is silent.
       num_steps: T.
       decision_step: a dashed line behind it, if given.
+      on: the part of a figure to draw on, instead of a new one.
     """
     if not all([times_by_layer, *(np.size(times) for _, times in times_by_layer)]):
         raise ValueError("expected layers, and neurons in each of them")
     rows = len(times_by_layer)
-    figure, panels = _figure(8, 1.2 + 1.6 * rows, rows, sharex=True)
+    figure, panels = _figure(8, 1.2 + 1.6 * rows, rows, on=on, sharex=True)
     figure.suptitle("Spikes of one image")
     for axes, (name, times) in zip(panels, times_by_layer, strict=True):
         times = np.ravel(times)
@@ -146,6 +148,7 @@ def output_potentials(
     class_names: Sequence[str],
     decision_step: float,
     spikes_by_step: np.ndarray | None = None,
+    on: SubFigure | None = None,
 ) -> Figure:
     """Potentials of the output neurons for one image (Fig. 3).
 
@@ -162,6 +165,7 @@ def output_potentials(
       decision_step: a dashed line behind it; T is silence, and has none.
       spikes_by_step: [T] spikes of the whole network at each step; a second panel shows
         how many are still unsent at the decision.
+      on: the part of a figure to draw on, instead of a new one.
     """
     steps, classes = len(potentials), len(class_names)
     potentials = _array("potentials", potentials, (steps, classes))
@@ -171,11 +175,12 @@ def output_potentials(
     winner = int(np.argmax(np.where(times == first, rivals, -np.inf)))
 
     if spikes_by_step is None:
-        figure, (axes,) = _figure(8, 4.2)
+        figure, (axes,) = _figure(8, 4.2, on=on)
         axes.set_xlabel("time step")
     else:
         sent = np.cumsum(_array("spikes_by_step", spikes_by_step, (steps,)))
-        figure, (axes, below) = _figure(8, 5.6, 2, sharex=True, height_ratios=(3, 1))
+        panels: dict[str, Any] = dict(sharex=True, height_ratios=(3, 1))
+        figure, (axes, below) = _figure(8, 5.6, 2, on=on, **panels)
         _cumulative_spikes(below, sent, decision_step)
     lines = _potential_lines(axes, class_names, winner, widths=(3, 1.2))
     for line, values in zip(lines, potentials.T, strict=True):
@@ -469,10 +474,15 @@ def _array(name: str, values: Any, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _figure(
-    width: float, height: float, rows: int = 1, columns: int = 1, **options: Any
-) -> tuple[Figure, list[Axes]]:
-    """A figure, in inches, and its panels."""
-    figure = Figure(figsize=(width, height), layout="constrained")
+    width: float,
+    height: float,
+    rows: int = 1,
+    columns: int = 1,
+    on: SubFigure | None = None,
+    **options: Any,
+) -> tuple[Any, list[Axes]]:
+    """A figure, in inches, or `on`, and its panels."""
+    figure = on or Figure(figsize=(width, height), layout="constrained")
     return figure, [*figure.subplots(rows, columns, squeeze=False, **options).flat]
 
 

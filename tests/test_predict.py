@@ -187,8 +187,8 @@ def test_figures(capsys, weights, picture, tmp_path):
     assert [line.split()[-1] for line in lines[1::2]] == list(map(str, paths))
     assert sorted(folder.iterdir()) == sorted(paths)
     first, second = (np.asarray(Image.open(path)) for path in paths)
-    assert first.shape[1] == 800 and len(first) > 900
-    assert (first[:300] != second[:300]).any()  # what the network saw
+    assert first.shape[1] == 1200 and len(first) > 1350
+    assert (first[:450] != second[:450]).any()  # what the network saw
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -65,13 +65,16 @@ def trace(network: ds.SpikingNetwork, params: dict, image: np.ndarray) -> ds.Tra
     return result
 
 
-def raster(network: ds.SpikingNetwork, trace: ds.Trace) -> Figure:
-    """All spikes of the one image of a trace."""
+def raster(
+    network: ds.SpikingNetwork, trace: ds.Trace, on: SubFigure | None = None
+) -> Figure:
+    """All spikes of the one image of a trace, see `plots.raster`."""
     decision = int(trace.times[-1].min())
     return plots.raster(
         [*zip(("input", *network.names), map(np.ravel, trace.times), strict=True)],
         network.num_steps,
         decision_step=decision if decision < network.num_steps else None,
+        on=on,
     )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from rich.console import Console
 
 import ds4nn_jax as ds
-from ds4nn_jax import _files, data
+from ds4nn_jax import data
 from ds4nn_jax.cli import measures, progress
 from ds4nn_jax.networks import pretrained
 from ds4nn_jax.networks.network import check_params
@@ -233,9 +233,7 @@ def _draw(path: Path, model: Model, image: np.ndarray) -> None:
     Raises:
       OSError: the file cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from PIL import Image
 
     from ds4nn_jax import plots
     from ds4nn_jax.cli import figures
@@ -243,28 +241,27 @@ def _draw(path: Path, model: Model, image: np.ndarray) -> None:
     network, params = model.network, model.params
     # Names may have letters that the font lacks.
     with figures.style(), warnings.catch_warnings(action="ignore"):
-        trace = figures.trace(network, params, image)
-        times = np.asarray(trace.times[-1][0])
-        seen = Figure(figsize=(8, 3), layout="constrained")
+        heights = 3, 1.2 + 1.6 * (1 + len(network.names)), 4.2
+        figure = Figure(figsize=(8, sum(heights)), layout="constrained")
+        parts: Any = figure.subfigures(3, height_ratios=heights)
+        seen, spikes, outputs = parts
         axes = seen.subplots()
         axes.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
         axes.set_title("What the network saw")
-        raster = figures.raster(network, trace)
+        trace = figures.trace(network, params, image)
+        figures.raster(network, trace, on=spikes)
+        times = np.asarray(trace.times[-1][0])
         values, threshold = measures.first_potentials(network, params, trace)
-        potentials = plots.output_potentials(
+        plots.output_potentials(
             values,
             times,
             threshold=threshold,
             label=None,
             class_names=figures.literal(tuple(map(_printable, model.names))),
             decision_step=int(times.min()),
+            on=outputs,
         )
-        canvases = [FigureCanvasAgg(figure) for figure in (seen, raster, potentials)]
-        for canvas in canvases:
-            canvas.draw()
-    pixels = np.concatenate([np.asarray(canvas.buffer_rgba()) for canvas in canvases])
-    with _files.atomic_file(path) as unfinished:
-        Image.fromarray(pixels).save(unfinished, "PNG")
+        plots.save(figure, path)
 
 
 def _printable(text: str) -> str:
