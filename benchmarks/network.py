@@ -175,9 +175,9 @@ def growth(images, labels, rounds: int) -> None:
         print(f"| {engine}, T = 400 | {used[1]:.1f} | {used[1] / used[0]:.3f} |")
 
 
-def scans(images, labels, rounds: int, *, without: bool) -> None:
-    """The event engine beside the scan; `without` the large network."""
-    if not without:
+def scans(images, labels, rounds: int, *, large: bool) -> None:
+    """The event engine beside the scan, also in the large network if `large`."""
+    if large:
         few = {e: spiking_step(images, labels, engine=e) for e in ("event", "scan")}
         table("training step, T = 100", medians(few, 1), "event")
 
@@ -245,7 +245,7 @@ def main() -> None:
 
     training_steps(images, labels, args.rounds)
     growth(images, labels, args.rounds)
-    scans(images, labels, args.rounds, without=args.without_scan)
+    scans(images, labels, args.rounds, large=not args.without_scan)
     dense(images, labels)
     early_decisions(mnist, args.rounds, args.train_images)
 

@@ -48,10 +48,10 @@ def potentials(network, params, images):
     ],
 )
 def test_merged_potentials_are_the_means(spec, shape, padding, pulses, rng):
-    """Of two networks, one without reference neurons, and of what both make of the
+    """Of three networks, one without reference neurons, and of what they make of the
     mirrored images."""
     images = rng.integers(0, 256, (5, *shape)).astype(np.uint8)
-    made = [a_network(spec, rng, shape, padding, each) for each in ((), pulses)]
+    made = [a_network(spec, rng, shape, padding, each) for each in ((), pulses, pulses)]
     networks, params = zip(*made, strict=True)
     whole, joint = ensemble.merged(networks, params, mirror=True, shape=shape)
     pair = images, images[:, :, ::-1]

@@ -125,8 +125,8 @@ def _forward(
     def several(membrane: _Membrane, steps: jax.Array):
         column = steps.reshape(block, *[1] * times.ndim)
         arriving = (times[None] == column).astype(times.dtype)
-        arriving = arriving.reshape(block * batch, *image)
-        currents = current(arriving, kernel).reshape(block, *out.shape)
+        currents = current(arriving.reshape(block * batch, *image), kernel)
+        currents = currents.reshape(block, *out.shape)
         fired = []
         if len(pulses):
             added = reference[steps.astype(jnp.int32)]
@@ -149,7 +149,8 @@ def _forward(
             peak_time = jnp.where(higher, t, membrane.peak_time)
         return _Membrane(potential, spike_time, peak, peak_time), fires
 
-    start = _Membrane(rest, silent, rest - jnp.inf if peaks else rest, rest)
+    lowest = jnp.full_like(rest, -jnp.inf) if peaks else rest
+    start = _Membrane(rest, silent, lowest, rest)
     # The last block is filled up with steps at which nothing can happen.
     blocks = -(-num_steps // block)
     steps = jnp.arange(blocks * block, dtype=times.dtype)

@@ -241,14 +241,14 @@ def _draw(path: Path, model: Model, image: np.ndarray) -> None:
     network, params = model.network, model.params
     # Names may have letters that the font lacks.
     with figures.style(), warnings.catch_warnings(action="ignore"):
-        heights = 3, 1.2 + 1.6 * (1 + len(network.names)), 4.2
+        trace = figures.trace(network, params, image)
+        heights = 3, 1.8 * len(trace.times), 4.2
         figure = Figure(figsize=(8, sum(heights)), layout="constrained")
         parts: Any = figure.subfigures(3, height_ratios=heights)
         seen, spikes, outputs = parts
         axes = seen.subplots()
         axes.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
         axes.set_title("What the network saw")
-        trace = figures.trace(network, params, image)
         figures.raster(network, trace, on=spikes)
         times = np.asarray(trace.times[-1][0])
         values, threshold = measures.first_potentials(network, params, trace)

@@ -35,6 +35,7 @@ def dense(
 
     The second sum, zero in the paper, is of P reference neurons that spike once each
     at t_p = ⌊p·T/P⌋, whatever the input (synchronization pulses; Comsa et al. 2020).
+    With weights of either sign a neuron can fire unless, or not before.
 
     The cotangent of `times` is δ = ∂E/∂t. With the constant surrogate
     ∂E/∂w_ij = −δ_j·[t_i ≤ t_j, i fired] (Eq. 8, 12) and δ_i = Σ_j δ_j·w_ij·[t_i ≤ t_j]
@@ -48,8 +49,9 @@ def dense(
       threshold: θ > 0, mV, of all neurons, or [O] of each; ∂E/∂θ_j = Σ δ_j.
       num_steps: T. Times that come straight from `encode` or a layer know theirs:
         left out it is that, and another is refused. Of other times it is 100.
-      engine: "scan", "event" (CPUs, NVIDIA GPUs), or "auto": event where it can be
-        had; where numba or `nvcc` is missing, scan with one warning.
+      engine: "scan", "event" (CPUs, NVIDIA GPUs), or "auto": event where the program
+        is compiled for one of these, scan elsewhere, and, with one warning, where numba
+        cannot work or, for a GPU, `nvcc` is missing.
       surrogate: "constant", "window", or a value of `ds4nn_jax.layers.surrogates`.
       urgency: u ≥ 0, mV a step: a current that every neuron gets besides its inputs:
         T pulses, all of weight u.
